@@ -1,0 +1,157 @@
+"""
+The closed tree of errors.
+
+Foreign errors become one of these where they enter (an adapter, the store, a decoder), with ``from exc``; what a client
+sees of each is decided once, in ``handlers/failure.py``.
+
+JarvisError
+├── StartError              the process cannot start: one line for a person, then exit
+│   └── SettingsError       a setting is unknown or malformed
+└── RequestError            a request cannot be answered as asked; has a code
+    ├── InvalidJson         the body is not JSON
+    ├── InvalidRequest      a field is missing, wrong-typed or out of range
+    ├── Unauthenticated     no or bad credentials
+    ├── Forbidden           somebody else's
+    ├── NotFound            unknown path or id
+    ├── MethodNotAllowed    known path, other method
+    ├── Conflict            another turn runs, or an idempotency key used for another request
+    ├── TooLarge            a body or message over its limit
+    ├── UnsupportedMediaType
+    ├── RateLimited         too many requests from one caller
+    ├── Overloaded          load is shed
+    ├── Unavailable         a neighbour or the database is away
+    ├── BadGateway          a neighbour answered nonsense or reported a failure
+    └── DeadlineExceeded    a neighbour missed its deadline
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class JarvisError(Exception):
+    """Any error that this package raises on purpose."""
+
+
+class StartError(JarvisError):
+    """
+    The process cannot start.
+
+    The message is one line: what is wrong and what to do about it. The command line prints it and exits with 1.
+    """
+
+
+class SettingsError(StartError):
+    """A setting is unknown or malformed; the message names it."""
+
+
+class RequestError(JarvisError):
+    """
+    A request cannot be answered as asked.
+
+    *message* is one sentence for a person and never holds a secret, a path or a stack; *details* is a JSON object with
+    what a program may want to know; *retry_after_s* is when trying again makes sense.
+    """
+
+    code: ClassVar[str] = "internal"
+
+    def __init__(
+        self, message: str, *, details: dict[str, Any] | None = None, retry_after_s: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.details = details
+        self.retry_after_s = retry_after_s
+
+
+class InvalidJson(RequestError):
+    """The body is not JSON."""
+
+    code = "invalid_json"
+
+
+class InvalidRequest(RequestError):
+    """A field is missing, wrong-typed or out of range; ``details`` has ``path`` and ``rule``."""
+
+    code = "invalid_request"
+
+    @classmethod
+    def field(cls, path: str, rule: str) -> InvalidRequest:
+        """Name the field at *path* (``$.content``) and the *rule* that it breaks."""
+        return cls(f"{path}: {rule}", details={"path": path, "rule": rule})
+
+
+class Unauthenticated(RequestError):
+    """No or bad credentials."""
+
+    code = "unauthenticated"
+
+
+class Forbidden(RequestError):
+    """Somebody else's."""
+
+    code = "forbidden"
+
+
+class NotFound(RequestError):
+    """An unknown path or id; another user's id is unknown too."""
+
+    code = "not_found"
+
+
+class MethodNotAllowed(RequestError):
+    """The path exists, but not for this method; *allow* is the value of the Allow header."""
+
+    code = "method_not_allowed"
+
+    def __init__(self, message: str, *, allow: str) -> None:
+        super().__init__(message, details={"allow": allow})
+        self.allow = allow
+
+
+class Conflict(RequestError):
+    """Another turn runs in the conversation, or an idempotency key was used for another request."""
+
+    code = "conflict"
+
+
+class TooLarge(RequestError):
+    """A body or message is over its limit."""
+
+    code = "too_large"
+
+
+class UnsupportedMediaType(RequestError):
+    """The route does not take a body of this kind."""
+
+    code = "unsupported_media_type"
+
+
+class RateLimited(RequestError):
+    """Too many requests from one caller."""
+
+    code = "rate_limited"
+
+
+class Overloaded(RequestError):
+    """Load is shed; trying again later makes sense."""
+
+    code = "overloaded"
+
+
+class Unavailable(RequestError):
+    """A neighbour or the database is away; *retry_after_s* says when to try again."""
+
+    code = "unavailable"
+
+
+class BadGateway(RequestError):
+    """A neighbour answered nonsense, or reported a failure."""
+
+    code = "bad_gateway"
+
+
+class DeadlineExceeded(RequestError):
+    """A neighbour missed its deadline."""
+
+    code = "timeout"

@@ -1,0 +1,80 @@
+"""
+Child processes that end with their parent, however that ends.
+
+Linux sends a child the signal that it chose with ``PR_SET_PDEATHSIG`` when the *thread* that forked it ends, so a child
+is started from a thread that lives as long as the process (the main one). The setting is lost when the child changes its
+user (prctl(2)): it is made after that, and before exec.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+PR_SET_PDEATHSIG = 1
+"""``linux/prctl.h``."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def end_with_parent(parent_pid: int, death_signal: signal.Signals) -> None:
+    """
+    Have this process get *death_signal* when the thread that forked it ends.
+
+    Exits at once when the parent was gone before the setting was made.
+    """
+    _libc.prctl(PR_SET_PDEATHSIG, int(death_signal), 0, 0, 0)
+    if os.getppid() != parent_pid:
+        os._exit(1)
+
+
+def spawn(
+    arguments: Sequence[str | Path],
+    *,
+    death_signal: signal.Signals,
+    environment: Mapping[str, str] | None = None,
+    user: tuple[int, int] | None = None,
+    directory: Path | None = None,
+    output: IO[bytes] | int = subprocess.DEVNULL,
+) -> subprocess.Popen[bytes]:
+    """
+    Start a child in a session of its own (a terminal's Ctrl-C reaches only the parent, which stops its children in order).
+
+    *user* is the (uid, gid) to become, without supplementary groups; needs root. *output* takes both stdout and stderr.
+    Raises ``OSError`` when the program cannot be executed.
+    """
+    parent_pid = os.getpid()
+
+    def prepare() -> None:
+        if user is not None:
+            os.setgroups([])
+            os.setgid(user[1])
+            os.setuid(user[0])
+        end_with_parent(parent_pid, death_signal)
+
+    return subprocess.Popen(
+        [str(argument) for argument in arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        env=None if environment is None else dict(environment),
+        cwd=directory,
+        start_new_session=True,
+        preexec_fn=prepare,  # noqa: PLW1509 - the only way to set PDEATHSIG between setuid and exec; no threads hold locks yet
+    )
+
+
+def stop(process: subprocess.Popen[bytes], *, first: signal.Signals, patience_s: float) -> int:
+    """Send *first*, wait *patience_s* seconds, then kill; return the exit status."""
+    if process.poll() is None:
+        process.send_signal(first)
+        try:
+            return process.wait(patience_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+    return process.wait()
