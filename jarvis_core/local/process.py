@@ -1,9 +1,9 @@
 """
 Child processes that end with their parent, however that ends.
 
-Linux sends a child the signal that it chose with ``PR_SET_PDEATHSIG`` when the *thread* that forked it ends, so a child
-is started from a thread that lives as long as the process (the main one). The setting is lost when the child changes its
-user (prctl(2)): it is made after that, and before exec.
+Linux sends a child the signal that it chose with ``PR_SET_PDEATHSIG`` when the *thread* that forked it ends, so a
+child is started from a thread that lives as long as the process (the main one). The setting is lost when the child
+changes its user (prctl(2)): it is made after that, and before exec.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from typing import IO
 PR_SET_PDEATHSIG = 1
 """``linux/prctl.h``."""
 
+User = tuple[int, int]
+"""A uid and a gid."""
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -33,39 +36,50 @@ def end_with_parent(parent_pid: int, death_signal: signal.Signals) -> None:
         os._exit(1)
 
 
+def become(user: User) -> None:
+    """Turn this process into one of *user*, without supplementary groups and for good; needs root."""
+    os.setgroups([])
+    os.setgid(user[1])
+    os.setuid(user[0])
+
+
 def spawn(
     arguments: Sequence[str | Path],
     *,
     death_signal: signal.Signals,
     environment: Mapping[str, str] | None = None,
-    user: tuple[int, int] | None = None,
+    user: User | None = None,
     directory: Path | None = None,
+    source: IO[bytes] | int = subprocess.DEVNULL,
     output: IO[bytes] | int = subprocess.DEVNULL,
 ) -> subprocess.Popen[bytes]:
     """
-    Start a child in a session of its own (a terminal's Ctrl-C reaches only the parent, which stops its children in order).
+    Start a child in a session of its own.
 
-    *user* is the (uid, gid) to become, without supplementary groups; needs root. *output* takes both stdout and stderr.
-    Raises ``OSError`` when the program cannot be executed.
+    A terminal's Ctrl-C then reaches only the parent, which stops its children in order.
+
+    *user* is who to become, which needs root; None stays as it is. *source* is stdin; *output* takes both stdout and
+    stderr. Raises ``OSError`` when the program cannot be executed, ``subprocess.SubprocessError`` when *user* cannot be
+    become.
     """
     parent_pid = os.getpid()
 
     def prepare() -> None:
         if user is not None:
-            os.setgroups([])
-            os.setgid(user[1])
-            os.setuid(user[0])
+            become(user)
         end_with_parent(parent_pid, death_signal)
 
     return subprocess.Popen(
         [str(argument) for argument in arguments],
-        stdin=subprocess.DEVNULL,
+        stdin=source,
         stdout=output,
         stderr=subprocess.STDOUT,
         env=None if environment is None else dict(environment),
         cwd=directory,
         start_new_session=True,
-        preexec_fn=prepare,  # noqa: PLW1509 - the only way to set PDEATHSIG between setuid and exec; no threads hold locks yet
+        # The only way to run code between setuid and exec. Popen's own user= and extra_groups= are not used: Python
+        # 3.12.0 keeps root's groups when they are to be empty (CVE-2023-6507).
+        preexec_fn=prepare,
     )
 
 

@@ -1,0 +1,262 @@
+"""
+The command line: ``jarvis-core`` serves; ``token`` mints a token; ``check`` asks a running core how it is.
+
+The parent process starts what stands in for absent neighbours, then the worker that serves, and stops all in reverse
+order. It stays small: what only the worker needs is imported there, after the fork.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from jarvis_core import __version__, log
+from jarvis_core.errors import SettingsError, StartError
+from jarvis_core.settings import Secret, Settings, data_directory, load
+
+if TYPE_CHECKING:
+    from jarvis_core.app import Application
+
+PARENT_POSTGRES_CONNECTIONS = 4
+"""Connections of the embedded server beyond the worker's, for people who look into it."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command that *arguments* (default: the process') name; return the exit code."""
+    parser = argparse.ArgumentParser(prog="jarvis-core", description="The core of a self-hosted voice assistant.")
+    parser.add_argument("--version", action="version", version=f"jarvis-core {__version__}")
+    parser.add_argument("--config", type=Path, help="settings file in TOML (default: the one that JARVIS_CONFIG names)")
+    commands = parser.add_subparsers(dest="command", metavar="command")
+    commands.add_parser("serve", help="serve (the default)")
+    token = commands.add_parser("token", help="mint a token for a user, signed with JWT_SECRET")
+    token.add_argument("--user", required=True, help="the user's id")
+    token.add_argument("--ttl", default="24h", help="how long it holds: 30m, 24h, 90d (default: 24h)")
+    commands.add_parser("check", help="ask the core on this machine whether it is healthy")
+    options = parser.parse_args(arguments)
+    try:
+        settings = load(os.environ, options.config)
+        if options.command == "token":
+            return print_token(settings, options.user, options.ttl)
+        if options.command == "check":
+            return check(settings)
+        log.set_up(settings.log)
+        return serve(settings)
+    except StartError as exc:
+        print(f"jarvis-core: {exc}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def serve(settings: Settings) -> int:
+    """Start what is missing, then serve until a signal; return the exit code."""
+    probe_address(settings)
+    with ExitStack() as stack, _terminable():
+        settings, embedded = start_stand_ins(settings, stack)
+        return run_server(settings, embedded)
+
+
+def start_stand_ins(settings: Settings, stack: ExitStack) -> tuple[Settings, list[str]]:
+    """
+    Start what stands in for the absent neighbours; *stack* stops it.
+
+    Returns the settings with their addresses filled in, and a line about each for a person. Raises ``StartError``.
+    """
+    embedded = []
+    directory = data_directory(settings.local)
+    if settings.database.url is None:
+        from jarvis_core.local.postgres import EmbeddedPostgres
+
+        bin_dir = Path(settings.local.postgres_bin_dir) if settings.local.postgres_bin_dir else None
+        postgres = EmbeddedPostgres(
+            directory,
+            bin_dir=bin_dir,
+            max_connections=settings.database.max_connections + PARENT_POSTGRES_CONNECTIONS,
+        )
+        stack.callback(postgres.stop)
+        url = Secret(postgres.start())
+        settings = msgspec.structs.replace(settings, database=msgspec.structs.replace(settings.database, url=url))
+        embedded.append(f"PostgreSQL {postgres.version} in {directory} (yours by DATABASE_URL)")
+    if settings.neighbours.python_bridges_url is None and settings.llm.url is None:
+        from jarvis_core.local import weights
+        from jarvis_core.local.launcher import LocalBridges
+
+        model = weights.resolve(settings.local.llm_model, directory / "models", progress=weights.print_progress)
+        bridges = LocalBridges(
+            model,
+            model.stem if settings.local.llm_model not in weights.CATALOGUE else settings.local.llm_model,
+            context_tokens=settings.local.llm_context_tokens,
+            threads=settings.local.llm_threads or None,
+        )
+        stack.callback(bridges.stop)
+        neighbours = msgspec.structs.replace(settings.neighbours, python_bridges_url=bridges.start())
+        settings = msgspec.structs.replace(settings, neighbours=neighbours)
+        embedded.append(f"language model {settings.local.llm_model} (yours by LLM_URL or PYTHON_BRIDGES_URL)")
+    return settings, embedded
+
+
+def run_server(settings: Settings, embedded: list[str]) -> int:
+    """Serve with Granian until a signal; return the exit code."""
+    import multiprocessing
+
+    from granian.constants import HTTPModes, Interfaces, Loops, RuntimeModes
+    from granian.log import LogLevels
+    from granian.server.mp import MPServer
+
+    from jarvis_core.local.process import end_with_parent
+
+    # The worker shares the parent's memory; Python 3.14 would start it from nothing.
+    multiprocessing.set_start_method("fork", force=True)
+    parent_pid = os.getpid()
+    complaints_end, complain_end = os.pipe()
+
+    def complain(failure: StartError) -> None:
+        os.write(complain_end, str(failure).encode()[:4_000])
+        os._exit(1)
+
+    def load_application() -> Application:
+        end_with_parent(parent_pid, signal.SIGTERM)
+        log.set_up(settings.log)
+        from jarvis_core.app import create_app
+
+        return create_app(settings, on_ready=lambda: announce(settings, embedded), on_failure=complain)
+
+    server = MPServer(
+        "jarvis_core",
+        address=settings.server.host,
+        port=settings.server.port,
+        interface=Interfaces.ASGI,
+        workers=settings.server.workers,
+        runtime_mode=RuntimeModes.st,
+        loop=Loops.uvloop,
+        http=HTTPModes.auto,
+        backlog=2_048,
+        log_level=LogLevels.error,
+        # Its own lines go where ours go; that a worker ended is told below, in our words.
+        log_dictconfig={"handlers": {}, "formatters": {}, "loggers": {"_granian": {"propagate": True}}},
+        log_enabled=False,
+    )
+    exit_code = 0
+    try:
+        server.serve(target_loader=load_application, wrap_loader=False)
+    except SystemExit as exc:
+        exit_code = exc.code if isinstance(exc.code, int) else 1
+    os.set_blocking(complaints_end, False)
+    with contextlib.suppress(BlockingIOError):
+        raise StartError(os.read(complaints_end, 4_096).decode())
+    if exit_code:
+        raise StartError("the worker ended unexpectedly; the log above may say why")
+    return 0
+
+
+def announce(settings: Settings, embedded: list[str]) -> None:
+    """Print where the core listens, what is embedded, what is missing, and a line to try."""
+    host = settings.server.host
+    shown = "localhost" if host in ("0.0.0.0", "127.0.0.1", "::", "::1") else host  # noqa: S104 - compared, not bound
+    address = f"http://{shown}:{settings.server.port}"
+    missing = []
+    if settings.neighbours.audio_engine_url is None:
+        missing.append("audio engine (AUDIO_ENGINE_URL)")
+    lines = [f"Jarvis Core {__version__} listens on {address}"]
+    lines += [f"  embedded: {line}" for line in embedded]
+    lines += [f"  missing:  {line}" for line in missing]
+    if settings.auth.jwt_secret is None and settings.auth.api_keys is None:
+        lines.append("  open:     no credentials are asked for (JWT_SECRET or API_KEYS change that)")
+        if not is_loopback(host):
+            log.get(__name__).warning(
+                "the server is open to whoever reaches it: everybody is the same user and may read everything; "
+                "set JWT_SECRET or API_KEYS, or HOST=127.0.0.1",
+                host=host,
+            )
+    if settings.cache.redis_url is not None:
+        log.get(__name__).warning("REDIS_URL is set, but nothing is shared through it in this version")
+    content = '{"content": "Bonjour Jarvis, qui es-tu ?"}'
+    lines.append(f"  try:      curl -s {address}/api/chat -H 'content-type: application/json' -d '{content}'")
+    print("\n".join(lines), flush=True)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens on *host*."""
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def probe_address(settings: Settings) -> None:
+    """Raise ``StartError`` when the address cannot be listened on, before anything is started for it."""
+    host, port = settings.server.host, settings.server.port
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as exc:
+        raise StartError(f"cannot listen on {host}:{port}: {exc.strerror}; free it, or set HOST and PORT") from exc
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end the start as Ctrl-C does, so that what was started is stopped."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before: Callable[[int, FrameType | None], object] | int | None = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def print_token(settings: Settings, user: str, ttl: str) -> int:
+    """Print a token for *user* that holds for *ttl*; raises ``SettingsError``."""
+    if settings.auth.jwt_secret is None:
+        raise SettingsError("JWT_SECRET: a token needs it (try: export JWT_SECRET=$(openssl rand -hex 32))")
+    import jwt
+
+    now = int(time.time())
+    claims = {"sub": user, "user_id": user, "username": user, "iat": now, "exp": now + seconds_of(ttl)}
+    print(jwt.encode(claims, settings.auth.jwt_secret.reveal(), algorithm="HS256"))
+    return 0
+
+
+def seconds_of(ttl: str) -> int:
+    """Return the seconds of ``90s``, ``30m``, ``24h`` or ``90d``; raises ``SettingsError``."""
+    units = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+    number, unit = ttl[:-1], ttl[-1:]
+    if not (number.isascii() and number.isdigit() and len(number) <= 6 and int(number) and unit in units):
+        raise SettingsError(f"--ttl: {ttl!r} is not a time such as 30m, 24h or 90d")
+    return int(number) * units[unit]
+
+
+def check(settings: Settings) -> int:
+    """Ask the core on this machine for its health; return 0 when it serves. Made for container health checks."""
+    import http.client
+
+    host = settings.server.host if is_loopback(settings.server.host) else "127.0.0.1"
+    connection = http.client.HTTPConnection(host, settings.server.port, timeout=5)
+    try:
+        connection.request("GET", "/health")
+        answer = connection.getresponse()
+        body = answer.read(65_536).decode(errors="replace")
+    except (OSError, http.client.HTTPException) as exc:
+        print(f"jarvis-core: nothing answers on {host}:{settings.server.port}: {exc}", file=sys.stderr)
+        return 1
+    finally:
+        connection.close()
+    print(body)
+    return 0 if answer.status == 200 else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,177 @@
+"""
+The ASGI application: Starlette's lifespan around our router.
+
+Starlette's own stack (error middleware, exception middleware, a linear scan over regular expressions) would cost each
+request more than its work: ``Application`` puts the dictionary router in its place and keeps the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from starlette.applications import Starlette
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from jarvis_core import log
+from jarvis_core.container import Container, open_container
+from jarvis_core.errors import StartError
+from jarvis_core.handlers import openapi
+from jarvis_core.handlers.call import Call, Reply
+from jarvis_core.handlers.chat import ChatHandlers
+from jarvis_core.handlers.health import HealthHandlers
+from jarvis_core.handlers.router import Route, Router
+from jarvis_core.handlers.wire import (
+    ChangeConversation,
+    ChatReply,
+    ChatRequest,
+    ConversationBody,
+    ConversationPage,
+    CreateConversation,
+    Deleted,
+    HealthBody,
+    HistoryPage,
+    NotReadyBody,
+    ReadyBody,
+    ResponseState,
+    ServiceState,
+    ServiceStates,
+)
+from jarvis_core.settings import Settings
+
+logger = log.get(__name__)
+
+
+class Application(Starlette):
+    """Starlette with our router in place of its middleware stack."""
+
+    def __init__(
+        self, settings: Settings, on_ready: Callable[[], None], on_failure: Callable[[StartError], None]
+    ) -> None:
+        super().__init__(lifespan=self._lifespan)
+        self._settings = settings
+        self._on_ready = on_ready
+        self._on_failure = on_failure
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """Return what requests pass through before the start has finished: only the lifespan."""
+        return self.router
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        stack = self.middleware_stack
+        if stack is None or scope["type"] == "lifespan":
+            await super().__call__(scope, receive, send)
+        else:
+            await stack(scope, receive, send)
+
+    @asynccontextmanager
+    async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
+        try:
+            async with open_container(self._settings) as container:
+                self.middleware_stack = router_for(container)
+                self._on_ready()
+                yield
+        except StartError as exc:
+            self._on_failure(exc)
+            raise
+
+
+def create_app(
+    settings: Settings,
+    *,
+    on_ready: Callable[[], None] = lambda: None,
+    on_failure: Callable[[StartError], None] = lambda _: None,
+) -> Application:
+    """
+    Return the application; it opens its parts when the server starts its lifespan.
+
+    Then it calls *on_ready*, or *on_failure* with the reason before the start is given up.
+    """
+    return Application(settings, on_ready, on_failure)
+
+
+def router_for(container: Container) -> Router:
+    """Return the router with every route over *container*'s parts."""
+    routes = routes_for(container)
+    document = openapi.document(routes)
+
+    async def openapi_document(_call: Call) -> Reply:
+        return Reply(document)
+
+    routes.append(Route("GET", "/openapi.json", openapi_document, "This document.", public=True))
+    return Router(
+        routes,
+        {},
+        credentials=container.credentials,
+        metrics=container.metrics,
+        cors_origins=container.settings.server.cors_origins,
+    )
+
+
+def routes_for(container: Container) -> list[Route]:
+    """Return the route table, but for the document that is made from it."""
+    health = HealthHandlers(container.metrics, lambda: service_states(container), lambda: not_ready_reasons(container))
+    chat = ChatHandlers(
+        container.turns, container.conversations, body_limit_bytes=container.settings.server.body_limit_bytes
+    )
+    page = (
+        ("limit", "integer", "How many at most."),
+        ("cursor", "string", "The next_cursor of the page before."),
+    )
+    return [
+        Route("GET", "/health", health.health, "How the core and its neighbours are.", public=True,
+              response=HealthBody, other=((503, HealthBody, "Unhealthy: the database is unusable."),)),
+        Route("GET", "/ready", health.ready, "Whether requests are taken.", public=True,
+              response=ReadyBody, other=((503, NotReadyBody, "Not ready, and why."),)),
+        Route("GET", "/metrics", health.metrics, "Counters in Prometheus' text format.", public=True,
+              media_type="text/plain"),
+        Route("POST", "/api/chat", chat.chat, "Say something; the assistant answers.",
+              request=ChatRequest, response=ChatReply, other=((200, None, "With stream: server-sent events."),)),
+        Route("GET", "/api/chat/response/{id}", chat.response, "A turn's state and its text so far.",
+              response=ResponseState),
+        Route("GET", "/api/chat/response/{id}/events", chat.response_events, "Follow a turn, or replay it.",
+              media_type="text/event-stream",
+              query=(("after", "integer", "Go on after this event's id."),),
+              headers=(("Last-Event-ID", "As after; what browsers send when they come back."),)),
+        Route("POST", "/api/chat/response/{id}/cancel", chat.cancel, "Stop a turn; answers once the model has stopped.",
+              response=ResponseState),
+        Route("GET", "/api/chat/conversations", chat.list_conversations, "Conversations, newest first.",
+              response=ConversationPage,
+              query=(*page, ("q", "string", "Only those with this in title or messages."),
+                     ("archived", "boolean", "Only archived ones, or only others."))),
+        Route("POST", "/api/chat/conversation", chat.create_conversation, "Make an empty conversation.",
+              request=CreateConversation, response=ConversationBody),
+        Route("PATCH", "/api/chat/conversation/{id}", chat.change_conversation, "Rename or archive a conversation.",
+              request=ChangeConversation, response=ConversationBody),
+        Route("DELETE", "/api/chat/conversation/{id}", chat.delete_conversation,
+              "Delete a conversation with its messages; a running turn is cancelled.", response=Deleted),
+        Route("GET", "/api/chat/history/{id}", chat.history, "Messages of a conversation, oldest first.",
+              response=HistoryPage, query=page),
+    ]  # fmt: skip
+
+
+def service_states(container: Container) -> ServiceStates:
+    """Return what is known of each part."""
+
+    def state(name: str) -> ServiceState:
+        transport = container.neighbours.get(name)
+        return "disabled" if transport is None else transport.health.state
+
+    return ServiceStates(
+        database="healthy" if container.pool.healthy else "unavailable",
+        # The language model is the bridges' business for whoever looks at /health, also where another server does it.
+        python_bridges=state("llm") if "llm" in container.neighbours else state("python_bridges"),
+        audio_engine=state("audio_engine"),
+        cache="disabled",
+    )
+
+
+def not_ready_reasons(container: Container) -> list[str]:
+    """Return why requests are not taken now; empty when they are."""
+    reasons = []
+    if container.draining:
+        reasons.append("draining")
+    if not container.pool.healthy:
+        reasons.append("database unavailable")
+    return reasons

@@ -1,0 +1,166 @@
+"""
+Every part, built once in order and closed in reverse: the only place that knows concrete adapters.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from jarvis_core import log
+from jarvis_core.credentials import Credentials
+from jarvis_core.errors import StartError, Unavailable
+from jarvis_core.metrics import Metrics
+from jarvis_core.models import LanguageModel
+from jarvis_core.services import python_bridges
+from jarvis_core.services.openai_compatible import OpenAiModel
+from jarvis_core.services.python_bridges import BridgesModel
+from jarvis_core.services.tokens import TokenMint
+from jarvis_core.services.transport import Transport
+from jarvis_core.settings import Settings
+from jarvis_core.store.conversations import ConversationStore
+from jarvis_core.store.migrations import migrate
+from jarvis_core.store.pool import Pool
+from jarvis_core.store.turns import TurnStore
+from jarvis_core.turn import Turns
+
+logger = log.get(__name__)
+
+START_DEADLINE_S = 30.0
+"""How long a start waits for a database that is starting too."""
+DATABASE_PROBE_INTERVAL_S = 1.0
+
+
+class Container:
+    """The parts of one worker process; handlers reach them through here."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        pool: Pool,
+        turns: Turns,
+        conversations: ConversationStore,
+        neighbours: dict[str, Transport],
+        metrics: Metrics,
+        credentials: Credentials,
+    ) -> None:
+        self.settings = settings
+        self.pool = pool
+        self.turns = turns
+        self.conversations = conversations
+        self.neighbours = neighbours
+        """By the name under which /health shows them, and ``llm``."""
+        self.metrics = metrics
+        self.credentials = credentials
+        self.draining = False
+        """Whether a stop was asked for."""
+
+
+@asynccontextmanager
+async def open_container(settings: Settings) -> AsyncIterator[Container]:
+    """
+    Build every part, and close them in reverse order; a part that fails to close does not keep the others from it.
+
+    Waits for the database, at most ``START_DEADLINE_S``. Raises ``StartError``.
+    """
+    if settings.database.url is None:
+        raise StartError("DATABASE_URL: no database was given, and none was started (run `jarvis-core`)")
+    async with AsyncExitStack() as stack:
+        pool = Pool(settings.database, settings.database.url.reveal())
+        await _open_database(pool)
+        stack.push_async_callback(_quietly, "the database", pool.close)
+        turn_store = TurnStore(pool)
+        neighbours: dict[str, Transport] = {}
+        for name, url in (
+            ("python_bridges", settings.neighbours.python_bridges_url),
+            ("audio_engine", settings.neighbours.audio_engine_url),
+            ("llm", settings.llm.url),
+        ):
+            if url is not None:
+                neighbours[name] = Transport(name, url, settings.neighbours)
+                stack.push_async_callback(_quietly, name, neighbours[name].close)
+        turns = Turns(turn_store, _language_model(settings, neighbours), settings.llm)
+        closed = await turn_store.close_abandoned()
+        if closed:
+            logger.warning("turns that the last run left were closed as incomplete", turns=closed)
+        container = Container(
+            settings,
+            pool=pool,
+            turns=turns,
+            conversations=ConversationStore(pool),
+            neighbours=neighbours,
+            metrics=Metrics(),
+            credentials=Credentials(settings.auth),
+        )
+        _describe(container)
+        probes = asyncio.get_running_loop().create_task(_probe(container))
+        stack.push_async_callback(_cancel, probes)
+        try:
+            yield container
+        finally:
+            container.draining = True
+            await turns.close(drain_timeout_s=settings.server.drain_timeout_s)
+
+
+def _language_model(settings: Settings, neighbours: dict[str, Transport]) -> LanguageModel:
+    if "llm" in neighbours:
+        return OpenAiModel(neighbours["llm"], settings.llm)
+    if "python_bridges" in neighbours:
+        mint = TokenMint(settings.auth.jwt_secret) if settings.auth.jwt_secret is not None else None
+        return BridgesModel(neighbours["python_bridges"], settings.llm, mint)
+    raise StartError("PYTHON_BRIDGES_URL or LLM_URL: no language model was given, and none was started")
+
+
+async def _open_database(pool: Pool) -> None:
+    deadline = asyncio.get_running_loop().time() + START_DEADLINE_S
+    while True:
+        try:
+            await pool.open()
+            await migrate(pool)
+            return
+        except Unavailable as exc:
+            if asyncio.get_running_loop().time() >= deadline:
+                cause = str(exc.__cause__).strip().partition("\n")[0]
+                raise StartError(f"DATABASE_URL: the database does not answer: {cause}") from exc
+            await asyncio.sleep(0.2)
+
+
+async def _probe(container: Container) -> None:
+    """Ask the parts how they are: the database every second while it is away, the neighbours scarcely."""
+    loop = asyncio.get_running_loop()
+    probed_at = -1e9
+    while True:
+        if not container.pool.healthy:
+            await container.pool.ping()
+        if loop.time() - probed_at >= container.settings.neighbours.probe_interval_s:
+            probed_at = loop.time()
+            for name in ("python_bridges", "audio_engine"):
+                if name in container.neighbours:
+                    await python_bridges.probe(container.neighbours[name])
+        await asyncio.sleep(DATABASE_PROBE_INTERVAL_S)
+
+
+def _describe(container: Container) -> None:
+    container.metrics.gauge("turns_running", "Turns that run here.", lambda: container.turns.running)
+
+    def up() -> dict[str, float]:
+        states = {name: float(transport.health.state == "healthy") for name, transport in container.neighbours.items()}
+        return {"database": float(container.pool.healthy), **states}
+
+    container.metrics.states("service_up", "1 where a service was well when it was last seen, else 0.", up)
+
+
+async def _quietly(name: str, close: object) -> None:
+    try:
+        await close()  # type: ignore[operator]
+    except Exception:
+        logger.exception("a part did not close well", part=name)
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task

@@ -1,0 +1,169 @@
+"""One HTTP request on its way through the core, and the reply to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl
+
+import msgspec
+from starlette.types import Receive, Scope, Send
+
+from jarvis_core.errors import InvalidJson, InvalidRequest, TooLarge, UnsupportedMediaType
+from jarvis_core.models import Caller
+
+T = TypeVar("T")
+
+JSON = b"application/json"
+
+
+class ClientLeft(Exception):
+    """The client closed the connection before its request was whole."""
+
+
+class Reply:
+    """A whole answer."""
+
+    __slots__ = ("body", "content_type", "headers", "status")
+
+    def __init__(
+        self,
+        body: bytes,
+        status: int = 200,
+        content_type: bytes = JSON,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+    ) -> None:
+        self.body = body
+        self.status = status
+        self.content_type = content_type
+        self.headers = headers
+
+
+class Call:
+    """One request: what a handler gets."""
+
+    __slots__ = ("caller", "cors", "receive", "request_id", "scope", "send", "status", "variable")
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, request_id: str, variable: str) -> None:
+        self.scope = scope
+        self.receive = receive
+        self.send = send
+        self.request_id = request_id
+        self.variable = variable
+        """The part of the path that the route leaves open; empty where it has none."""
+        self.caller: Caller = ANYBODY
+        self.cors: Sequence[tuple[bytes, bytes]] = ()
+        self.status = 0
+        """Of an answer whose start was sent by the handler itself."""
+
+    def header(self, name: bytes) -> str:
+        """Return the first header *name* (lower case), empty when there is none."""
+        for key, value in self.scope["headers"]:
+            if key == name:
+                return str(value, "latin-1")
+        return ""
+
+    def query(self) -> dict[str, str]:
+        """Return the query's fields; raises ``InvalidRequest`` where it is not UTF-8 or has too many."""
+        raw: bytes = self.scope["query_string"]
+        if not raw:
+            return {}
+        try:
+            return dict(parse_qsl(raw.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=50))
+        except ValueError as exc:
+            raise InvalidRequest.field("query", "is not a well-formed UTF-8 query") from exc
+
+    async def body(self, limit_bytes: int) -> bytes:
+        """Wait for the whole body; raises ``TooLarge`` over *limit_bytes*, ``ClientLeft`` if it never comes."""
+        declared = self.header(b"content-length")
+        if declared.isdigit() and int(declared) > limit_bytes:
+            raise _too_large(limit_bytes)
+        message = await self.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientLeft
+        body: bytes = message.get("body", b"")
+        if not message.get("more_body", False):
+            if len(body) > limit_bytes:
+                raise _too_large(limit_bytes)
+            return body
+        parts = [body]
+        length = len(body)
+        while message.get("more_body", False):
+            message = await self.receive()
+            if message["type"] == "http.disconnect":
+                raise ClientLeft
+            parts.append(message.get("body", b""))
+            length += len(parts[-1])
+            if length > limit_bytes:
+                raise _too_large(limit_bytes)
+        return b"".join(parts)
+
+    async def decode(self, decoder: msgspec.json.Decoder[T], limit_bytes: int) -> T:
+        """Return the JSON body as a struct; raises the error that names what is wrong with it."""
+        kind = self.header(b"content-type").partition(";")[0].strip().lower()
+        if kind and kind != "application/json" and not kind.endswith("+json"):
+            raise UnsupportedMediaType(f"The body has to be application/json, not {kind}.")
+        return decode(decoder, await self.body(limit_bytes))
+
+    async def left(self) -> None:
+        """Wait until the client has closed the connection."""
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
+
+
+ANYBODY = Caller("")
+
+
+def decode(decoder: msgspec.json.Decoder[T], text: bytes) -> T:
+    """Return *text* as a struct; raises ``InvalidJson``, or ``InvalidRequest`` naming the field."""
+    try:
+        return decoder.decode(text)
+    except msgspec.ValidationError as exc:
+        # "Expected `str`, got `int` - at `$.content`"
+        rule, _, path = str(exc).partition(" - at `")
+        raise InvalidRequest.field(path.rstrip("`") or "$", rule) from exc
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise InvalidJson("The body is not JSON in UTF-8." if text else "The body is empty; JSON is needed.") from exc
+
+
+def text_field(path: str, text: str) -> str:
+    """Return *text* if it can be stored; raises ``InvalidRequest`` for NUL, lone surrogates or only white space."""
+    if "\0" in text:
+        raise InvalidRequest.field(path, "must not contain the character NUL")
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as exc:
+            raise InvalidRequest.field(path, "must not contain lone surrogates") from exc
+    if not text or text.isspace():
+        raise InvalidRequest.field(path, "must not be blank")
+    return text
+
+
+def integer_field(query: dict[str, str], name: str, default: int, lowest: int, highest: int) -> int:
+    """Return the whole number *name* of a query; raises ``InvalidRequest`` out of *lowest*..*highest*."""
+    text = query.get(name)
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdigit() and len(text) <= 9 and lowest <= int(text) <= highest):
+        raise InvalidRequest.field(f"query.{name}", f"must be a whole number from {lowest} to {highest}")
+    return int(text)
+
+
+def boolean_field(query: dict[str, str], name: str) -> bool | None:
+    """Return the truth value *name* of a query, None when absent; raises ``InvalidRequest``."""
+    text = query.get(name)
+    if text is None:
+        return None
+    if text not in ("true", "false"):
+        raise InvalidRequest.field(f"query.{name}", "must be true or false")
+    return text == "true"
+
+
+def _too_large(limit_bytes: int) -> TooLarge:
+    return TooLarge(f"The body is over {limit_bytes} bytes.", details={"limit_bytes": limit_bytes})
+
+
+def json_reply(encoder: msgspec.json.Encoder, body: Any) -> Reply:
+    """Return *body* as a JSON reply with status 200."""
+    return Reply(encoder.encode(body))

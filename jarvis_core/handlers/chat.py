@@ -1,0 +1,216 @@
+"""Chat: turns, and the conversations that they make."""
+
+from __future__ import annotations
+
+import base64
+from datetime import UTC, datetime
+
+import msgspec
+
+from jarvis_core.errors import InvalidRequest
+from jarvis_core.handlers.call import Call, Reply, boolean_field, integer_field, text_field
+from jarvis_core.handlers.stream import send_events, wait_for_end
+from jarvis_core.handlers.wire import (
+    ChangeConversation,
+    ChatReply,
+    ChatRequest,
+    CreateConversation,
+    Deleted,
+    ResponseState,
+)
+from jarvis_core.models import Conversation, Status, is_id, new_id
+from jarvis_core.store.conversations import ConversationStore
+from jarvis_core.turn import Ask, Turn, Turns
+
+DEFAULT_LIMIT = 50
+HIGHEST_LIMIT = 200
+QUERY_LIMIT_CHARS = 200
+NEW_TITLE = "New conversation"
+
+_encoder = msgspec.json.Encoder()
+_chat_decoder = msgspec.json.Decoder(ChatRequest)
+_create_decoder = msgspec.json.Decoder(CreateConversation)
+_change_decoder = msgspec.json.Decoder(ChangeConversation)
+
+
+class ChatHandlers:
+    """The routes below ``/api/chat``."""
+
+    def __init__(self, turns: Turns, conversations: ConversationStore, *, body_limit_bytes: int) -> None:
+        self._turns = turns
+        self._conversations = conversations
+        self._body_limit_bytes = body_limit_bytes
+
+    async def chat(self, call: Call) -> Reply | None:
+        """Answer ``POST /api/chat``, whole or as server-sent events."""
+        request = await call.decode(_chat_decoder, self._body_limit_bytes)
+        ask = Ask(
+            content=text_field("$.content", request.content),
+            conversation_id=request.conversation_id,
+            system_prompt=None if not request.system_prompt else text_field("$.system_prompt", request.system_prompt),
+            temperature=request.temperature,
+            max_tokens=request.max_tokens,
+            use_memory=request.use_memory,
+        )
+        turn = await self._turns.start(ask, call.caller)
+        if request.stream or "text/event-stream" in call.header(b"accept"):
+            await send_events(call, self._turns, turn)
+            return None
+        await wait_for_end(call, self._turns, turn)
+        if turn.status is Status.FAILED:
+            raise _of_turn(turn)
+        return Reply(_encoder.encode(_reply(turn)))
+
+    async def response(self, call: Call) -> Reply:
+        """Answer ``GET /api/chat/response/{id}``."""
+        return _state(await self._turns.find(call.caller, call.variable))
+
+    async def response_events(self, call: Call) -> None:
+        """Answer ``GET /api/chat/response/{id}/events``: follow a turn, or replay it."""
+        after = integer_field(call.query(), "after", -1, 0, 999_999_999)
+        if after < 0:
+            last = call.header(b"last-event-id")
+            after = integer_field({"after": last} if last else {}, "after", 0, 0, 999_999_999)
+        turn = await self._turns.find(call.caller, call.variable)
+        await send_events(call, self._turns, turn, after)
+
+    async def cancel(self, call: Call) -> Reply:
+        """Answer ``POST /api/chat/response/{id}/cancel`` once the model's connection is closed."""
+        turn = await self._turns.find(call.caller, call.variable)
+        await self._turns.stop(turn)
+        return _state(turn)
+
+    async def list_conversations(self, call: Call) -> Reply:
+        """Answer ``GET /api/chat/conversations``."""
+        query = call.query()
+        limit = integer_field(query, "limit", DEFAULT_LIMIT, 1, HIGHEST_LIMIT)
+        sought = query.get("q") or None
+        if sought is not None and len(text_field("query.q", sought)) > QUERY_LIMIT_CHARS:
+            raise InvalidRequest.field("query.q", f"must have at most {QUERY_LIMIT_CHARS} characters")
+        found = await self._conversations.fetch_page(
+            call.caller.user_id,
+            limit=limit + 1,
+            after=_time_and_id(query["cursor"]) if query.get("cursor") else None,
+            query=sought,
+            archived=boolean_field(query, "archived"),
+        )
+        page = found[:limit]
+        cursor = _cursor(page[-1]) if len(found) > limit else None
+        return Reply(_encoder.encode({"conversations": page, "next_cursor": cursor}))
+
+    async def create_conversation(self, call: Call) -> Reply:
+        """Answer ``POST /api/chat/conversation``."""
+        request = await call.decode(_create_decoder, self._body_limit_bytes)
+        title = NEW_TITLE if request.title is None else text_field("$.title", request.title)
+        made = await self._conversations.create(call.caller.user_id, new_id(), title)
+        return Reply(_encoder.encode(made))
+
+    async def change_conversation(self, call: Call) -> Reply:
+        """Answer ``PATCH /api/chat/conversation/{id}``."""
+        request = await call.decode(_change_decoder, self._body_limit_bytes)
+        if request.title is msgspec.UNSET and request.archived is msgspec.UNSET:
+            raise InvalidRequest.field("$", "must have title or archived")
+        changed = await self._conversations.change(
+            call.caller.user_id,
+            call.variable,
+            title=None if request.title is msgspec.UNSET else text_field("$.title", request.title),
+            archived=None if request.archived is msgspec.UNSET else request.archived,
+        )
+        return Reply(_encoder.encode(changed))
+
+    async def delete_conversation(self, call: Call) -> Reply:
+        """Answer ``DELETE /api/chat/conversation/{id}``; a turn that runs in it is cancelled first."""
+        turn = self._turns.running_in(call.caller.user_id, call.variable)
+        if turn is not None:
+            await self._turns.stop(turn, reason="conversation_deleted")
+        await self._conversations.delete(call.caller.user_id, call.variable)
+        return Reply(_encoder.encode(Deleted(call.variable)))
+
+    async def history(self, call: Call) -> Reply:
+        """Answer ``GET /api/chat/history/{id}``."""
+        query = call.query()
+        limit = integer_field(query, "limit", DEFAULT_LIMIT, 1, HIGHEST_LIMIT)
+        messages, position = await self._conversations.fetch_history(
+            call.caller.user_id,
+            call.variable,
+            limit=limit,
+            after=_position(query["cursor"]) if query.get("cursor") else 0,
+        )
+        cursor = None if position is None else _encoded(str(position))
+        return Reply(_encoder.encode({"conversation_id": call.variable, "messages": messages, "next_cursor": cursor}))
+
+
+def _reply(turn: Turn) -> ChatReply:
+    return ChatReply(
+        id=turn.id,
+        conversation_id=turn.conversation_id,
+        content=turn.text(),
+        timestamp=turn.ended_at or datetime.now(UTC),
+        tokens=turn.tokens,
+        model=turn.model,
+        status=turn.status.value,  # type: ignore[arg-type]  # an ended turn is none of the others
+        memories=turn.memories,
+    )
+
+
+def _state(turn: Turn) -> Reply:
+    state = ResponseState(
+        id=turn.id,
+        conversation_id=turn.conversation_id,
+        user_message_id=turn.user_message_id,
+        status=turn.status.value,
+        reason=turn.reason or None,
+        error=turn.error.message if turn.error is not None else None,
+        content=turn.text(),
+        tokens=turn.tokens,
+        model=turn.model,
+        memories=turn.memories,
+        ended_at=turn.ended_at,
+    )
+    return Reply(_encoder.encode(state))
+
+
+def _of_turn(turn: Turn) -> Exception:
+    """Return the error of a failed turn, with what the client needs to find its message again."""
+    error = turn.error
+    if error is None:
+        return AssertionError("a failed turn has an error")
+    error.details = {**(error.details or {}), "conversation_id": turn.conversation_id, "response_id": turn.id}
+    return error
+
+
+def _encoded(text: str) -> str:
+    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+
+def _decoded(cursor: str) -> str:
+    try:
+        return base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode()
+    except ValueError as exc:
+        raise _bad_cursor() from exc
+
+
+def _cursor(conversation: Conversation) -> str:
+    return _encoded(f"{conversation.updated_at.isoformat()} {conversation.id}")
+
+
+def _time_and_id(cursor: str) -> tuple[datetime, str]:
+    time, _, conversation_id = _decoded(cursor).partition(" ")
+    try:
+        moment = datetime.fromisoformat(time)
+    except ValueError as exc:
+        raise _bad_cursor() from exc
+    if moment.tzinfo is None or not is_id(conversation_id):
+        raise _bad_cursor()
+    return moment, conversation_id
+
+
+def _position(cursor: str) -> int:
+    text = _decoded(cursor)
+    if not (text.isascii() and text.isdigit() and len(text) <= 18):
+        raise _bad_cursor()
+    return int(text)
+
+
+def _bad_cursor() -> InvalidRequest:
+    return InvalidRequest.field("query.cursor", "is not a cursor of this list")

@@ -1,0 +1,66 @@
+"""How errors look to clients: one table from an error to its HTTP status, and one body for all."""
+
+from __future__ import annotations
+
+import msgspec
+
+from jarvis_core.errors import (
+    BadGateway,
+    Conflict,
+    DeadlineExceeded,
+    Forbidden,
+    InvalidJson,
+    InvalidRequest,
+    MethodNotAllowed,
+    NotFound,
+    Overloaded,
+    RateLimited,
+    RequestError,
+    TooLarge,
+    Unauthenticated,
+    Unavailable,
+    UnsupportedMediaType,
+)
+from jarvis_core.handlers.wire import ErrorBody
+
+STATUSES: dict[type[RequestError], int] = {
+    InvalidJson: 400,
+    InvalidRequest: 400,
+    Unauthenticated: 401,
+    Forbidden: 403,
+    NotFound: 404,
+    MethodNotAllowed: 405,
+    Conflict: 409,
+    TooLarge: 413,
+    UnsupportedMediaType: 415,
+    RateLimited: 429,
+    BadGateway: 502,
+    Overloaded: 503,
+    Unavailable: 503,
+    DeadlineExceeded: 504,
+}
+INTERNAL = RequestError("Something went wrong here; the log has the details.")
+
+_encoder = msgspec.json.Encoder()
+
+
+def status_of(error: RequestError) -> int:
+    """Return the HTTP status for *error*; 500 for what is none of the table's kinds."""
+    return next((STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES), 500)
+
+
+def body_of(error: RequestError, request_id: str) -> bytes:
+    """Return the JSON body for *error*."""
+    return _encoder.encode(ErrorBody(error.message, error.code, error.details, request_id))
+
+
+def headers_of(error: RequestError) -> list[tuple[bytes, bytes]]:
+    """Return the headers that *error* calls for, besides those of every answer."""
+    headers = []
+    if error.retry_after_s is not None:
+        headers.append((b"retry-after", b"%d" % error.retry_after_s))
+    if isinstance(error, MethodNotAllowed):
+        headers.append((b"allow", error.allow.encode()))
+    if isinstance(error, Unauthenticated):
+        headers.append((b"www-authenticate", b"Bearer"))
+    return headers

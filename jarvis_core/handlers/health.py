@@ -1,0 +1,67 @@
+"""Health, readiness and metrics: answered from memory, whatever the neighbours do."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Literal
+
+import msgspec
+
+from jarvis_core import __version__
+from jarvis_core.handlers.call import Call, Reply
+from jarvis_core.handlers.wire import HealthBody, NotReadyBody, ReadyBody, ServiceStates
+from jarvis_core.metrics import Metrics
+
+_encoder = msgspec.json.Encoder()
+
+METRICS_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
+
+
+class HealthHandlers:
+    """
+    The three routes that machines ask.
+
+    *services* and *reasons* only look at what is already known: the states of the parts, and why the core is not ready.
+    """
+
+    def __init__(
+        self, metrics: Metrics, services: Callable[[], ServiceStates], reasons: Callable[[], list[str]]
+    ) -> None:
+        self._metrics = metrics
+        self._services = services
+        self._reasons = reasons
+        self._started = time.monotonic()
+        self._known: tuple[ServiceStates, int] | None = None
+        self._reply = Reply(b"")
+
+    async def health(self, _call: Call) -> Reply:
+        """Answer ``GET /health``."""
+        services = self._services()
+        uptime_s = int(time.monotonic() - self._started)
+        # The answer changes once a second at most; in between it need not be encoded again.
+        if self._known != (services, uptime_s):
+            self._known = (services, uptime_s)
+            status = overall(services)
+            body = HealthBody(status, __version__, uptime_s, services)
+            self._reply = Reply(_encoder.encode(body), 503 if status == "unhealthy" else 200)
+        return self._reply
+
+    async def ready(self, _call: Call) -> Reply:
+        """Answer ``GET /ready``."""
+        reasons = self._reasons()
+        if reasons:
+            return Reply(_encoder.encode(NotReadyBody("not_ready", __version__, reasons)), 503)
+        return Reply(_encoder.encode(ReadyBody("ready", __version__)))
+
+    async def metrics(self, _call: Call) -> Reply:
+        """Answer ``GET /metrics``."""
+        return Reply(self._metrics.write(), content_type=METRICS_TYPE)
+
+
+def overall(services: ServiceStates) -> Literal["healthy", "degraded", "unhealthy"]:
+    """Return the core's own status: unhealthy without a database, degraded where any other part in use is not well."""
+    if services.database == "unavailable":
+        return "unhealthy"
+    others = (services.database, services.python_bridges, services.audio_engine, services.cache)
+    return "degraded" if any(state in ("degraded", "unavailable") for state in others) else "healthy"

@@ -1,0 +1,115 @@
+"""``GET /openapi.json``: OpenAPI 3.1 (https://spec.openapis.org/oas/v3.1.1), from the routes and the structs they use."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+
+from jarvis_core import __version__
+from jarvis_core.handlers.failure import STATUSES
+from jarvis_core.handlers.router import Route
+from jarvis_core.handlers.wire import ErrorBody
+
+REFERENCE = "#/components/schemas/{name}"
+
+
+def document(routes: list[Route]) -> bytes:
+    """Return the document for *routes* as JSON."""
+    structs = [ErrorBody]
+    for route in routes:
+        structs += [kind for kind in (route.request, route.response, *(other[1] for other in route.other)) if kind]
+    _, components = msgspec.json.schema_components(structs, ref_template=REFERENCE)
+    paths: dict[str, dict[str, Any]] = {}
+    for route in routes:
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
+    return msgspec.json.encode(
+        {
+            "openapi": "3.1.1",
+            "info": {
+                "title": "Jarvis Core",
+                "version": __version__,
+                "license": {"name": "MIT", "identifier": "MIT"},
+                "description": "The core of a self-hosted voice assistant. Every answer carries X-Request-ID.",
+            },
+            "servers": [{"url": "/"}],
+            "security": [{"bearer": []}, {}],
+            "paths": paths,
+            "components": {
+                "schemas": components,
+                "securitySchemes": {
+                    "bearer": {
+                        "type": "http",
+                        "scheme": "bearer",
+                        "description": "A JWT or an API key; not needed while the server is open.",
+                    }
+                },
+            },
+        }
+    )
+
+
+def _operation(route: Route) -> dict[str, Any]:
+    operation: dict[str, Any] = {
+        "summary": route.summary,
+        "operationId": f"{route.handler.__name__}",
+        "parameters": _parameters(route),
+        "responses": _responses(route),
+    }
+    if route.public:
+        operation["security"] = []
+    if route.request is not None:
+        operation["requestBody"] = {
+            "required": True,
+            "content": {"application/json": {"schema": _reference(route.request)}},
+        }
+    return operation
+
+
+def _parameters(route: Route) -> list[dict[str, Any]]:
+    parameters: list[dict[str, Any]] = []
+    if "{id}" in route.path:
+        parameters.append(
+            {"name": "id", "in": "path", "required": True, "schema": {"type": "string", "format": "uuid"}}
+        )
+    for name, kind, description in route.query:
+        schema: dict[str, Any] = {"type": kind}
+        if name == "limit":
+            schema.update(minimum=1, maximum=200, default=50)
+        parameters.append({"name": name, "in": "query", "schema": schema, "description": description})
+    for name, description in route.headers:
+        parameters.append({"name": name, "in": "header", "schema": {"type": "string"}, "description": description})
+    return parameters
+
+
+def _responses(route: Route) -> dict[str, Any]:
+    ok: dict[str, Any] = {"description": "Done."}
+    if route.response is not None:
+        ok["content"] = {"application/json": {"schema": _reference(route.response)}}
+    else:
+        ok["content"] = {route.media_type: {"schema": {"type": "string"}}}
+    responses: dict[str, Any] = {"200": ok}
+    for status, struct, description in route.other:
+        if struct is None:
+            ok["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+        else:
+            responses[str(status)] = {
+                "description": description,
+                "content": {"application/json": {"schema": _reference(struct)}},
+            }
+    for status in sorted(set(STATUSES.values()) | {500}):
+        if route.public and status not in (405, 500):
+            continue
+        responses.setdefault(
+            str(status),
+            {
+                "description": HTTPStatus(status).phrase,
+                "content": {"application/json": {"schema": _reference(ErrorBody)}},
+            },
+        )
+    return responses
+
+
+def _reference(struct: type) -> dict[str, str]:
+    return {"$ref": REFERENCE.format(name=struct.__name__)}

@@ -1,0 +1,246 @@
+"""
+From a path to a handler by dictionary, and from whatever happens there to an answer.
+
+No path is matched by a regular expression: a path without a variable is one look-up, one with a variable (always a whole
+segment, the last or the last but one) one or two more. Everything that every answer has (request id, CORS, the error
+body, the counters) is put here, once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, NamedTuple
+
+from starlette.types import Message, Receive, Scope, Send
+
+from jarvis_core import log
+from jarvis_core.credentials import Credentials
+from jarvis_core.errors import MethodNotAllowed, NotFound, RequestError
+from jarvis_core.handlers import failure
+from jarvis_core.handlers.call import Call, ClientLeft, Reply
+from jarvis_core.metrics import Metrics, RouteMetrics
+
+logger = log.get(__name__)
+
+ACCESS = "jarvis_core.access"
+"""The logger with a line for each request, at the level debug."""
+access = logging.getLogger(ACCESS)
+
+Handler = Callable[[Call], Awaitable[Reply | None]]
+"""Answers a call; returns None when it has sent the answer itself."""
+WebSocketHandler = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class Route(NamedTuple):
+    """One method on one path, with what the OpenAPI document says of it."""
+
+    method: str
+    path: str
+    """With at most one variable, written ``{id}``."""
+    handler: Handler
+    summary: str
+    public: bool = False
+    """Whether it needs no credentials."""
+    request: Any = None
+    """The struct of the JSON body."""
+    response: Any = None
+    """The struct of the JSON answer with status 200; None where it is not JSON."""
+    media_type: str = "application/json"
+    query: tuple[tuple[str, str, str], ...] = ()
+    """(name, JSON type, description) of each field of the query."""
+    headers: tuple[tuple[str, str], ...] = ()
+    """(name, description) of each header of its own."""
+    other: tuple[tuple[int, Any, str], ...] = ()
+    """(status, struct, description) of other answers than errors."""
+
+
+class _Target(NamedTuple):
+    route: Route
+    counters: RouteMetrics
+
+
+class Router:
+    """The ASGI application below Starlette's lifespan: finds the handler, answers, counts."""
+
+    def __init__(
+        self,
+        routes: list[Route],
+        websockets: dict[str, WebSocketHandler],
+        *,
+        credentials: Credentials,
+        metrics: Metrics,
+        cors_origins: tuple[str, ...],
+    ) -> None:
+        self._static: dict[str, dict[str, _Target]] = {}
+        self._variable: dict[tuple[str, str], dict[str, _Target]] = {}
+        """(what is before the variable, what is after it) to the methods."""
+        self._websockets = websockets
+        self._credentials = credentials
+        self._metrics = metrics
+        self._origins = frozenset(origin.encode() for origin in cors_origins)
+        self._any_origin = "*" in cors_origins
+        self._unknown = metrics.route("", "unknown")
+        # Unique with the others of this process and, by the random part, of all processes.
+        self._request_prefix = os.urandom(6).hex()
+        self._request_count = 0
+        for route in routes:
+            target = _Target(route, metrics.route(route.method, route.path))
+            if "{" in route.path:
+                before, _, rest = route.path.partition("{")
+                key = (before, rest.partition("}")[2])
+                self._variable.setdefault(key, {})[route.method] = target
+            else:
+                self._static.setdefault(route.path, {})[route.method] = target
+        for methods in (*self._static.values(), *self._variable.values()):
+            if "GET" in methods:
+                methods.setdefault("HEAD", methods["GET"])
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one HTTP request or WebSocket."""
+        if scope["type"] == "http":
+            await self._serve(scope, receive, send)
+        else:
+            await self._serve_websocket(scope, receive, send)
+
+    def find(self, path: str) -> tuple[dict[str, _Target] | None, str]:
+        """Return the methods of *path* and the value of its variable."""
+        methods = self._static.get(path)
+        if methods is not None:
+            return methods, ""
+        before, slash, last = path.rpartition("/")
+        if last:
+            methods = self._variable.get((before + slash, ""))
+            if methods is not None:
+                return methods, last
+            head, slash, middle = before.rpartition("/")
+            if middle:
+                methods = self._variable.get((head + slash, "/" + last))
+                if methods is not None:
+                    return methods, middle
+        return None, ""
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started_s = time.perf_counter()
+        metrics = self._metrics
+        metrics.in_flight += 1
+        request_id = ""
+        origin = b""
+        for key, value in scope["headers"]:
+            if key == b"x-request-id":
+                request_id = _sound_request_id(value)
+            elif key == b"origin":
+                origin = value
+        if not request_id:
+            self._request_count += 1
+            request_id = f"{self._request_prefix}-{self._request_count:x}"
+        log.request_id.set(request_id)
+        counters = self._unknown
+        methods, variable = self.find(scope["path"])
+        call = Call(scope, receive, send, request_id, variable)
+        if origin:
+            call.cors = self._cors(origin)
+        try:
+            method = scope["method"]
+            target = methods.get(method) if methods is not None else None
+            if target is not None:
+                counters = target.counters
+                if not target.route.public:
+                    call.caller = self._credentials.caller(call.header(b"authorization"))
+                reply = await target.route.handler(call)
+            elif methods is None:
+                raise NotFound("There is no such path.")
+            elif method == "OPTIONS" and origin:
+                reply = _preflight(methods, call)
+            else:
+                raise MethodNotAllowed(f"{method} is not a method of this path.", allow=", ".join(sorted(methods)))
+        except RequestError as error:
+            reply = _failure(error, call)
+        except ClientLeft:
+            metrics.in_flight -= 1
+            return
+        except Exception:
+            logger.exception("a request failed through a defect", method=scope["method"], path=scope["path"])
+            reply = _failure(failure.INTERNAL, call)
+        try:
+            if reply is not None:
+                call.status = reply.status
+                await _send(call, reply)
+        finally:
+            metrics.in_flight -= 1
+            duration_s = time.perf_counter() - started_s
+            counters.observe(call.status, duration_s)
+        if access.isEnabledFor(logging.DEBUG):
+            log.get(ACCESS).debug(
+                "answered",
+                method=scope["method"],
+                path=scope["path"],
+                status=call.status,
+                duration_s=round(duration_s, 6),
+            )
+
+    async def _serve_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        handler = self._websockets.get(scope["path"])
+        if handler is not None:
+            await handler(scope, receive, send)
+            return
+        await receive()
+        call = Call(scope, receive, send, "", "")
+        reply = _failure(NotFound("There is no such path."), call)
+        await send({"type": "websocket.http.response.start", "status": reply.status, "headers": _headers(call, reply)})
+        await send({"type": "websocket.http.response.body", "body": reply.body})
+
+    def _cors(self, origin: bytes) -> list[tuple[bytes, bytes]]:
+        """Return the headers that let a page of *origin* read the answer (https://fetch.spec.whatwg.org/#http-cors-protocol)."""
+        if not self._any_origin and origin not in self._origins:
+            return [(b"vary", b"Origin")]
+        return [
+            (b"access-control-allow-origin", origin),
+            (b"access-control-expose-headers", b"X-Request-ID, Retry-After"),
+            (b"vary", b"Origin"),
+        ]
+
+
+def _failure(error: RequestError, call: Call) -> Reply:
+    return Reply(failure.body_of(error, call.request_id), failure.status_of(error), headers=failure.headers_of(error))
+
+
+def _preflight(methods: dict[str, _Target], call: Call) -> Reply:
+    return Reply(
+        b"",
+        204,
+        headers=[
+            (b"access-control-allow-methods", ", ".join(sorted(methods)).encode()),
+            (b"access-control-allow-headers", call.header(b"access-control-request-headers").encode("latin-1") or b"*"),
+            (b"access-control-max-age", b"600"),
+        ]
+        if len(call.cors) > 1
+        else [],
+    )
+
+
+def _sound_request_id(value: bytes) -> str:
+    """Return the caller's request id if it is 1..128 printable ASCII characters, else nothing."""
+    if 0 < len(value) <= 128 and value.isascii() and (text := value.decode()).isprintable():
+        return text
+    return ""
+
+
+def _headers(call: Call, reply: Reply) -> list[tuple[bytes, bytes]]:
+    return [
+        (b"content-type", reply.content_type),
+        (b"content-length", b"%d" % len(reply.body)),
+        (b"x-request-id", call.request_id.encode()),
+        *call.cors,
+        *reply.headers,
+    ]
+
+
+async def _send(call: Call, reply: Reply) -> None:
+    send = call.send
+    start: Message = {"type": "http.response.start", "status": reply.status, "headers": _headers(call, reply)}
+    await send(start)
+    body = b"" if call.scope["method"] == "HEAD" else reply.body
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,71 @@
+"""
+Turns on their way to a client: one whole answer, or server-sent events
+(https://html.spec.whatwg.org/multipage/server-sent-events.html).
+
+The server's ``send`` neither fails nor waits after the client has gone, so the connection is watched by receiving.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from jarvis_core.handlers.call import Call, ClientLeft
+from jarvis_core.handlers.events import TurnEvents
+from jarvis_core.turn import Reader, Step, Turn, Turns
+
+HEARTBEAT_S = 15.0
+"""A comment this often keeps proxies from closing a quiet stream."""
+
+SSE_HEADERS = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-store"),
+    (b"x-accel-buffering", b"no"),
+)
+
+
+async def wait_for_end(call: Call, turns: Turns, turn: Turn) -> None:
+    """Wait until *turn* has ended; raises ``ClientLeft`` when the client has not waited for it."""
+    turns.attach(turn)
+    watcher = asyncio.get_running_loop().create_task(_leave(call, turns, turn))
+    try:
+        await turn.wait_ended()
+        if watcher.done():
+            raise ClientLeft
+    finally:
+        watcher.cancel()
+
+
+async def _leave(call: Call, turns: Turns, turn: Turn) -> None:
+    await call.left()
+    await turns.detach(turn)
+
+
+async def send_events(call: Call, turns: Turns, turn: Turn, after: int = 0) -> None:
+    """Follow *turn* from position *after* to its end, or until the client leaves, as server-sent events."""
+    loop = asyncio.get_running_loop()
+    reader = Reader(turn, after)
+    events = TurnEvents(turn)
+    send = call.send
+    turns.attach(turn)
+    watcher = loop.create_task(call.left())
+    watcher.add_done_callback(lambda _: reader.wake())
+    heartbeat = loop.call_later(HEARTBEAT_S, reader.wake)
+    try:
+        call.status = 200
+        headers = [*SSE_HEADERS, (b"x-request-id", call.request_id.encode()), *call.cors]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        more = True
+        while more and not watcher.done():
+            taken = await reader.next()
+            more = not turn.ended if not taken else taken[-1][1] is not Step.ENDED
+            body = b"".join([events.server_sent(position, entry) for position, entry in taken])
+            if not taken and more:
+                heartbeat = loop.call_later(HEARTBEAT_S, reader.wake)
+                body = b": still here\n\n"
+            await send({"type": "http.response.body", "body": body, "more_body": more})
+            # A send does not always give way; the others on this loop get their turn here.
+            await asyncio.sleep(0)
+    finally:
+        heartbeat.cancel()
+        watcher.cancel()
+        await turns.detach(turn)

@@ -1,0 +1,121 @@
+"""
+Logs: structlog over the standard library's levels, so that ``RUST_LOG`` filters hold for every package.
+
+Lines are readable on a terminal and JSON elsewhere; a line written while a request is answered carries its id.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from contextvars import ContextVar
+from typing import Any
+
+import structlog
+from structlog.typing import EventDict, WrappedLogger
+
+from jarvis_core.errors import SettingsError
+from jarvis_core.settings import Log
+
+request_id: ContextVar[str] = ContextVar("request_id", default="")
+"""The id of the request that the current task answers; empty outside one."""
+
+LEVELS = {
+    "trace": logging.DEBUG,
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warn": logging.WARNING,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+    "critical": logging.CRITICAL,
+    "off": logging.CRITICAL + 10,
+}
+
+QUIET = {
+    "granian": logging.WARNING,
+    "_granian": logging.WARNING,
+    "asyncio": logging.WARNING,
+    "psycopg": logging.WARNING,
+}
+"""Packages whose own chatter starts one level higher than asked, unless a filter names them."""
+
+
+def get(name: str) -> structlog.stdlib.BoundLogger:
+    """Return the logger of the module *name*; costs nothing until it is used."""
+    logger: structlog.stdlib.BoundLogger = structlog.get_logger(name)
+    return logger
+
+
+def parse_filters(text: str) -> tuple[int, dict[str, int]]:
+    """
+    Return the general level and the levels by package of ``info,jarvis_core=debug``.
+
+    Rust's ``::`` is read as a dot; a package alone means all that it says. Raises ``SettingsError`` on an unknown level.
+    """
+    general = logging.INFO
+    packages: dict[str, int] = {}
+    for part in filter(None, (piece.strip() for piece in text.split(","))):
+        target, separator, level = part.partition("=")
+        if not separator and target.lower() in LEVELS:
+            general = LEVELS[target.lower()]
+            continue
+        if separator and level.lower() not in LEVELS:
+            raise SettingsError(f"RUST_LOG: {part!r}: the level must be one of {', '.join(LEVELS)}")
+        if not separator and not target.replace("_", "").replace("::", "").replace(".", "").isalnum():
+            raise SettingsError(f"RUST_LOG: {part!r} is neither a level nor a package=level")
+        packages[target.replace("::", ".")] = LEVELS[level.lower()] if separator else logging.DEBUG
+    return general, packages
+
+
+def set_up(settings: Log) -> None:
+    """Send every package's log lines to standard error in the form that *settings* ask for."""
+    general, packages = parse_filters(settings.level)
+    json_lines = settings.format == "json" or (settings.format == "auto" and not sys.stderr.isatty())
+    shared: list[structlog.typing.Processor] = [
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _add_request_id,
+        structlog.processors.StackInfoRenderer(),
+    ]
+    final: list[structlog.typing.Processor]
+    if json_lines:
+        final = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(serializer=_to_json)]
+    else:
+        final = [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *final],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(general)
+    for name in QUIET.keys() | packages.keys():
+        logging.getLogger(name).setLevel(packages.get(name, max(general, QUIET.get(name, general))))
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.PositionalArgumentsFormatter(),
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+
+
+def _add_request_id(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    current = request_id.get()
+    if current:
+        event.setdefault("request_id", current)
+    return event
+
+
+def _to_json(event: Any, **_options: Any) -> str:
+    import msgspec.json
+
+    return msgspec.json.encode(event, enc_hook=repr).decode()

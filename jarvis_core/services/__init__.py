@@ -1,0 +1,1 @@
+"""Adapters to the neighbours: aiohttp sessions behind the domain's own words."""

@@ -1,0 +1,100 @@
+"""The neighbours' own structs: what goes over their wires, and nothing that we invented but where it says so."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType
+
+
+class ChatMessage(Struct):
+    """One message of a chat prompt (OpenAI's vocabulary)."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class GenerateRequest(Struct, omit_defaults=True):
+    """
+    ``POST /api/llm/generate`` of the bridges.
+
+    ``stream`` and ``messages`` are ours: the reference ignores them, the local stand-in understands them.
+    """
+
+    prompt: str
+    """1..10,000 code points."""
+    system_prompt: str | UnsetType = UNSET
+    """At most 5,000 code points."""
+    temperature: float | UnsetType = UNSET
+    max_tokens: int | UnsetType = UNSET
+    stream: bool | UnsetType = UNSET
+    messages: list[ChatMessage] | UnsetType = UNSET
+
+
+class GenerateAnswer(Struct):
+    """The bridges' whole answer, or one line of their stream."""
+
+    text: str = ""
+    done: bool = False
+    model: str = ""
+    tokens_generated: int | None = None
+    finish_reason: str | None = None
+    error: str | None = None
+
+
+class StreamOptions(Struct):
+    """Asks for the chunk with the token counts."""
+
+    include_usage: bool = True
+
+
+class CompletionRequest(Struct):
+    """``POST /chat/completions``."""
+
+    model: str
+    messages: list[ChatMessage]
+    temperature: float
+    max_tokens: int
+    stream: bool = True
+    stream_options: StreamOptions = msgspec.field(default_factory=StreamOptions)
+
+
+class Delta(Struct):
+    """What a chunk adds; ``reasoning_content`` is not part of the answer and is left out."""
+
+    content: str | None = None
+
+
+class Choice(Struct):
+    """The only choice of a chunk."""
+
+    delta: Delta | None = None
+    finish_reason: str | None = None
+
+
+class Usage(Struct):
+    """Token counts; their chunk has no choices."""
+
+    completion_tokens: int | None = None
+
+
+class Completion(Struct):
+    """One chunk of a chat completion."""
+
+    choices: list[Choice] | None = None
+    model: str | None = None
+    usage: Usage | None = None
+    error: msgspec.Raw | None = None
+
+
+class Model(Struct):
+    """One model that a server has."""
+
+    id: str
+
+
+class Models(Struct):
+    """``GET /models``."""
+
+    data: list[Model] = []

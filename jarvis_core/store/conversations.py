@@ -1,0 +1,140 @@
+"""Conversations and their messages; every statement carries the owner."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from psycopg.rows import TupleRow
+
+from jarvis_core.errors import NotFound
+from jarvis_core.models import Conversation, Message, Status, is_id
+from jarvis_core.store.pool import Pool
+
+CONVERSATION = "id::text, title, summary, created_at, updated_at, message_count, archived"
+MESSAGE = "m.id::text, m.conversation_id::text, m.role, m.content, m.created_at, m.tokens, m.model, m.status"
+
+CREATE = f"insert into conversations (id, owner, title) values (%s, %s, %s) returning {CONVERSATION}"
+
+FETCH = f"select {CONVERSATION} from conversations where owner = %s and id = %s"
+
+LIST = f"""
+select {CONVERSATION} from conversations c
+where owner = %(owner)s
+  and (%(archived)s::boolean is null or archived = %(archived)s)
+  and (%(after_time)s::timestamptz is null or (updated_at, id) < (%(after_time)s, %(after_id)s::uuid))
+  and (%(pattern)s::text is null or title ilike %(pattern)s
+       or exists (select from messages m where m.conversation_id = c.id and m.content ilike %(pattern)s))
+order by updated_at desc, id desc
+limit %(limit)s
+"""
+
+CHANGE = f"""
+update conversations set title = coalesce(%s, title), archived = coalesce(%s, archived), updated_at = now()
+where owner = %s and id = %s
+returning {CONVERSATION}
+"""
+
+DELETE = "delete from conversations where owner = %s and id = %s returning 1"
+
+# One row with nulls tells an empty conversation from an unknown one.
+HISTORY = f"""
+select m.position, {MESSAGE}
+from conversations c
+left join lateral (
+    select * from messages where conversation_id = c.id and position > %s order by position limit %s
+) m on true
+where c.owner = %s and c.id = %s
+order by m.position
+"""
+
+
+class ConversationStore:
+    """What a user has said and heard, by conversation."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    async def create(self, owner: str, conversation_id: str, title: str) -> Conversation:
+        """Store an empty conversation."""
+        row = await self._pool.fetch_one(CREATE, (conversation_id, owner, title))
+        assert row is not None  # noqa: S101 - "returning" of an insert
+        return Conversation(*row)
+
+    async def fetch(self, owner: str, conversation_id: str) -> Conversation:
+        """Return one conversation; raises ``NotFound``."""
+        row = await self._pool.fetch_one(FETCH, (owner, known(conversation_id)))
+        if row is None:
+            raise unknown_conversation()
+        return Conversation(*row)
+
+    async def fetch_page(
+        self, owner: str, *, limit: int, after: tuple[datetime, str] | None, query: str | None, archived: bool | None
+    ) -> list[Conversation]:
+        """
+        Return at most *limit* conversations, the newest first.
+
+        *after* is the (updated_at, id) of the last one seen; *query* is looked for in titles and messages, whatever
+        the case; *archived* None gives both kinds.
+        """
+        rows = await self._pool.fetch_all(
+            LIST,
+            {
+                "owner": owner,
+                "archived": archived,
+                "after_time": after[0] if after else None,
+                "after_id": after[1] if after else None,
+                "pattern": None if query is None else f"%{_escaped(query)}%",
+                "limit": limit,
+            },
+        )
+        return [Conversation(*row) for row in rows]
+
+    async def change(
+        self, owner: str, conversation_id: str, *, title: str | None, archived: bool | None
+    ) -> Conversation:
+        """Change what is not None; raises ``NotFound``."""
+        row = await self._pool.fetch_one(CHANGE, (title, archived, owner, known(conversation_id)))
+        if row is None:
+            raise unknown_conversation()
+        return Conversation(*row)
+
+    async def delete(self, owner: str, conversation_id: str) -> None:
+        """Remove a conversation with all its messages; raises ``NotFound``."""
+        if await self._pool.fetch_one(DELETE, (owner, known(conversation_id))) is None:
+            raise unknown_conversation()
+
+    async def fetch_history(
+        self, owner: str, conversation_id: str, *, limit: int, after: int
+    ) -> tuple[list[Message], int | None]:
+        """
+        Return at most *limit* messages whose position is over *after*, oldest first.
+
+        Also returns the position to go on after, None at the end. Raises ``NotFound``.
+        """
+        rows = await self._pool.fetch_all(HISTORY, (after, limit + 1, owner, known(conversation_id)))
+        if not rows:
+            raise unknown_conversation()
+        messages = [_message(row) for row in rows[:limit] if row[0] is not None]
+        return messages, rows[limit - 1][0] if len(rows) > limit else None
+
+
+def known(conversation_id: str) -> str:
+    """Return *conversation_id* if it can be one; raises ``NotFound``."""
+    if not is_id(conversation_id):
+        raise unknown_conversation()
+    return conversation_id
+
+
+def unknown_conversation() -> NotFound:
+    """Return the error for a conversation that does not exist, or not for this caller."""
+    return NotFound("There is no such conversation.")
+
+
+def _message(row: TupleRow) -> Message:
+    _position, *values, status = row
+    values.append(Status(status))
+    return Message(*values)
+
+
+def _escaped(query: str) -> str:
+    return query.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")

@@ -1,0 +1,125 @@
+"""
+The pool of PostgreSQL connections, and the one place where the database's errors become ours.
+
+Matched by class and SQLSTATE (https://www.postgresql.org/docs/current/errcodes-appendix.html), never by text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import psycopg
+import psycopg_pool
+from psycopg.rows import TupleRow
+
+from jarvis_core import log
+from jarvis_core.errors import Unavailable
+from jarvis_core.settings import Database
+
+logger = log.get(__name__)
+
+Parameters = Sequence[Any] | Mapping[str, Any]
+
+RETRY_AFTER_S = 2
+
+AWAY = (psycopg_pool.PoolTimeout, psycopg_pool.PoolClosed, psycopg.OperationalError, psycopg.InterfaceError)
+
+
+class Pool:
+    """
+    A bounded pool of connections to one database.
+
+    At most ``max_connections`` are open; who comes later waits for at most ``timeout_s``, as does every statement.
+    """
+
+    def __init__(self, settings: Database, conninfo: str) -> None:
+        self._timeout_s = settings.timeout_s
+        self._conninfo = conninfo
+        self._pool = psycopg_pool.AsyncConnectionPool(
+            conninfo,
+            min_size=1,
+            max_size=settings.max_connections,
+            timeout=settings.timeout_s,
+            open=False,
+            name="jarvis-core",
+            num_workers=1,
+            kwargs={
+                "autocommit": True,
+                "prepare_threshold": 1,
+                "connect_timeout": max(1, round(settings.timeout_s)),
+                "application_name": "jarvis-core",
+                "options": f"-c timezone=UTC -c statement_timeout={round(settings.timeout_s * 1_000)}",
+            },
+        )
+        self.healthy = False
+        """Whether the last attempt to use the database succeeded."""
+
+    async def open(self) -> None:
+        """Connect; raises ``Unavailable`` when the database does not answer within the deadline."""
+        with _translated(self):
+            await self._pool.open(wait=True, timeout=self._timeout_s)
+
+    async def close(self) -> None:
+        """Close every connection, waiting at most the deadline for those in use."""
+        await self._pool.close(timeout=self._timeout_s)
+
+    async def fetch_all(self, statement: str, parameters: Parameters = ()) -> list[TupleRow]:
+        """Run one statement in a transaction of its own and return its rows."""
+        with _translated(self):
+            async with self._pool.connection() as connection:
+                cursor = await connection.execute(statement, parameters)
+                return await cursor.fetchall()
+
+    async def fetch_one(self, statement: str, parameters: Parameters = ()) -> TupleRow | None:
+        """Run one statement in a transaction of its own and return its first row, if any."""
+        with _translated(self):
+            async with self._pool.connection() as connection:
+                cursor = await connection.execute(statement, parameters)
+                return await cursor.fetchone()
+
+    async def execute(self, statement: str, parameters: Parameters = ()) -> None:
+        """Run one statement in a transaction of its own."""
+        with _translated(self):
+            async with self._pool.connection() as connection:
+                await connection.execute(statement, parameters)
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[psycopg.AsyncConnection[TupleRow]]:
+        """Lend a connection in one transaction, committed when the block ends without an error."""
+        with _translated(self):
+            async with self._pool.connection() as connection, connection.transaction():
+                yield connection
+
+    async def ping(self) -> bool:
+        """Whether the database answers, learnt by asking it; waits at most the deadline."""
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self.fetch_one("select 1")
+        except (Unavailable, TimeoutError):
+            self.healthy = False
+        return self.healthy
+
+
+class _translated:  # noqa: N801 - reads as a phrase where it is used; a class costs less than a generator here
+    """Turn the database's absence into ``Unavailable``; other errors of the driver are defects and pass through."""
+
+    __slots__ = ("_pool",)
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, _traceback: object) -> None:
+        if kind is None:
+            self._pool.healthy = True
+            return
+        if isinstance(exc, AWAY):
+            if self._pool.healthy:
+                logger.warning("the database is away", error=str(exc).strip().partition("\n")[0])
+            self._pool.healthy = False
+            raise Unavailable("The database is not available.", retry_after_s=RETRY_AFTER_S) from exc
