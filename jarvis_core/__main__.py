@@ -1,14 +1,16 @@
 """
 The command line: ``jarvis-core`` serves; ``token`` mints a token; ``check`` asks a running core how it is.
 
-The parent process starts what stands in for absent neighbours, then the worker that serves, and stops all in reverse
-order. It stays small: what only the worker needs is imported there, after the fork.
+The process starts what stands in for absent neighbours as children that end with it, serves, and stops all in reverse
+order.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -18,7 +20,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -26,11 +27,8 @@ from jarvis_core import __version__, log
 from jarvis_core.errors import SettingsError, StartError
 from jarvis_core.settings import Secret, Settings, data_directory, load
 
-if TYPE_CHECKING:
-    from jarvis_core.app import Application
-
-PARENT_POSTGRES_CONNECTIONS = 4
-"""Connections of the embedded server beyond the worker's, for people who look into it."""
+SPARE_CONNECTIONS = 4
+"""Connections of the embedded server beyond the pool's, for people who look into it."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -83,7 +81,7 @@ def start_stand_ins(settings: Settings, stack: ExitStack) -> tuple[Settings, lis
         postgres = EmbeddedPostgres(
             directory,
             bin_dir=bin_dir,
-            max_connections=settings.database.max_connections + PARENT_POSTGRES_CONNECTIONS,
+            max_connections=settings.database.max_connections + SPARE_CONNECTIONS,
         )
         stack.callback(postgres.stop)
         url = Secret(postgres.start())
@@ -108,56 +106,54 @@ def start_stand_ins(settings: Settings, stack: ExitStack) -> tuple[Settings, lis
 
 
 def run_server(settings: Settings, embedded: list[str]) -> int:
-    """Serve with Granian until a signal; return the exit code."""
-    import multiprocessing
+    """Serve until a signal; return the exit code. Raises ``StartError``."""
+    import uvloop
 
-    from granian.constants import HTTPModes, Interfaces, Loops, RuntimeModes
+    return uvloop.run(_serve(settings, embedded))
+
+
+async def _serve(settings: Settings, embedded: list[str]) -> int:
+    # Granian's embedded server runs in this process and loop: a worker process of its own would cost 25 MB more, and
+    # would answer signals before running turns are stored.
+    from granian.constants import HTTPModes, Interfaces
     from granian.log import LogLevels
-    from granian.server.mp import MPServer
+    from granian.server.embed import Server
 
-    from jarvis_core.local.process import end_with_parent
+    from jarvis_core.app import create_app
 
-    # The worker shares the parent's memory; Python 3.14 would start it from nothing.
-    multiprocessing.set_start_method("fork", force=True)
-    parent_pid = os.getpid()
-    complaints_end, complain_end = os.pipe()
-
-    def complain(failure: StartError) -> None:
-        os.write(complain_end, str(failure).encode()[:4_000])
-        os._exit(1)
-
-    def load_application() -> Application:
-        end_with_parent(parent_pid, signal.SIGTERM)
-        log.set_up(settings.log)
-        from jarvis_core.app import create_app
-
-        return create_app(settings, on_ready=lambda: announce(settings, embedded), on_failure=complain)
-
-    server = MPServer(
-        "jarvis_core",
+    app = create_app(settings, on_ready=lambda: announce(settings, embedded))
+    server = Server(
+        app,
         address=settings.server.host,
         port=settings.server.port,
         interface=Interfaces.ASGI,
-        workers=settings.server.workers,
-        runtime_mode=RuntimeModes.st,
-        loop=Loops.uvloop,
         http=HTTPModes.auto,
         backlog=2_048,
         log_level=LogLevels.error,
-        # Its own lines go where ours go; that a worker ended is told below, in our words.
         log_dictconfig={"handlers": {}, "formatters": {}, "loggers": {"_granian": {"propagate": True}}},
-        log_enabled=False,
     )
-    exit_code = 0
-    try:
-        server.serve(target_loader=load_application, wrap_loader=False)
-    except SystemExit as exc:
-        exit_code = exc.code if isinstance(exc.code, int) else 1
-    os.set_blocking(complaints_end, False)
-    with contextlib.suppress(BlockingIOError):
-        raise StartError(os.read(complaints_end, 4_096).decode())
-    if exit_code:
-        raise StartError("the worker ended unexpectedly; the log above may say why")
+    log.set_up(settings.log)
+    # It would tell a failed start in words of its own, with a traceback; that is told below, in one line.
+    logging.getLogger("_granian").addFilter(lambda _: app.started)
+    loop = asyncio.get_running_loop()
+    stops: list[asyncio.Task[None]] = []
+
+    async def stop(drain_timeout_s: float) -> None:
+        await app.drain(drain_timeout_s)
+        server.stop()
+
+    def on_signal() -> None:
+        # The first signal lets running turns end; a second one ends them now.
+        stops.append(loop.create_task(stop(0.0 if stops else settings.server.drain_timeout_s)))
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, on_signal)
+    await server.serve()
+    if app.failure is not None:
+        raise app.failure
+    if not stops:
+        raise StartError("the server ended unexpectedly; the log above may say why")
+    await asyncio.wait(stops)
     return 0
 
 

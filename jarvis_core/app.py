@@ -7,6 +7,7 @@ request more than its work: ``Application`` puts the dictionary router in its pl
 
 from __future__ import annotations
 
+import gc
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -45,13 +46,21 @@ logger = log.get(__name__)
 class Application(Starlette):
     """Starlette with our router in place of its middleware stack."""
 
-    def __init__(
-        self, settings: Settings, on_ready: Callable[[], None], on_failure: Callable[[StartError], None]
-    ) -> None:
+    def __init__(self, settings: Settings, on_ready: Callable[[], None]) -> None:
         super().__init__(lifespan=self._lifespan)
         self._settings = settings
         self._on_ready = on_ready
-        self._on_failure = on_failure
+        self._container: Container | None = None
+        self.started = False
+        """Whether every part was opened."""
+        self.failure: StartError | None = None
+        """Why the start failed."""
+
+    async def drain(self, timeout_s: float) -> None:
+        """Be not ready, and wait until the running turns have ended; after *timeout_s* seconds they are stopped."""
+        if self._container is not None:
+            self._container.draining = True
+            await self._container.turns.close(drain_timeout_s=timeout_s)
 
     def build_middleware_stack(self) -> ASGIApp:
         """Return what requests pass through before the start has finished: only the lifespan."""
@@ -68,27 +77,26 @@ class Application(Starlette):
     @asynccontextmanager
     async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
         try:
-            async with open_container(self._settings) as container:
-                self.middleware_stack = router_for(container)
+            async with open_container(self._settings) as self._container:
+                self.middleware_stack = router_for(self._container)
+                # What is there now stays: the collector need not look at it again.
+                gc.collect()
+                gc.freeze()
+                self.started = True
                 self._on_ready()
                 yield
         except StartError as exc:
-            self._on_failure(exc)
+            self.failure = exc
             raise
 
 
-def create_app(
-    settings: Settings,
-    *,
-    on_ready: Callable[[], None] = lambda: None,
-    on_failure: Callable[[StartError], None] = lambda _: None,
-) -> Application:
+def create_app(settings: Settings, *, on_ready: Callable[[], None] = lambda: None) -> Application:
     """
-    Return the application; it opens its parts when the server starts its lifespan.
+    Return the application; it opens its parts when the server starts its lifespan, and then calls *on_ready*.
 
-    Then it calls *on_ready*, or *on_failure* with the reason before the start is given up.
+    Where that fails, ``failure`` says why.
     """
-    return Application(settings, on_ready, on_failure)
+    return Application(settings, on_ready)
 
 
 def router_for(container: Container) -> Router:

