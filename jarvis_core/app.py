@@ -21,6 +21,7 @@ from jarvis_core.handlers import openapi
 from jarvis_core.handlers.call import Call, Reply
 from jarvis_core.handlers.chat import ChatHandlers
 from jarvis_core.handlers.health import HealthHandlers
+from jarvis_core.handlers.realtime import Realtime
 from jarvis_core.handlers.router import Route, Router
 from jarvis_core.handlers.wire import (
     ChangeConversation,
@@ -51,6 +52,7 @@ class Application(Starlette):
         self._settings = settings
         self._on_ready = on_ready
         self._container: Container | None = None
+        self._realtime: Realtime | None = None
         self.started = False
         """Whether every part was opened."""
         self.failure: StartError | None = None
@@ -61,6 +63,8 @@ class Application(Starlette):
         if self._container is not None:
             self._container.draining = True
             await self._container.turns.close(drain_timeout_s=timeout_s)
+        if self._realtime is not None:
+            await self._realtime.close()
 
     def build_middleware_stack(self) -> ASGIApp:
         """Return what requests pass through before the start has finished: only the lifespan."""
@@ -78,7 +82,8 @@ class Application(Starlette):
     async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
         try:
             async with open_container(self._settings) as self._container:
-                self.middleware_stack = router_for(self._container)
+                self._realtime = realtime_for(self._container)
+                self.middleware_stack = router_for(self._container, self._realtime)
                 # What is there now stays: the collector need not look at it again.
                 gc.collect()
                 gc.freeze()
@@ -99,7 +104,7 @@ def create_app(settings: Settings, *, on_ready: Callable[[], None] = lambda: Non
     return Application(settings, on_ready)
 
 
-def router_for(container: Container) -> Router:
+def router_for(container: Container, realtime: Realtime) -> Router:
     """Return the router with every route over *container*'s parts."""
     routes = routes_for(container)
     document = openapi.document(routes)
@@ -110,11 +115,24 @@ def router_for(container: Container) -> Router:
     routes.append(Route("GET", "/openapi.json", openapi_document, "This document.", public=True))
     return Router(
         routes,
-        {},
+        {"/ws": realtime.serve, "/v1/realtime": realtime.serve},
         credentials=container.credentials,
         metrics=container.metrics,
         cors_origins=container.settings.server.cors_origins,
     )
+
+
+def realtime_for(container: Container) -> Realtime:
+    """Return the WebSocket's handler over *container*'s parts."""
+    realtime = Realtime(
+        container.turns,
+        container.conversations,
+        container.credentials,
+        container.settings.llm,
+        container.settings.server.cors_origins,
+    )
+    container.metrics.gauge("websockets", "Open WebSockets.", lambda: realtime.connected)
+    return realtime
 
 
 def routes_for(container: Container) -> list[Route]:
@@ -135,7 +153,8 @@ def routes_for(container: Container) -> list[Route]:
         Route("GET", "/metrics", health.metrics, "Counters in Prometheus' text format.", public=True,
               media_type="text/plain"),
         Route("POST", "/api/chat", chat.chat, "Say something; the assistant answers.",
-              request=ChatRequest, response=ChatReply, other=((200, None, "With stream: server-sent events."),)),
+              request=ChatRequest, response=ChatReply, other=((200, None, "With stream: server-sent events."),),
+              headers=(("Idempotency-Key", "A retry with the same key joins the first try's turn; kept 24 hours."),)),
         Route("GET", "/api/chat/response/{id}", chat.response, "A turn's state and its text so far.",
               response=ResponseState),
         Route("GET", "/api/chat/response/{id}/events", chat.response_events, "Follow a turn, or replay it.",

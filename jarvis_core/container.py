@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from jarvis_core import log
+from jarvis_core.conversation import Conversations
 from jarvis_core.credentials import Credentials
 from jarvis_core.errors import StartError, Unavailable
 from jarvis_core.metrics import Metrics
@@ -31,6 +32,7 @@ logger = log.get(__name__)
 START_DEADLINE_S = 30.0
 """How long a start waits for a database that is starting too."""
 DATABASE_PROBE_INTERVAL_S = 1.0
+FORGET_INTERVAL_S = 3_600.0
 
 
 class Container:
@@ -42,7 +44,7 @@ class Container:
         *,
         pool: Pool,
         turns: Turns,
-        conversations: ConversationStore,
+        conversations: Conversations,
         neighbours: dict[str, Transport],
         metrics: Metrics,
         credentials: Credentials,
@@ -90,14 +92,14 @@ async def open_container(settings: Settings) -> AsyncIterator[Container]:
             settings,
             pool=pool,
             turns=turns,
-            conversations=ConversationStore(pool),
+            conversations=Conversations(ConversationStore(pool), turns),
             neighbours=neighbours,
             metrics=Metrics(),
             credentials=Credentials(settings.auth),
         )
         _describe(container)
-        probes = asyncio.get_running_loop().create_task(_probe(container))
-        stack.push_async_callback(_cancel, probes)
+        housekeeping = asyncio.get_running_loop().create_task(_keep_house(container, turn_store))
+        stack.push_async_callback(_cancel, housekeeping)
         try:
             yield container
         finally:
@@ -128,10 +130,14 @@ async def _open_database(pool: Pool) -> None:
             await asyncio.sleep(0.2)
 
 
-async def _probe(container: Container) -> None:
-    """Ask the parts how they are: the database every second while it is away, the neighbours scarcely."""
+async def _keep_house(container: Container, turn_store: TurnStore) -> None:
+    """
+    Ask the parts how they are, and forget what is out of date.
+
+    The database is asked every second while it is away, the neighbours scarcely.
+    """
     loop = asyncio.get_running_loop()
-    probed_at = -1e9
+    probed_at = forget_at = -1e9
     while True:
         if not container.pool.healthy:
             await container.pool.ping()
@@ -140,6 +146,10 @@ async def _probe(container: Container) -> None:
             for name in ("python_bridges", "audio_engine"):
                 if name in container.neighbours:
                     await python_bridges.probe(container.neighbours[name])
+        if loop.time() >= forget_at and container.pool.healthy:
+            forget_at = loop.time() + FORGET_INTERVAL_S
+            with contextlib.suppress(Unavailable):
+                await turn_store.forget_keys()
         await asyncio.sleep(DATABASE_PROBE_INTERVAL_S)
 
 

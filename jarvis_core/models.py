@@ -81,6 +81,14 @@ class TurnRecord(Struct, frozen=True):
     """For a person, where the turn failed."""
 
 
+class IdempotencyKey(Struct, frozen=True):
+    """A caller's own name for a request, so that a retry is known as one."""
+
+    text: str
+    request_hash: bytes
+    """Of what was asked; another request under the same key is a mistake."""
+
+
 class Utterance(Struct, frozen=True):
     """One message of a prompt."""
 

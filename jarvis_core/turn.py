@@ -1,9 +1,7 @@
 """
 A turn: one exchange between a user and the assistant, as a log with readers.
 
-One producer reads the model's stream and appends to the log; any number of readers follow it, each with a cursor of its
-own. A reader that is behind gets what it missed with the pieces of text merged, so a slow client neither holds up the
-model nor fills memory; a client that comes back goes on from the last entry that it saw.
+One producer reads the model's stream and appends to the log (``turn_log.py``); any number of readers follow it.
 
 The user's message is stored before the model is asked. While text arrives it is checkpointed at most a second later. How
 a turn ended is stored before its readers are told. Every way to stop a turn is ``Turns.stop``: it closes the model's
@@ -13,18 +11,18 @@ connection, stores what was said, and then returns.
 from __future__ import annotations
 
 import asyncio
-import bisect
-import enum
 from collections import OrderedDict
 from datetime import UTC, datetime
 
+import msgspec
 from msgspec import Struct
 
 from jarvis_core import log
-from jarvis_core.errors import BadGateway, RequestError, Unavailable
-from jarvis_core.models import Caller, Finish, LanguageModel, Prompt, Status, TurnRecord, new_id
+from jarvis_core.errors import RequestError, Unavailable
+from jarvis_core.models import Caller, Finish, IdempotencyKey, LanguageModel, Prompt, Status, Utterance, new_id
 from jarvis_core.settings import Llm
-from jarvis_core.store.turns import TurnStore
+from jarvis_core.store.turns import Beginning, TurnStore
+from jarvis_core.turn_log import OPENING, Step, Turn
 
 logger = log.get(__name__)
 
@@ -40,27 +38,7 @@ STORE_RETRY_DELAYS_S = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0)
 PATIENT_ATTEMPTS = 3
 """After so many failed attempts readers are told that the end could not be stored yet."""
 TITLE_CHARS = 80
-
-
-class Step(enum.Enum):
-    """What happened, besides text; each is one event on the wire."""
-
-    CREATED = "created"
-    """Stored, and about to ask the model."""
-    ITEM_ADDED = "item_added"
-    """The model began to speak."""
-    PART_ADDED = "part_added"
-    TEXT_DONE = "text_done"
-    PART_DONE = "part_done"
-    ITEM_DONE = "item_done"
-    ENDED = "ended"
-    """Always the last entry, and there is exactly one."""
-
-
-OPENING = (Step.ITEM_ADDED, Step.PART_ADDED)
-CLOSING = (Step.TEXT_DONE, Step.PART_DONE, Step.ITEM_DONE)
-
-Entry = str | Step
+RETRY_AFTER_S = 5
 
 
 class Ask(Struct, frozen=True):
@@ -73,158 +51,17 @@ class Ask(Struct, frozen=True):
     temperature: float | None = None
     max_tokens: int | None = None
     use_memory: bool = True
-
-
-class Turn:
-    """
-    One exchange, running or ended.
-
-    Each entry of the log ends at a position: a ``Step`` counts 1, a text its code points. So a position means the same
-    however the text was cut into pieces, and whether the turn is read from memory or from the store.
-    """
-
-    def __init__(self, caller: Caller, conversation_id: str, turn_id: str, user_message_id: str) -> None:
-        self.id = turn_id
-        self.user_message_id = user_message_id
-        self.conversation_id = conversation_id
-        self.caller = caller
-        self.status = Status.RUNNING
-        self.reason = ""
-        self.error: RequestError | None = None
-        """Why it failed; also set where text had arrived and the rest was lost to an error."""
-        self.tokens = 0
-        self.model = ""
-        self.memories: list[str] = []
-        self.ended_at: datetime | None = None
-        self.readers = 0
-        self.keep_running = False
-        """Whether it goes on without readers."""
-        self.pieces = 0
-        """How many pieces of text the model has sent."""
-        self._text = ""
-        self._unjoined: list[str] = []
-        self._entries: list[Entry] = []
-        self._positions: list[int] = []
-        self._waiting: list[asyncio.Future[None]] = []
-        self._ended = asyncio.Event()
-
-    @classmethod
-    def from_record(cls, caller: Caller, record: TurnRecord) -> Turn:
-        """Return an ended turn as the store has it."""
-        turn = cls(caller, record.conversation_id, record.id, record.user_message_id)
-        turn.status, turn.reason = record.status, record.reason or ""
-        turn.tokens, turn.model, turn.memories = record.tokens, record.model, record.memories
-        turn.ended_at = record.ended_at
-        turn.append(Step.CREATED)
-        if record.content:
-            turn.append(*OPENING, record.content)
-        if record.status is Status.FAILED:
-            turn.error = BadGateway(record.error or "The turn failed.")
-        turn.end()
-        return turn
-
-    @property
-    def ended(self) -> bool:
-        """Whether the last entry is in the log."""
-        return self._ended.is_set()
-
-    @property
-    def opened(self) -> bool:
-        """Whether the model began to speak."""
-        return len(self._entries) > 1 and self._entries[1] is Step.ITEM_ADDED
-
-    def text(self) -> str:
-        """Return all text up to now."""
-        if self._unjoined:
-            self._text += "".join(self._unjoined)
-            self._unjoined.clear()
-        return self._text
-
-    def append(self, *entries: Entry) -> None:
-        """Add to the log and wake the readers; for the producer."""
-        position = self._positions[-1] if self._positions else 0
-        for entry in entries:
-            if isinstance(entry, str):
-                position += len(entry)
-                self._unjoined.append(entry)
-                self.pieces += 1
-            else:
-                position += 1
-            self._entries.append(entry)
-            self._positions.append(position)
-        if self._waiting:
-            for future in self._waiting:
-                if not future.done():
-                    future.set_result(None)
-            self._waiting.clear()
-
-    def end(self) -> None:
-        """Add the last entries; for the producer, once the end is stored."""
-        self._ended.set()
-        if not self.opened and self.status is Status.COMPLETED:
-            self.append(*OPENING)
-        self.append(*(CLOSING if self.opened else ()), Step.ENDED)
-
-    async def wait_ended(self) -> None:
-        """Wait until the turn has ended and its end is stored."""
-        await self._ended.wait()
-
-
-class Reader:
-    """A cursor in a turn's log; as many as you like follow one turn, and none holds it up."""
-
-    __slots__ = ("_after", "_future", "_index", "turn")
-
-    def __init__(self, turn: Turn, after: int = 0) -> None:
-        self.turn = turn
-        self._after = after
-        self._index = bisect.bisect_right(turn._positions, after)
-        self._future: asyncio.Future[None] | None = None
-
-    def take(self) -> list[tuple[int, Entry]]:
-        """Return (position, entry) of all that is new, neighbouring texts merged into one; never waits."""
-        turn = self.turn
-        entries = turn._entries
-        taken: list[tuple[int, Entry]] = []
-        texts: list[str] = []
-        for index in range(self._index, len(entries)):
-            entry = entries[index]
-            position = turn._positions[index]
-            if isinstance(entry, str):
-                # A reader that resumes may begin in the middle of a text.
-                fresh = position - self._after
-                texts.append(entry if fresh >= len(entry) else entry[len(entry) - fresh :])
-            else:
-                if texts:
-                    taken.append((self._after, "".join(texts)))
-                    texts.clear()
-                taken.append((position, entry))
-            self._after = position
-        if texts:
-            taken.append((self._after, texts[0] if len(texts) == 1 else "".join(texts)))
-        self._index = len(entries)
-        return taken
-
-    async def next(self) -> list[tuple[int, Entry]]:
-        """Wait for something new and take it; empty when there is nothing more to come, or after ``wake``."""
-        if self._index >= len(self.turn._entries) and not self.turn.ended:
-            self._future = asyncio.get_running_loop().create_future()
-            self.turn._waiting.append(self._future)
-            await self._future
-        return self.take()
-
-    def wake(self) -> None:
-        """Let a waiting ``next`` return with what there is."""
-        if self._future is not None and not self._future.done():
-            self._future.set_result(None)
+    stored_message_id: str | None = None
+    """The user's message, where it was stored before."""
 
 
 class _Production:
     """The producer's side of a running turn: its task, and why it was told to stop."""
 
-    __slots__ = ("checkpoint", "generating", "stop_reason", "task", "timer")
+    __slots__ = ("checkpoint", "generating", "stop_reason", "task", "timer", "turn")
 
-    def __init__(self) -> None:
+    def __init__(self, turn: Turn) -> None:
+        self.turn = turn
         self.task: asyncio.Task[None] | None = None
         self.checkpoint: asyncio.Task[None] | None = None
         self.timer: asyncio.TimerHandle | None = None
@@ -243,10 +80,13 @@ class Turns:
         self._store = store
         self._model = model
         self._settings = settings
-        self._productions: dict[str, _Production] = {}
-        self._turns: OrderedDict[str, Turn] = OrderedDict()
-        """Running turns, and ended ones for a while."""
+        self._running: dict[str, _Production] = {}
+        self._ended: OrderedDict[str, Turn] = OrderedDict()
+        """Turns that ended here not long ago, the oldest first."""
         self._kept_chars = 0
+        self._closing = False
+        self._starting: dict[tuple[str, str], asyncio.Task[Turn]] = {}
+        """Requests on their way to the store, by user and idempotency key."""
         self._late_ends: set[asyncio.Task[None]] = set()
 
     async def find(self, caller: Caller, turn_id: str) -> Turn:
@@ -254,45 +94,90 @@ class Turns:
         turn = self.get(caller.user_id, turn_id)
         return turn if turn is not None else Turn.from_record(caller, await self._store.fetch(caller.user_id, turn_id))
 
-    async def start(self, ask: Ask, caller: Caller) -> Turn:
+    async def start(self, ask: Ask, caller: Caller, key: IdempotencyKey | None = None) -> Turn:
         """
         Store the user's message, then ask the model; returns once the message is stored.
 
-        Raises ``NotFound`` for an unknown conversation, ``Conflict`` while another turn runs in it, ``Unavailable``
-        without a database. What goes wrong later is the turn's ``error``.
+        With *key*, a request that came before under it is joined instead: its turn is returned, running or ended; one
+        that ended without an answer is run again. Raises ``NotFound`` for an unknown conversation, ``Conflict`` while
+        another turn runs in it or where the key was used for another request, ``Unavailable`` without a database. What
+        goes wrong later is the turn's ``error``.
         """
-        turn = Turn(caller, ask.conversation_id or new_id(), new_id(), new_id())
-        begun = await self._store.begin(
+        if self._closing:
+            raise Unavailable("The server is stopping.", retry_after_s=RETRY_AFTER_S)
+        if key is None:
+            return await self._start(ask, caller, None)
+        name = (caller.user_id, key.text)
+        while (first := self._starting.get(name)) is not None:
+            # Another request with this key is between here and the database; it decides which turn this is.
+            await asyncio.wait([first])
+        task = self._starting[name] = asyncio.get_running_loop().create_task(self._start(ask, caller, key))
+        try:
+            return await asyncio.shield(task)
+        finally:
+            task.add_done_callback(lambda _: self._starting.pop(name, None))
+
+    async def _start(self, ask: Ask, caller: Caller, key: IdempotencyKey | None) -> Turn:
+        turn = Turn(caller, ask.conversation_id or new_id(), new_id(), ask.stored_message_id or new_id())
+        turn.keep_running = key is not None
+        beginning = Beginning(
             owner=caller.user_id,
             conversation_id=turn.conversation_id,
-            title=title_from(ask.content) if ask.conversation_id is None else None,
             turn_id=turn.id,
             user_message_id=turn.user_message_id,
             content=ask.content,
+            title=title_from(ask.content) if ask.conversation_id is None else None,
             history_chars=self._model.history_limit_chars,
+            message_is_stored=ask.stored_message_id is not None,
+            key=key,
         )
+        begun = await self._store.begin(beginning)
+        if isinstance(begun, str):
+            return await self._join(ask, caller, beginning, begun)
+        return self._run(turn, ask, begun)
+
+    async def _join(self, ask: Ask, caller: Caller, beginning: Beginning, turn_id: str) -> Turn:
+        """Return the turn that an earlier request with the same key began, run again if it came to nothing."""
+        turn = await self.find(caller, turn_id)
+        if turn.status not in (Status.FAILED, Status.INCOMPLETE) or turn.text():
+            return turn
+        again = msgspec.structs.replace(
+            beginning,
+            turn_id=turn.id,
+            conversation_id=turn.conversation_id,
+            user_message_id=turn.user_message_id,
+        )
+        history = await self._store.begin_again(again)
+        if history is None:
+            return turn
+        fresh = Turn(caller, turn.conversation_id, turn.id, turn.user_message_id)
+        fresh.keep_running = True
+        return self._run(fresh, ask, history)
+
+    def _run(self, turn: Turn, ask: Ask, history: list[Utterance]) -> Turn:
         prompt = Prompt(
             system=self._settings.system_prompt if ask.system_prompt is None else ask.system_prompt,
-            history=begun.history,
+            history=history,
             content=ask.content,
             temperature=self._settings.temperature if ask.temperature is None else ask.temperature,
             max_tokens=self._settings.max_tokens if ask.max_tokens is None else ask.max_tokens,
         )
         turn.append(Step.CREATED)
-        self._turns[turn.id] = turn
-        production = self._productions[turn.id] = _Production()
+        self._ended.pop(turn.id, None)
+        production = self._running[turn.id] = _Production(turn)
         production.task = asyncio.get_running_loop().create_task(self._produce(turn, production, prompt))
         return turn
 
     def get(self, owner: str, turn_id: str) -> Turn | None:
         """Return a turn that runs here or ended here not long ago, if it is *owner*'s."""
-        turn = self._turns.get(turn_id)
+        production = self._running.get(turn_id)
+        turn = production.turn if production is not None else self._ended.get(turn_id)
         return turn if turn is not None and turn.caller.user_id == owner else None
 
     def running_in(self, owner: str, conversation_id: str) -> Turn | None:
         """Return the turn that runs here in a conversation of *owner*, if any."""
-        for turn_id in self._productions:
-            turn = self._turns[turn_id]
+        for production in self._running.values():
+            turn = production.turn
             if turn.conversation_id == conversation_id and turn.caller.user_id == owner:
                 return turn
         return None
@@ -300,7 +185,7 @@ class Turns:
     @property
     def running(self) -> int:
         """How many turns run here."""
-        return len(self._productions)
+        return len(self._running)
 
     def attach(self, turn: Turn) -> None:
         """Count a reader in; each has to ``detach``."""
@@ -318,7 +203,7 @@ class Turns:
 
         Whoever asks first decides the reason; a turn that has already got its last word keeps its own end.
         """
-        production = self._productions.get(turn.id)
+        production = self._running.get(turn.id)
         if production is not None and production.task is not None and production.stop_reason is None:
             production.stop_reason = (status, reason)
             if production.generating:
@@ -331,11 +216,11 @@ class Turns:
 
         Also waits for ends that could not be stored yet, at most as long again.
         """
-        tasks = [production.task for production in self._productions.values() if production.task is not None]
+        self._closing = True
+        tasks = [production.task for production in self._running.values() if production.task is not None]
         if tasks:
             await asyncio.wait(tasks, timeout=drain_timeout_s)
-        running = [self._turns[turn_id] for turn_id in self._productions]
-        for turn in running:
+        for turn in [production.turn for production in self._running.values()]:
             await self.stop(turn, Status.INCOMPLETE, "server_stopped")
         if self._late_ends:
             _, late = await asyncio.wait(self._late_ends, timeout=drain_timeout_s)
@@ -414,7 +299,7 @@ class Turns:
         task.add_done_callback(self._late_ends.discard)
         turn.error = Unavailable(
             "The answer could not be stored: the database is not available. It is stored when it is back.",
-            retry_after_s=5,
+            retry_after_s=RETRY_AFTER_S,
         )
         turn.status, turn.reason = (Status.INCOMPLETE if turn.text() else Status.FAILED), "not_stored"
         self._tell_end(turn)
@@ -446,19 +331,14 @@ class Turns:
         return True
 
     def _tell_end(self, turn: Turn) -> None:
-        self._productions.pop(turn.id, None)
+        self._running.pop(turn.id, None)
         turn.ended_at = turn.ended_at or datetime.now(UTC)
         turn.end()
-        self._turns.move_to_end(turn.id)
+        self._ended[turn.id] = turn
         self._kept_chars += len(turn.text())
-        ended = [turn_id for turn_id in self._turns if turn_id not in self._productions] if self._over() else []
-        for turn_id in ended:
-            if not self._over():
-                break
-            self._kept_chars -= len(self._turns.pop(turn_id).text())
-
-    def _over(self) -> bool:
-        return len(self._turns) - len(self._productions) > KEPT_TURNS or self._kept_chars > KEPT_TEXT_CHARS
+        while len(self._ended) > KEPT_TURNS or self._kept_chars > KEPT_TEXT_CHARS:
+            _, oldest = self._ended.popitem(last=False)
+            self._kept_chars -= len(oldest.text())
 
 
 def _outcome(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 from datetime import UTC, datetime
 
 import msgspec
 
+from jarvis_core.conversation import Conversations
 from jarvis_core.errors import InvalidRequest
 from jarvis_core.handlers.call import Call, Reply, boolean_field, integer_field, text_field
 from jarvis_core.handlers.stream import send_events, wait_for_end
@@ -18,14 +20,14 @@ from jarvis_core.handlers.wire import (
     Deleted,
     ResponseState,
 )
-from jarvis_core.models import Conversation, Status, is_id, new_id
-from jarvis_core.store.conversations import ConversationStore
-from jarvis_core.turn import Ask, Turn, Turns
+from jarvis_core.models import Conversation, IdempotencyKey, Status, is_id
+from jarvis_core.turn import Ask, Turns
+from jarvis_core.turn_log import Turn
 
 DEFAULT_LIMIT = 50
 HIGHEST_LIMIT = 200
 QUERY_LIMIT_CHARS = 200
-NEW_TITLE = "New conversation"
+KEY_LIMIT_CHARS = 255
 
 _encoder = msgspec.json.Encoder()
 _chat_decoder = msgspec.json.Decoder(ChatRequest)
@@ -36,7 +38,7 @@ _change_decoder = msgspec.json.Decoder(ChangeConversation)
 class ChatHandlers:
     """The routes below ``/api/chat``."""
 
-    def __init__(self, turns: Turns, conversations: ConversationStore, *, body_limit_bytes: int) -> None:
+    def __init__(self, turns: Turns, conversations: Conversations, *, body_limit_bytes: int) -> None:
         self._turns = turns
         self._conversations = conversations
         self._body_limit_bytes = body_limit_bytes
@@ -52,7 +54,7 @@ class ChatHandlers:
             max_tokens=request.max_tokens,
             use_memory=request.use_memory,
         )
-        turn = await self._turns.start(ask, call.caller)
+        turn = await self._turns.start(ask, call.caller, _key(call, ask))
         if request.stream or "text/event-stream" in call.header(b"accept"):
             await send_events(call, self._turns, turn)
             return None
@@ -87,22 +89,21 @@ class ChatHandlers:
         sought = query.get("q") or None
         if sought is not None and len(text_field("query.q", sought)) > QUERY_LIMIT_CHARS:
             raise InvalidRequest.field("query.q", f"must have at most {QUERY_LIMIT_CHARS} characters")
-        found = await self._conversations.fetch_page(
+        page, more = await self._conversations.fetch_page(
             call.caller.user_id,
-            limit=limit + 1,
+            limit=limit,
             after=_time_and_id(query["cursor"]) if query.get("cursor") else None,
             query=sought,
             archived=boolean_field(query, "archived"),
         )
-        page = found[:limit]
-        cursor = _cursor(page[-1]) if len(found) > limit else None
+        cursor = _cursor(page[-1]) if more else None
         return Reply(_encoder.encode({"conversations": page, "next_cursor": cursor}))
 
     async def create_conversation(self, call: Call) -> Reply:
         """Answer ``POST /api/chat/conversation``."""
         request = await call.decode(_create_decoder, self._body_limit_bytes)
-        title = NEW_TITLE if request.title is None else text_field("$.title", request.title)
-        made = await self._conversations.create(call.caller.user_id, new_id(), title)
+        title = None if request.title is None else text_field("$.title", request.title)
+        made = await self._conversations.create(call.caller.user_id, title)
         return Reply(_encoder.encode(made))
 
     async def change_conversation(self, call: Call) -> Reply:
@@ -120,9 +121,6 @@ class ChatHandlers:
 
     async def delete_conversation(self, call: Call) -> Reply:
         """Answer ``DELETE /api/chat/conversation/{id}``; a turn that runs in it is cancelled first."""
-        turn = self._turns.running_in(call.caller.user_id, call.variable)
-        if turn is not None:
-            await self._turns.stop(turn, reason="conversation_deleted")
         await self._conversations.delete(call.caller.user_id, call.variable)
         return Reply(_encoder.encode(Deleted(call.variable)))
 
@@ -138,6 +136,15 @@ class ChatHandlers:
         )
         cursor = None if position is None else _encoded(str(position))
         return Reply(_encoder.encode({"conversation_id": call.variable, "messages": messages, "next_cursor": cursor}))
+
+
+def _key(call: Call, ask: Ask) -> IdempotencyKey | None:
+    text = call.header(b"idempotency-key")
+    if not text:
+        return None
+    if len(text) > KEY_LIMIT_CHARS or not (text.isascii() and text.isprintable()):
+        raise InvalidRequest.field("Idempotency-Key", f"must be 1..{KEY_LIMIT_CHARS} printable ASCII characters")
+    return IdempotencyKey(text, hashlib.sha256(_encoder.encode(ask)).digest())
 
 
 def _reply(turn: Turn) -> ChatReply:

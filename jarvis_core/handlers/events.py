@@ -14,7 +14,7 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from jarvis_core.models import Status
-from jarvis_core.turn import Entry, Step, Turn
+from jarvis_core.turn_log import Entry, Step, Turn
 
 ItemStatus = Literal["completed", "incomplete", "in_progress"]
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import msgspec
+from starlette.types import Send
 
+from jarvis_core import log
 from jarvis_core.errors import (
     BadGateway,
     Conflict,
@@ -64,3 +66,11 @@ def headers_of(error: RequestError) -> list[tuple[bytes, bytes]]:
     if isinstance(error, Unauthenticated):
         headers.append((b"www-authenticate", b"Bearer"))
     return headers
+
+
+async def refuse_handshake(send: Send, error: RequestError) -> None:
+    """Answer a WebSocket's handshake with an HTTP error."""
+    request_id = log.request_id.get()
+    headers = [(b"content-type", b"application/json"), (b"x-request-id", request_id.encode()), *headers_of(error)]
+    await send({"type": "websocket.http.response.start", "status": status_of(error), "headers": headers})
+    await send({"type": "websocket.http.response.body", "body": body_of(error, request_id)})

@@ -134,8 +134,7 @@ class Router:
             elif key == b"origin":
                 origin = value
         if not request_id:
-            self._request_count += 1
-            request_id = f"{self._request_prefix}-{self._request_count:x}"
+            request_id = self._new_request_id()
         log.request_id.set(request_id)
         counters = self._unknown
         methods, variable = self.find(scope["path"])
@@ -182,15 +181,17 @@ class Router:
             )
 
     async def _serve_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        log.request_id.set(self._new_request_id())
         handler = self._websockets.get(scope["path"])
         if handler is not None:
             await handler(scope, receive, send)
             return
         await receive()
-        call = Call(scope, receive, send, "", "")
-        reply = _failure(NotFound("There is no such path."), call)
-        await send({"type": "websocket.http.response.start", "status": reply.status, "headers": _headers(call, reply)})
-        await send({"type": "websocket.http.response.body", "body": reply.body})
+        await failure.refuse_handshake(send, NotFound("There is no such path."))
+
+    def _new_request_id(self) -> str:
+        self._request_count += 1
+        return f"{self._request_prefix}-{self._request_count:x}"
 
     def _cors(self, origin: bytes) -> list[tuple[bytes, bytes]]:
         """Return the headers that let a page of *origin* read the answer (https://fetch.spec.whatwg.org/#http-cors-protocol)."""

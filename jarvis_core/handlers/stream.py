@@ -11,7 +11,8 @@ import asyncio
 
 from jarvis_core.handlers.call import Call, ClientLeft
 from jarvis_core.handlers.events import TurnEvents
-from jarvis_core.turn import Reader, Step, Turn, Turns
+from jarvis_core.turn import Turns
+from jarvis_core.turn_log import Reader, Step, Turn
 
 HEARTBEAT_S = 15.0
 """A comment this often keeps proxies from closing a quiet stream."""

@@ -38,6 +38,7 @@ from jarvis_core.local.llama import ChatMessage, Delta, Done, Engine, ModelOptio
 
 BODY_LIMIT_BYTES = 4 << 20
 STALLED_READER_LIMIT_S = 30
+LAST_WORDS_LIMIT_S = 1
 STATUSES: dict[type[RequestError], int] = {InvalidRequest: 400, Overloaded: 503, BadGateway: 500}
 
 SERVICES = ("ollama_llm", "whisper_stt", "piper_tts", "embeddings")
@@ -217,7 +218,9 @@ def parse(arguments: Sequence[str] | None) -> Options:
 
 async def serve(engine: Engine, listener: socket.socket, source: int) -> bool:
     """Serve until the model's process ends; return whether it had been of use before."""
-    runner = web.AppRunner(create_app(engine), handler_cancellation=True, access_log=None)
+    runner = web.AppRunner(
+        create_app(engine), handler_cancellation=True, access_log=None, shutdown_timeout=LAST_WORDS_LIMIT_S
+    )
     await runner.setup()
     await web.SockSite(runner, listener).start()
     reader = asyncio.StreamReader()
@@ -230,6 +233,7 @@ async def serve(engine: Engine, listener: socket.socket, source: int) -> bool:
         await engine.open(address)
         await reader.read()
     finally:
+        await runner.cleanup()  # those who wait for an answer are told
         await engine.close()
     return True
 

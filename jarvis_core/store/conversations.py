@@ -7,7 +7,7 @@ from datetime import datetime
 from psycopg.rows import TupleRow
 
 from jarvis_core.errors import NotFound
-from jarvis_core.models import Conversation, Message, Status, is_id
+from jarvis_core.models import Conversation, Message, Role, Status, is_id
 from jarvis_core.store.pool import Pool
 
 CONVERSATION = "id::text, title, summary, created_at, updated_at, message_count, archived"
@@ -32,6 +32,25 @@ CHANGE = f"""
 update conversations set title = coalesce(%s, title), archived = coalesce(%s, archived), updated_at = now()
 where owner = %s and id = %s
 returning {CONVERSATION}
+"""
+
+STORED_MESSAGE = """
+    insert into messages (id, conversation_id, role, content, status)
+    select %(message)s::uuid, id, %(role)s, %(content)s, 'completed' from c
+"""
+ADD_TO_NEW = f"""
+with c as (
+    insert into conversations (id, owner, title, message_count)
+    values (%(conversation)s, %(owner)s, %(title)s, 1) returning id
+), m as ({STORED_MESSAGE})
+select 1 from c
+"""
+ADD_TO_EXISTING = f"""
+with c as (
+    update conversations set updated_at = now(), message_count = message_count + 1
+    where id = %(conversation)s and owner = %(owner)s returning id
+), m as ({STORED_MESSAGE})
+select 1 from c
 """
 
 DELETE = "delete from conversations where owner = %s and id = %s returning 1"
@@ -101,6 +120,21 @@ class ConversationStore:
     async def delete(self, owner: str, conversation_id: str) -> None:
         """Remove a conversation with all its messages; raises ``NotFound``."""
         if await self._pool.fetch_one(DELETE, (owner, known(conversation_id))) is None:
+            raise unknown_conversation()
+
+    async def add_message(
+        self, owner: str, conversation_id: str, title: str | None, message_id: str, role: Role, content: str
+    ) -> None:
+        """Store a message; with *title* the conversation is made, without it raises ``NotFound`` where there is none."""
+        parameters = {
+            "owner": owner,
+            "conversation": known(conversation_id),
+            "title": title,
+            "message": message_id,
+            "role": role,
+            "content": content,
+        }
+        if await self._pool.fetch_one(ADD_TO_EXISTING if title is None else ADD_TO_NEW, parameters) is None:
             raise unknown_conversation()
 
     async def fetch_history(

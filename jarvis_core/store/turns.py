@@ -7,51 +7,86 @@ That only one turn runs in a conversation is held by a unique index, whichever p
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 
 import psycopg
 from msgspec import Struct
+from psycopg.rows import TupleRow
 
 from jarvis_core.errors import Conflict, NotFound
-from jarvis_core.models import Status, TurnRecord, Utterance, is_id
+from jarvis_core.models import IdempotencyKey, Status, TurnRecord, Utterance, is_id
 from jarvis_core.store.conversations import unknown_conversation
 from jarvis_core.store.pool import Pool
 
-BEGIN_IN_NEW = """
+STORED_MESSAGE = """
+    insert into messages (id, conversation_id, role, content, status)
+    select %(user_message)s::uuid, id, 'user', %(content)s, 'completed' from c
+"""
+STARTED_TURN = """
+    insert into turns (id, conversation_id, owner, user_message_id, status)
+    select %(turn)s::uuid, id, %(owner)s, %(user_message)s::uuid, 'running' from c returning started_at
+"""
+
+BEGIN_IN_NEW = f"""
 with c as (
     insert into conversations (id, owner, title, message_count)
     values (%(conversation)s, %(owner)s, %(title)s, 1) returning id
-), m as (
-    insert into messages (id, conversation_id, role, content, status)
-    select %(user_message)s::uuid, id, 'user', %(content)s, 'completed' from c
-), t as (
-    insert into turns (id, conversation_id, owner, user_message_id, status)
-    select %(turn)s::uuid, id, %(owner)s, %(user_message)s::uuid, 'running' from c returning started_at
-)
+), m as ({STORED_MESSAGE}), t as ({STARTED_TURN})
 select started_at, null, null from t
 """
 
-# The history is read as it was before this statement, so it ends with the message before the new one.
-BEGIN_IN_EXISTING = """
-with c as (
-    update conversations set updated_at = now(), message_count = message_count + 1
-    where id = %(conversation)s and owner = %(owner)s returning id
-), m as (
-    insert into messages (id, conversation_id, role, content, status)
-    select %(user_message)s::uuid, id, 'user', %(content)s, 'completed' from c
-), t as (
-    insert into turns (id, conversation_id, owner, user_message_id, status)
-    select %(turn)s::uuid, id, %(owner)s, %(user_message)s::uuid, 'running' from c returning started_at
-), h as (
+# What a statement's parts read is as it was before the statement: the history ends with the message before the new one.
+HISTORY = """
     select position, role, content, sum(char_length(content)) over (order by position desc) as total
     from (
         select position, role, content from messages
-        where conversation_id = %(conversation)s order by position desc limit %(history_messages)s
+        where conversation_id = %(conversation)s and (%(before)s::uuid is null or position <
+            (select position from messages where id = %(before)s and conversation_id = %(conversation)s))
+        order by position desc limit %(history_messages)s
     ) latest
-)
-select t.started_at, h.role, h.content
-from t left join h on h.total <= %(history_chars)s
-order by h.position
 """
+WITH_HISTORY = (
+    "select t.started_at, h.role, h.content from t left join h on h.total <= %(history_chars)s order by position"
+)
+
+BEGIN_IN_EXISTING = f"""
+with c as (
+    update conversations set updated_at = now(), message_count = message_count + 1
+    where id = %(conversation)s and owner = %(owner)s returning id
+), m as ({STORED_MESSAGE}), t as ({STARTED_TURN}), h as ({HISTORY})
+{WITH_HISTORY}
+"""
+
+BEGIN_FOR_STORED_MESSAGE = f"""
+with c as (
+    update conversations set updated_at = now()
+    where id = %(conversation)s and owner = %(owner)s returning id
+), t as ({STARTED_TURN}), h as ({HISTORY})
+{WITH_HISTORY}
+"""
+
+# Only a turn that left no message may be begun again: what a user was given stays.
+BEGIN_AGAIN = f"""
+with t as (
+    update turns set status = 'running', reason = null, error = null, ended_at = null, started_at = now()
+    where id = %(turn)s and owner = %(owner)s and status in ('failed', 'incomplete')
+        and not exists (select from messages where messages.id = turns.id)
+    returning started_at
+), h as ({HISTORY})
+{WITH_HISTORY}
+"""
+
+KEY_LIFETIME = "interval '24 hours'"
+
+TAKE_KEY = f"""
+insert into idempotency_keys as k (owner, key, request_hash, turn_id) values (%s, %s, %s, %s)
+on conflict (owner, key) do update
+    set request_hash = excluded.request_hash, turn_id = excluded.turn_id, created_at = now()
+    where k.created_at < now() - {KEY_LIFETIME}
+returning 1
+"""
+FETCH_KEY = "select request_hash, turn_id::text from idempotency_keys where owner = %s and key = %s"
+FORGET_KEYS = f"delete from idempotency_keys where created_at < now() - {KEY_LIFETIME}"
 
 CHECKPOINT = "update turns set content = %s, model = %s where id = %s and status = 'running'"
 
@@ -96,11 +131,20 @@ HISTORY_MESSAGES = 200
 """More messages of history than this are never put into a prompt."""
 
 
-class Begun(Struct, frozen=True):
-    """What the store knows of a turn that it has just begun."""
+class Beginning(Struct, frozen=True):
+    """A turn to begin."""
 
-    history: list[Utterance]
-    """Earlier messages of the conversation, oldest first."""
+    owner: str
+    conversation_id: str
+    turn_id: str
+    user_message_id: str
+    content: str
+    title: str | None
+    """Of the conversation to be made; None where it is there."""
+    history_chars: int
+    message_is_stored: bool = False
+    """Whether the user's message was stored before."""
+    key: IdempotencyKey | None = None
 
 
 class TurnStore:
@@ -109,42 +153,61 @@ class TurnStore:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
 
-    async def begin(
-        self,
-        *,
-        owner: str,
-        conversation_id: str,
-        title: str | None,
-        turn_id: str,
-        user_message_id: str,
-        content: str,
-        history_chars: int,
-    ) -> Begun:
+    async def begin(self, beginning: Beginning) -> list[Utterance] | str:
         """
-        Store the user's message and a running turn, and return the history, all in one transaction.
+        Store the user's message and a running turn in one transaction, and return the history, oldest first.
 
-        With *title* the conversation is made; without, it has to be there. Raises ``NotFound``, or ``Conflict`` where
-        another turn runs in it.
+        Where the key was taken by an earlier request for the same, nothing is stored and that turn's id is returned.
+        Raises ``NotFound``, or ``Conflict`` where another turn runs in the conversation or the key was used for
+        another request.
         """
-        parameters = {
-            "owner": owner,
-            "conversation": conversation_id,
-            "title": title,
-            "turn": turn_id,
-            "user_message": user_message_id,
-            "content": content,
-            "history_messages": HISTORY_MESSAGES,
-            "history_chars": history_chars,
-        }
-        if title is None and not is_id(conversation_id):
+        if beginning.title is None and not is_id(beginning.conversation_id):
             raise unknown_conversation()
+        if beginning.title is not None:
+            statement = BEGIN_IN_NEW
+        elif beginning.message_is_stored:
+            statement = BEGIN_FOR_STORED_MESSAGE
+        else:
+            statement = BEGIN_IN_EXISTING
+        parameters = _parameters(beginning, before=beginning.user_message_id if beginning.message_is_stored else None)
         try:
-            rows = await self._pool.fetch_all(BEGIN_IN_EXISTING if title is None else BEGIN_IN_NEW, parameters)
+            if beginning.key is None:
+                return _history(await self._pool.fetch_all(statement, parameters))
+            return await self._begin_once(statement, parameters, beginning, beginning.key)
         except psycopg.errors.UniqueViolation as exc:
-            raise Conflict("Another turn is running in this conversation; wait for it or cancel it.") from exc
-        if not rows:
-            raise unknown_conversation()
-        return Begun([Utterance(role, text) for _, role, text in rows if role is not None])
+            raise another_runs() from exc
+
+    async def _begin_once(
+        self, statement: str, parameters: dict[str, Any], beginning: Beginning, key: IdempotencyKey
+    ) -> list[Utterance] | str:
+        async with self._pool.transaction() as connection:
+            taking = (beginning.owner, key.text, key.request_hash, beginning.turn_id)
+            cursor = await connection.execute(TAKE_KEY, taking)
+            if await cursor.fetchone() is not None:
+                cursor = await connection.execute(statement, parameters)
+                return _history(await cursor.fetchall())
+            cursor = await connection.execute(FETCH_KEY, (beginning.owner, key.text))
+            row = await cursor.fetchone()
+            if row is None or bytes(row[0]) != key.request_hash:
+                raise Conflict("This idempotency key was used for another request.")
+            return str(row[1])
+
+    async def begin_again(self, beginning: Beginning) -> list[Utterance] | None:
+        """
+        Set a turn that ended without a message running again, and return the history before its user's message.
+
+        Returns None where there is no such turn, or it has a message. Raises ``Conflict`` as ``begin`` does.
+        """
+        parameters = _parameters(beginning, before=beginning.user_message_id)
+        try:
+            rows = await self._pool.fetch_all(BEGIN_AGAIN, parameters)
+        except psycopg.errors.UniqueViolation as exc:
+            raise another_runs() from exc
+        return _history(rows) if rows else None
+
+    async def forget_keys(self) -> None:
+        """Remove idempotency keys that are older than 24 hours."""
+        await self._pool.execute(FORGET_KEYS)
 
     async def checkpoint(self, turn_id: str, content: str, model: str) -> None:
         """Store the text so far of a running turn."""
@@ -195,3 +258,28 @@ class TurnStore:
         values = list(row)
         values[3] = Status(values[3])
         return TurnRecord(*values)
+
+
+def another_runs() -> Conflict:
+    """Return the error for a second turn in a conversation."""
+    return Conflict("Another turn is running in this conversation; wait for it or cancel it.")
+
+
+def _parameters(beginning: Beginning, *, before: str | None) -> dict[str, Any]:
+    return {
+        "owner": beginning.owner,
+        "conversation": beginning.conversation_id,
+        "title": beginning.title,
+        "turn": beginning.turn_id,
+        "user_message": beginning.user_message_id,
+        "content": beginning.content,
+        "before": before,
+        "history_messages": HISTORY_MESSAGES,
+        "history_chars": beginning.history_chars,
+    }
+
+
+def _history(rows: list[TupleRow]) -> list[Utterance]:
+    if not rows:
+        raise unknown_conversation()
+    return [Utterance(role, text) for _, role, text in rows if role is not None]

@@ -1,0 +1,182 @@
+"""
+The log of a turn, and its readers.
+
+The producer appends; any number of readers follow, each with a cursor of its own. A reader that is behind gets what it
+missed with the pieces of text merged, so a slow client neither holds up the model nor fills memory; a client that comes
+back goes on from the last position that it saw.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import enum
+from datetime import datetime
+
+from jarvis_core.errors import BadGateway, RequestError
+from jarvis_core.models import Caller, Status, TurnRecord
+
+
+class Step(enum.Enum):
+    """What happened, besides text; each is one event on the wire."""
+
+    CREATED = "created"
+    """Stored, and about to ask the model."""
+    ITEM_ADDED = "item_added"
+    """The model began to speak."""
+    PART_ADDED = "part_added"
+    TEXT_DONE = "text_done"
+    PART_DONE = "part_done"
+    ITEM_DONE = "item_done"
+    ENDED = "ended"
+    """Always the last entry, and there is exactly one."""
+
+
+OPENING = (Step.ITEM_ADDED, Step.PART_ADDED)
+CLOSING = (Step.TEXT_DONE, Step.PART_DONE, Step.ITEM_DONE)
+
+Entry = str | Step
+
+
+class Turn:
+    """
+    One exchange, running or ended.
+
+    Each entry of the log ends at a position: a ``Step`` counts 1, a text its code points. So a position means the same
+    however the text was cut into pieces, and whether the turn is read from memory or from the store.
+    """
+
+    def __init__(self, caller: Caller, conversation_id: str, turn_id: str, user_message_id: str) -> None:
+        self.id = turn_id
+        self.user_message_id = user_message_id
+        self.conversation_id = conversation_id
+        self.caller = caller
+        self.status = Status.RUNNING
+        self.reason = ""
+        self.error: RequestError | None = None
+        """Why it failed; also set where text had arrived and the rest was lost to an error."""
+        self.tokens = 0
+        self.model = ""
+        self.memories: list[str] = []
+        self.ended_at: datetime | None = None
+        self.readers = 0
+        self.keep_running = False
+        """Whether it goes on without readers."""
+        self.pieces = 0
+        """How many pieces of text the model has sent."""
+        self._text = ""
+        self._unjoined: list[str] = []
+        self._entries: list[Entry] = []
+        self._positions: list[int] = []
+        self._waiting: list[asyncio.Future[None]] = []
+        self._ended = asyncio.Event()
+
+    @classmethod
+    def from_record(cls, caller: Caller, record: TurnRecord) -> Turn:
+        """Return an ended turn as the store has it."""
+        turn = cls(caller, record.conversation_id, record.id, record.user_message_id)
+        turn.status, turn.reason = record.status, record.reason or ""
+        turn.tokens, turn.model, turn.memories = record.tokens, record.model, record.memories
+        turn.ended_at = record.ended_at
+        turn.append(Step.CREATED)
+        if record.content:
+            turn.append(*OPENING, record.content)
+        if record.status is Status.FAILED:
+            turn.error = BadGateway(record.error or "The turn failed.")
+        turn.end()
+        return turn
+
+    @property
+    def ended(self) -> bool:
+        """Whether the last entry is in the log."""
+        return self._ended.is_set()
+
+    @property
+    def opened(self) -> bool:
+        """Whether the model began to speak."""
+        return len(self._entries) > 1 and self._entries[1] is Step.ITEM_ADDED
+
+    def text(self) -> str:
+        """Return all text up to now."""
+        if self._unjoined:
+            self._text += "".join(self._unjoined)
+            self._unjoined.clear()
+        return self._text
+
+    def append(self, *entries: Entry) -> None:
+        """Add to the log and wake the readers; for the producer."""
+        position = self._positions[-1] if self._positions else 0
+        for entry in entries:
+            if isinstance(entry, str):
+                position += len(entry)
+                self._unjoined.append(entry)
+                self.pieces += 1
+            else:
+                position += 1
+            self._entries.append(entry)
+            self._positions.append(position)
+        if self._waiting:
+            for future in self._waiting:
+                if not future.done():
+                    future.set_result(None)
+            self._waiting.clear()
+
+    def end(self) -> None:
+        """Add the last entries; for the producer, once the end is stored."""
+        self._ended.set()
+        if not self.opened and self.status is Status.COMPLETED:
+            self.append(*OPENING)
+        self.append(*(CLOSING if self.opened else ()), Step.ENDED)
+
+    async def wait_ended(self) -> None:
+        """Wait until the turn has ended and its end is stored."""
+        await self._ended.wait()
+
+
+class Reader:
+    """A cursor in a turn's log; as many as you like follow one turn, and none holds it up."""
+
+    __slots__ = ("_after", "_future", "_index", "turn")
+
+    def __init__(self, turn: Turn, after: int = 0) -> None:
+        self.turn = turn
+        self._after = after
+        self._index = bisect.bisect_right(turn._positions, after)
+        self._future: asyncio.Future[None] | None = None
+
+    def take(self) -> list[tuple[int, Entry]]:
+        """Return (position, entry) of all that is new, neighbouring texts merged into one; never waits."""
+        turn = self.turn
+        entries = turn._entries
+        taken: list[tuple[int, Entry]] = []
+        texts: list[str] = []
+        for index in range(self._index, len(entries)):
+            entry = entries[index]
+            position = turn._positions[index]
+            if isinstance(entry, str):
+                # A reader that resumes may begin in the middle of a text.
+                fresh = position - self._after
+                texts.append(entry if fresh >= len(entry) else entry[len(entry) - fresh :])
+            else:
+                if texts:
+                    taken.append((self._after, "".join(texts)))
+                    texts.clear()
+                taken.append((position, entry))
+            self._after = position
+        if texts:
+            taken.append((self._after, texts[0] if len(texts) == 1 else "".join(texts)))
+        self._index = len(entries)
+        return taken
+
+    async def next(self) -> list[tuple[int, Entry]]:
+        """Wait for something new and take it; empty when there is nothing more to come, or after ``wake``."""
+        if self._index >= len(self.turn._entries) and not self.turn.ended:
+            self._future = asyncio.get_running_loop().create_future()
+            self.turn._waiting.append(self._future)
+            await self._future
+        return self.take()
+
+    def wake(self) -> None:
+        """Let a waiting ``next`` return with what there is."""
+        if self._future is not None and not self._future.done():
+            self._future.set_result(None)
