@@ -29,6 +29,8 @@ from jarvis_core.settings import Secret, Settings, data_directory, load
 
 SPARE_CONNECTIONS = 4
 """Connections of the embedded server beyond the pool's, for people who look into it."""
+INTERRUPTED = 130
+"""The exit code of a start that a signal ended."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -55,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"jarvis-core: {exc}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
 
 
 def serve(settings: Settings) -> int:
@@ -91,7 +93,8 @@ def start_stand_ins(settings: Settings, stack: ExitStack) -> tuple[Settings, lis
         from jarvis_core.local import weights
         from jarvis_core.local.launcher import LocalBridges
 
-        model = weights.resolve(settings.local.llm_model, directory / "models", progress=weights.print_progress)
+        with contextlib.closing(weights.ProgressPrinter()) as progress:
+            model = weights.resolve(settings.local.llm_model, directory / "models", progress=progress)
         bridges = LocalBridges(
             model,
             model.stem if settings.local.llm_model not in weights.CATALOGUE else settings.local.llm_model,
@@ -116,6 +119,7 @@ async def _serve(settings: Settings, embedded: list[str]) -> int:
     # Granian's embedded server runs in this process and loop: a worker process of its own would cost 25 MB more, and
     # would answer signals before running turns are stored.
     from granian.constants import HTTPModes, Interfaces
+    from granian.errors import FatalError
     from granian.log import LogLevels
     from granian.server.embed import Server
 
@@ -136,19 +140,30 @@ async def _serve(settings: Settings, embedded: list[str]) -> int:
     # It would tell a failed start in words of its own, with a traceback; that is told below, in one line.
     logging.getLogger("_granian").addFilter(lambda _: app.started)
     loop = asyncio.get_running_loop()
+    serving = loop.create_task(server.serve())
     stops: list[asyncio.Task[None]] = []
 
     async def stop(drain_timeout_s: float) -> None:
         await app.drain(drain_timeout_s)
-        server.stop()
+        server.stop()  # type: ignore[no-untyped-call]  # granian has no annotation there
 
     def on_signal() -> None:
+        if not app.started:
+            serving.cancel()
+            return
         # The first signal lets running turns end; a second one ends them now.
         stops.append(loop.create_task(stop(0.0 if stops else settings.server.drain_timeout_s)))
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, on_signal)
-    await server.serve()
+    try:
+        await serving
+    except asyncio.CancelledError:
+        # The start itself is cancelled, and what it had opened closed, when this loop ends.
+        return INTERRUPTED
+    except FatalError:
+        if app.failure is None:
+            raise
     if app.failure is not None:
         raise app.failure
     if not stops:

@@ -16,7 +16,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from jarvis_core import log
 from jarvis_core.container import Container, open_container
-from jarvis_core.errors import StartError
 from jarvis_core.handlers import openapi
 from jarvis_core.handlers.call import Call, Reply
 from jarvis_core.handlers.chat import ChatHandlers
@@ -55,8 +54,8 @@ class Application(Starlette):
         self._realtime: Realtime | None = None
         self.started = False
         """Whether every part was opened."""
-        self.failure: StartError | None = None
-        """Why the start failed."""
+        self.failure: Exception | None = None
+        """Why the start failed: a ``StartError``, or a defect."""
 
     async def drain(self, timeout_s: float) -> None:
         """Be not ready, and wait until the running turns have ended; after *timeout_s* seconds they are stopped."""
@@ -90,8 +89,9 @@ class Application(Starlette):
                 self.started = True
                 self._on_ready()
                 yield
-        except StartError as exc:
-            self.failure = exc
+        except Exception as exc:
+            if not self.started:
+                self.failure = exc
             raise
 
 

@@ -20,7 +20,7 @@ from jarvis_core.services.openai_compatible import OpenAiModel
 from jarvis_core.services.python_bridges import BridgesModel
 from jarvis_core.services.tokens import TokenMint
 from jarvis_core.services.transport import Transport
-from jarvis_core.settings import Settings
+from jarvis_core.settings import Database, Settings
 from jarvis_core.store.conversations import ConversationStore
 from jarvis_core.store.migrations import migrate
 from jarvis_core.store.pool import Pool
@@ -71,8 +71,7 @@ async def open_container(settings: Settings) -> AsyncIterator[Container]:
     if settings.database.url is None:
         raise StartError("DATABASE_URL: no database was given, and none was started (run `jarvis-core`)")
     async with AsyncExitStack() as stack:
-        pool = Pool(settings.database, settings.database.url.reveal())
-        await _open_database(pool)
+        pool = await _open_database(settings.database, settings.database.url.reveal())
         stack.push_async_callback(_quietly, "the database", pool.close)
         turn_store = TurnStore(pool)
         neighbours: dict[str, Transport] = {}
@@ -116,18 +115,27 @@ def _language_model(settings: Settings, neighbours: dict[str, Transport]) -> Lan
     raise StartError("PYTHON_BRIDGES_URL or LLM_URL: no language model was given, and none was started")
 
 
-async def _open_database(pool: Pool) -> None:
-    deadline = asyncio.get_running_loop().time() + START_DEADLINE_S
+async def _open_database(settings: Database, conninfo: str) -> Pool:
+    """Return an open pool on a database whose schema is up to date; the caller closes it."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + START_DEADLINE_S
     while True:
+        # A pool that could not be opened cannot be opened again: each attempt has its own.
+        pool = Pool(settings, conninfo)
         try:
             await pool.open()
             await migrate(pool)
-            return
         except Unavailable as exc:
-            if asyncio.get_running_loop().time() >= deadline:
+            await pool.close()
+            if loop.time() >= deadline:
                 cause = str(exc.__cause__).strip().partition("\n")[0]
                 raise StartError(f"DATABASE_URL: the database does not answer: {cause}") from exc
-            await asyncio.sleep(0.2)
+        except BaseException:
+            await pool.close()
+            raise
+        else:
+            return pool
+        await asyncio.sleep(0.2)
 
 
 async def _keep_house(container: Container, turn_store: TurnStore) -> None:

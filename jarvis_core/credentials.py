@@ -68,7 +68,7 @@ class Credentials:
         except jwt.PyJWTError as exc:
             raise Unauthenticated("The credentials are not valid.") from exc
         user = claims.get("user_id") or claims.get("sub")
-        if not isinstance(user, str) or not 0 < len(user) <= 256:
+        if not isinstance(user, str) or not 0 < len(user) <= 256 or not user.isprintable():
             raise Unauthenticated("The credentials name no user.")
         username = claims.get("username")
         return Caller(user, username if isinstance(username, str) else user)

@@ -31,6 +31,9 @@ LEVELS = {
     "off": logging.CRITICAL + 10,
 }
 
+OF_PACKAGES = str.maketrans("", "", "_-:.")
+"""What a package's name has besides letters and digits."""
+
 QUIET = {
     "granian": logging.WARNING,
     "_granian": logging.WARNING,
@@ -55,13 +58,13 @@ def parse_filters(text: str) -> tuple[int, dict[str, int]]:
     general = logging.INFO
     packages: dict[str, int] = {}
     for part in filter(None, (piece.strip() for piece in text.split(","))):
-        target, separator, level = part.partition("=")
+        target, separator, level = (text.strip() for text in part.partition("="))
         if not separator and target.lower() in LEVELS:
             general = LEVELS[target.lower()]
             continue
         if separator and level.lower() not in LEVELS:
             raise SettingsError(f"RUST_LOG: {part!r}: the level must be one of {', '.join(LEVELS)}")
-        if not separator and not target.replace("_", "").replace("::", "").replace(".", "").isalnum():
+        if not target.translate(OF_PACKAGES).isalnum():
             raise SettingsError(f"RUST_LOG: {part!r} is neither a level nor a package=level")
         packages[target.replace("::", ".")] = LEVELS[level.lower()] if separator else logging.DEBUG
     return general, packages

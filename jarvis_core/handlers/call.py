@@ -24,7 +24,7 @@ class ClientLeft(Exception):
 class Reply:
     """A whole answer."""
 
-    __slots__ = ("body", "content_type", "headers", "status")
+    __slots__ = ("body", "headers", "status")
 
     def __init__(
         self,
@@ -35,8 +35,7 @@ class Reply:
     ) -> None:
         self.body = body
         self.status = status
-        self.content_type = content_type
-        self.headers = headers
+        self.headers = [(b"content-type", content_type), (b"content-length", b"%d" % len(body)), *headers]
 
 
 class Call:

@@ -15,6 +15,8 @@ from jarvis_core.metrics import Metrics
 
 _encoder = msgspec.json.Encoder()
 
+FRESH_S = 0.2
+"""How long an answer of /health is given again as it is."""
 METRICS_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -32,18 +34,17 @@ class HealthHandlers:
         self._services = services
         self._reasons = reasons
         self._started = time.monotonic()
-        self._known: tuple[ServiceStates, int] | None = None
+        self._stale_at = 0.0
         self._reply = Reply(b"")
 
     async def health(self, _call: Call) -> Reply:
         """Answer ``GET /health``."""
-        services = self._services()
-        uptime_s = int(time.monotonic() - self._started)
-        # The answer changes once a second at most; in between it need not be encoded again.
-        if self._known != (services, uptime_s):
-            self._known = (services, uptime_s)
+        now = time.monotonic()
+        if now >= self._stale_at:
+            self._stale_at = now + FRESH_S
+            services = self._services()
             status = overall(services)
-            body = HealthBody(status, __version__, uptime_s, services)
+            body = HealthBody(status, __version__, int(now - self._started), services)
             self._reply = Reply(_encoder.encode(body), 503 if status == "unhealthy" else 200)
         return self._reply
 

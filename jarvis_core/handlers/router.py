@@ -14,7 +14,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from jarvis_core import log
 from jarvis_core.credentials import Credentials
@@ -229,19 +229,8 @@ def _sound_request_id(value: bytes) -> str:
     return ""
 
 
-def _headers(call: Call, reply: Reply) -> list[tuple[bytes, bytes]]:
-    return [
-        (b"content-type", reply.content_type),
-        (b"content-length", b"%d" % len(reply.body)),
-        (b"x-request-id", call.request_id.encode()),
-        *call.cors,
-        *reply.headers,
-    ]
-
-
 async def _send(call: Call, reply: Reply) -> None:
-    send = call.send
-    start: Message = {"type": "http.response.start", "status": reply.status, "headers": _headers(call, reply)}
-    await send(start)
+    headers = [*reply.headers, (b"x-request-id", call.request_id.encode()), *call.cors]
+    await call.send({"type": "http.response.start", "status": reply.status, "headers": headers})
     body = b"" if call.scope["method"] == "HEAD" else reply.body
-    await send({"type": "http.response.body", "body": body})
+    await call.send({"type": "http.response.body", "body": body})

@@ -206,8 +206,7 @@ class Engine:
             "messages": messages,
             "stream": True,
             "stream_options": {"include_usage": True},
-            # Without these reports the engine does not see that its client has gone until a long prompt is read.
-            
+            "return_progress": True,  # after each batch of the prompt
             "temperature": temperature,
             "top_p": 0.9,
             "repeat_penalty": 1.05,

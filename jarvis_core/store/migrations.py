@@ -34,8 +34,16 @@ async def migrate(pool: Pool) -> None:
     """
     Bring the schema up to date.
 
-    Raises ``StartError`` when a newer version of this program made the schema, or the server is too old.
+    Raises ``StartError`` when a newer version of this program made the schema, the server is too old, or the user may
+    not make tables.
     """
+    try:
+        await _migrate(pool)
+    except psycopg.errors.InsufficientPrivilege as exc:
+        raise StartError(f"DATABASE_URL: this user may not make the tables: {exc.diag.message_primary}") from exc
+
+
+async def _migrate(pool: Pool) -> None:
     files = schema_files()
     async with pool.transaction() as connection:
         if connection.info.server_version < OLDEST_SERVER:
@@ -67,9 +75,6 @@ async def _apply(pool: Pool, number: int, name: str, sql: str) -> None:
         cursor = await connection.execute("select 1 from schema_versions where number = %s", (number,))
         if await cursor.fetchone():
             return
-        try:
-            await connection.execute(sql.encode(), prepare=False)  # several statements at once
-        except psycopg.errors.InsufficientPrivilege as exc:
-            raise StartError(f"DATABASE_URL: this user may not apply {name}: {exc.diag.message_primary}") from exc
+        await connection.execute(sql.encode(), prepare=False)  # several statements at once
         await connection.execute("insert into schema_versions (number, name) values (%s, %s)", (number, name))
         logger.info("the schema was brought up to date", migration=name)

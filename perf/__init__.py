@@ -1,0 +1,1 @@
+"""Load scenarios and the peers they are compared with; ``make perf`` runs them all on loopback."""
