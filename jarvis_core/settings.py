@@ -24,8 +24,10 @@ Port = Annotated[int, Meta(ge=0, le=65535)]
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 
 DEFAULT_SYSTEM_PROMPT = (
-    "You are Jarvis, a helpful, honest voice assistant that runs at the user's home. "
-    "Answer in the language of the user's message, in a few short sentences that sound natural when spoken aloud."
+    "You are Jarvis, the voice assistant of this home. Reply in the language of the question with one to three short "
+    "spoken sentences, never a list.\n"
+    "Tu es Jarvis, l'assistant vocal de cette maison. Réponds dans la langue de la question par une à trois phrases "
+    "courtes, jamais de liste."
 )
 
 
@@ -113,7 +115,7 @@ class Llm(Struct, frozen=True, forbid_unknown_fields=True):
     api_key: Annotated[Secret | None, Meta(extra={"env": "LLM_API_KEY"})] = None
     system_prompt: Annotated[str, Meta(max_length=5_000, extra={"env": "LLM_SYSTEM_PROMPT"})] = DEFAULT_SYSTEM_PROMPT
     """Used where a request brings none of its own."""
-    temperature: Annotated[float, Meta(ge=0, le=2, extra={"env": "LLM_TEMPERATURE"})] = 0.7
+    temperature: Annotated[float, Meta(ge=0, le=2, extra={"env": "LLM_TEMPERATURE"})] = 0.5
     max_tokens: Annotated[int, Meta(ge=1, le=32_000, extra={"env": "LLM_MAX_TOKENS"})] = 1_024
     context_tokens: Annotated[int, Meta(ge=512, le=10_000_000, extra={"env": "LLM_CONTEXT_TOKENS"})] = 8_192
     """What the OpenAI-compatible server's model can read and write together, in tokens."""

@@ -77,6 +77,9 @@ class GenerateRequest(msgspec.Struct, frozen=True):
         return list(self.messages)
 
 
+HEALTH_PATIENCE_S = 4.0
+"""Less than the core's own deadline for the question."""
+
 _encode = msgspec.json.encode
 _request_decoder = msgspec.json.Decoder(GenerateRequest)
 
@@ -101,7 +104,12 @@ class LanguageModel:
         self._engine = engine
 
     async def health(self, _: web.Request) -> web.Response:
-        """Tell what works; "healthy" as soon as all that the stand-in has does."""
+        """
+        Tell what works; "healthy" as soon as all that the stand-in has does.
+
+        The core asks once at its start and not again for a while: an answer waits for the model, for a few seconds.
+        """
+        await self._engine.wait_loaded(HEALTH_PATIENCE_S)
         services = dict.fromkeys(SERVICES, "❌")
         if self._engine.loaded:
             services["ollama_llm"] = "✅"

@@ -9,6 +9,7 @@ file can end it without an exception.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import signal
@@ -129,6 +130,13 @@ class Engine:
     def loaded(self) -> bool:
         """Whether the model can answer now."""
         return self._loaded.is_set()
+
+    async def wait_loaded(self, timeout_s: float) -> bool:
+        """Wait until the model is loaded, at most *timeout_s* seconds; return whether it is."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._loaded.wait()
+        return self.loaded
 
     async def open(self, address: str) -> None:
         """Begin to use the engine that has loaded its model and listens at *address*."""

@@ -85,7 +85,7 @@ class Completion(Struct):
     choices: list[Choice] | None = None
     model: str | None = None
     usage: Usage | None = None
-    error: msgspec.Raw | None = None
+    error: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
 
 
 class Model(Struct):

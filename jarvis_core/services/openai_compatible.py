@@ -102,7 +102,7 @@ class OpenAiModel:
             chunk = _decoder.decode(line)
         except (msgspec.DecodeError, UnicodeDecodeError) as exc:
             raise BadGateway(f"{self._transport.name} sent what is not its contract.") from exc
-        if chunk.error is not None and bytes(chunk.error) != b"null":
+        if bytes(chunk.error) not in (b"", b"null"):
             self._transport.health.learn("degraded", bytes(chunk.error)[:200].decode(errors="replace"))
             raise BadGateway(f"{self._transport.name} reported that its language model failed.")
         return chunk

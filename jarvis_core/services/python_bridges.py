@@ -164,7 +164,7 @@ def pack(prompt: Prompt) -> GenerateRequest:
         kept.append(utterance)
         lines.append(line)
     kept.reverse()
-    messages = [ChatMessage(utterance.role, utterance.content) for utterance in kept]
+    messages = [ChatMessage("assistant" if one.role == "assistant" else "user", one.content) for one in kept]
     return GenerateRequest(
         prompt=head + "".join(reversed(lines)) + tail if lines else prompt.content,
         system_prompt=prompt.system[:SYSTEM_LIMIT_CHARS] or msgspec.UNSET,

@@ -1,0 +1,87 @@
+"""One PostgreSQL server for the whole run, a fresh database for each test that asks."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from jarvis_core.local.postgres import EmbeddedPostgres
+from jarvis_core.settings import Database
+from jarvis_core.store.migrations import migrate
+from jarvis_core.store.pool import Pool
+from tests.fakes.relay import DatabaseRelay
+
+MAX_CONNECTIONS = 200
+"""Of the server: the tests' pools and those of servers that tests start."""
+
+MEMORY_BYTES = 1 << 30
+"""What must be free to have the server's files in memory, where a database is made in a tenth of the time."""
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def postgres_conninfo() -> Iterator[str]:
+    """Run one server, and give the conninfo of its database ``jarvis``, which tests leave empty."""
+    # Not pytest's own directory: as root the server runs as nobody, who may not enter that one.
+    directory = Path(tempfile.mkdtemp(prefix="jarvis-test-", dir=_fastest_directory()))
+    directory.chmod(0o711)
+    server = EmbeddedPostgres(directory / "data", max_connections=MAX_CONNECTIONS)
+    try:
+        conninfo = server.start()
+        with psycopg.connect(conninfo, autocommit=True) as connection:
+            # Nothing here outlives the run.
+            connection.execute("alter system set fsync = off")
+            connection.execute("select pg_reload_conf()")
+        yield conninfo
+    finally:
+        server.stop()
+        shutil.rmtree(directory)
+
+
+@pytest.fixture
+def database(postgres_conninfo: str) -> Iterator[str]:
+    """Give the conninfo of an empty database of the test's own; who opens it migrates it."""
+    name = f"test_{next(_numbers)}"
+    with psycopg.connect(postgres_conninfo, autocommit=True) as connection:
+        connection.execute(f"create database {name} strategy file_copy")
+        try:
+            yield make_conninfo(postgres_conninfo, dbname=name)
+        finally:
+            connection.execute(f"drop database {name} with (force)")
+
+
+@pytest.fixture
+async def pool(database: str) -> AsyncIterator[Pool]:
+    """Give an open pool on a migrated database of the test's own."""
+    pool = Pool(Database(max_connections=4), database)
+    await pool.open()
+    try:
+        await migrate(pool)
+        yield pool
+    finally:
+        await pool.close()
+
+
+@pytest.fixture
+async def relay(database: str) -> AsyncIterator[DatabaseRelay]:
+    """Give the same database through a relay that can be away, hang and lose its connections."""
+    async with DatabaseRelay(database) as relay:
+        yield relay
+
+
+def _fastest_directory() -> str:
+    memory = Path("/dev/shm")
+    if memory.is_dir() and os.access(memory, os.W_OK):
+        state = os.statvfs(memory)
+        if state.f_bavail * state.f_frsize >= MEMORY_BYTES and not state.f_flag & os.ST_NOEXEC:
+            return str(memory)
+    return "/tmp"

@@ -1,0 +1,182 @@
+"""A client of the WebSocket that holds every event against the invariants of the API as it arrives."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import urlencode
+
+import msgspec
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.typing import Origin, Subprotocol
+
+from tests.handlers.events import DELTA
+
+Event = dict[str, Any]
+
+WAIT_S = 10.0
+"""Longest wait for one event: generous, for a machine with other work."""
+
+
+class Tally:
+    """What the events so far add up to; ``take`` raises ``AssertionError`` where one breaks an invariant."""
+
+    def __init__(self) -> None:
+        self.seq = 0
+        self.active: str | None = None
+        """The response that was created and is not done."""
+        self.text = ""
+        """Its deltas, or the last response's."""
+        self._ended: set[str] = set()
+        self._event_ids: set[str] = set()
+
+    def take(self, event: Event) -> None:
+        """Count one event."""
+        assert event["seq"] == self.seq + 1, (self.seq, event)
+        self.seq += 1
+        assert event["event_id"] not in self._event_ids
+        self._event_ids.add(event["event_id"])
+        if "response_id" in event:
+            assert event["response_id"] == self.active, event
+        match event["type"]:
+            case "response.created":
+                assert self.active is None, "one active response a session"
+                self.active = event["response"]["id"]
+                assert self.active not in self._ended
+                assert event["response"]["status"] == "in_progress"
+                self.text = ""
+            case "response.output_text.delta":
+                assert event["delta"]
+                self.text += event["delta"]
+            case "response.output_text.done":
+                assert event["text"] == self.text
+            case "response.content_part.done":
+                assert event["part"]["text"] == self.text
+            case "response.output_item.done":
+                assert event["item"]["content"][0]["text"] == self.text
+            case "response.done":
+                response = event["response"]
+                assert response["id"] == self.active
+                assert "".join(item["content"][0]["text"] for item in response["output"]) == self.text
+                self._ended.add(response["id"])
+                self.active = None
+
+
+class Socket:
+    """An open WebSocket; *seen* are the events of the one that it resumes."""
+
+    def __init__(self, connection: ClientConnection, seen: Sequence[Event] = ()) -> None:
+        self.connection = connection
+        self.seen = list(seen)
+        """All events, those of the resumed socket first."""
+        self.tally = Tally()
+        for event in seen:
+            self.tally.take(event)
+        self._fresh = True
+
+    async def send(self, kind: str, **fields: object) -> None:
+        """Send one event."""
+        await self.send_raw(msgspec.json.encode({"type": kind, **fields}).decode())
+
+    async def send_raw(self, frame: str | bytes) -> None:
+        """Send one frame as it is."""
+        await self.connection.send(frame)
+
+    async def receive(self, limit_s: float = WAIT_S) -> Event:
+        """Wait for the next event."""
+        async with asyncio.timeout(limit_s):
+            frame = await self.connection.recv(decode=False)
+        event: Event = msgspec.json.decode(frame)
+        self.tally.take(event)
+        assert (event["type"] == "session.created") == self._fresh, "the first event, and only that"
+        self._fresh = False
+        self.seen.append(event)
+        return event
+
+    async def until(self, *kinds: str, limit_s: float = WAIT_S) -> Event:
+        """Wait for the first event of one of these *kinds*."""
+        while (event := await self.receive(limit_s))["type"] not in kinds:
+            pass
+        return event
+
+    async def until_text(self, text: str) -> None:
+        """Wait until the deltas of the active response add up to *text*."""
+        while self.tally.text != text:
+            await self.until(DELTA)
+
+    async def add(self, text: str, **fields: object) -> Event:
+        """Add a user's message and return its item."""
+        item = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": text}], **fields}
+        await self.send("conversation.item.create", item=item)
+        event = await self.until("conversation.item.done", "error")
+        assert event["type"] == "conversation.item.done", event
+        added: Event = event["item"]
+        return added
+
+    async def ask(self, text: str, **overrides: object) -> Event:
+        """Add a user's message, ask for a response, and return it once it is created."""
+        await self.add(text)
+        await self.send("response.create", **({"response": overrides} if overrides else {}))
+        return await self.created()
+
+    async def created(self) -> Event:
+        """Wait for a response to be created."""
+        event = await self.until("response.created", "error")
+        assert event["type"] == "response.created", event
+        response: Event = event["response"]
+        return response
+
+    async def done(self) -> Event:
+        """Wait for the active response's end."""
+        event = await self.until("response.done")
+        response: Event = event["response"]
+        return response
+
+    async def error(self) -> Event:
+        """Wait for an error."""
+        event = await self.until("error")
+        error: Event = event["error"]
+        return error
+
+    async def closed(self, limit_s: float = WAIT_S) -> int | None:
+        """Read to the end and return the closing code."""
+        async with asyncio.timeout(limit_s):
+            async for frame in self.connection:
+                event = msgspec.json.decode(frame)
+                self.tally.take(event)
+                self.seen.append(event)
+        return self.connection.close_code
+
+    def abort(self) -> None:
+        """Drop the connection without a word, as a network does."""
+        self.connection.transport.abort()
+
+
+@asynccontextmanager
+async def open_socket(
+    url: str,
+    path: str = "/ws",
+    *,
+    key: str | None = None,
+    headers: dict[str, str] | None = None,
+    origin: str | None = None,
+    subprotocols: Sequence[str] = (),
+    seen: Sequence[Event] = (),
+    **query: str | int,
+) -> AsyncIterator[Socket]:
+    """Connect to the server at *url* with the credentials *key*; what is open at the end is closed."""
+    address = url.replace("http", "ws", 1) + path + (f"?{urlencode(query)}" if query else "")
+    async with connect(
+        address,
+        additional_headers={**({"Authorization": f"Bearer {key}"} if key else {}), **(headers or {})},
+        origin=Origin(origin) if origin else None,
+        subprotocols=[Subprotocol(one) for one in subprotocols] or None,
+        compression=None,
+        proxy=None,
+        max_size=None,
+        max_queue=4,
+        close_timeout=2,
+    ) as connection:
+        yield Socket(connection, seen)

@@ -1,0 +1,1 @@
+"""The real product as a process of its own: started, used, stopped and killed."""

@@ -1,0 +1,441 @@
+"""The rules of the house, held against the real imports, the real sources and the running router."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from functools import cache
+from pathlib import Path
+from types import FrameType, SimpleNamespace
+from typing import NamedTuple, Self, cast
+
+import pytest
+import starlette
+from starlette.types import Message
+
+from jarvis_core import app as app_module
+from jarvis_core.container import Container
+from jarvis_core.credentials import Credentials
+from jarvis_core.metrics import Metrics
+from jarvis_core.settings import Settings
+
+REPOSITORY = Path(__file__).parents[1]
+PACKAGE = "jarvis_core"
+
+LAYERS = (
+    ("__main__",),
+    ("app",),
+    ("container",),
+    ("handlers",),
+    ("turn", "turn_log", "conversation", "memory", "speech"),
+    ("services", "store", "cache", "local"),
+    ("credentials", "metrics"),
+    ("models", "errors", "settings", "log"),
+)
+"""From the top down. A module imports from its own package and from what lies lower, never across or up."""
+
+SAME_LAYER = frozenset({LAYERS[4], LAYERS[7]})
+"""Layers whose modules may import one another."""
+
+OUT_OF_REACH = {
+    "app": {"services", "store", "cache"},
+    "container": {"handlers"},
+    "handlers": {"services", "store", "cache"},
+}
+"""What lies lower and is not for everybody above: parts are reached through the container and the domain."""
+
+STAND_INS_MAY_USE = {"local", "errors"}
+"""The stand-ins are neighbours: they know nothing of the core that asks them."""
+
+SHARED_SERVICES = {"transport", "contract", "lines", "tokens"}
+"""Modules below ``services`` that are no adapters; every other one is, and knows no other adapter."""
+
+FOREIGN = {
+    "starlette": ("handlers", "app"),
+    "aiohttp": ("services", "local"),
+    "psycopg": ("store",),
+    "psycopg_pool": ("store",),
+    "coredis": ("cache",),
+    "granian": ("__main__",),
+    "uvloop": ("__main__",),
+    "xllamacpp": ("local",),
+}
+"""Who may import what is not ours."""
+
+NO_PATTERNS = {"re", "regex", "fnmatch", "starlette.routing"}
+"""Out of reach of what routes requests."""
+
+READS_ENVIRONMENT = {
+    "__main__": "gives it to settings.load",
+    "local.fetch": "hands it on to pip, which needs the user's proxies and indexes",
+}
+KNOWS_ALL_SETTINGS = {"__main__", "app", "container"}
+
+SQL = re.compile(
+    r"\b(select\s.+\sfrom|insert\s+into|update\s+\w+\s+set|delete\s+from|create\s+(unique\s+)?(table|index)|alter\s+table)\b",
+    re.IGNORECASE | re.DOTALL,
+)
+
+HEAVY = ("coredis", "jwt", "prometheus_client", "xllamacpp", "numpy", "av", f"{PACKAGE}.local")
+"""Imported when first needed, never for a start that has no need of it."""
+
+
+class Module(NamedTuple):
+    """One source file."""
+
+    name: str
+    """Without the package: ``services.transport``; empty for the package itself."""
+    tree: ast.Module
+
+    @property
+    def room(self) -> str:
+        """The first part of its name: a layer's entry."""
+        return self.name.partition(".")[0]
+
+    def imports(self) -> Iterator[str]:
+        """Give the full name of all that is imported anywhere in it, functions included."""
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.Import):
+                yield from (alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                base = node.module or ""
+                if node.level:
+                    package = [PACKAGE, *self.name.split(".")][: -node.level]
+                    base = ".".join([*package, base]).rstrip(".")
+                yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+@cache
+def read_modules() -> list[Module]:
+    modules = []
+    for path in sorted((REPOSITORY / PACKAGE).rglob("*.py")):
+        parts = path.relative_to(REPOSITORY / PACKAGE).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        modules.append(Module(name, ast.parse(path.read_text(encoding="utf-8"))))
+    return modules
+
+
+def is_below(name: str, package: str) -> bool:
+    return name == package or name.startswith(package + ".")
+
+
+def layer_of(room: str) -> int | None:
+    return next((number for number, rooms in enumerate(LAYERS) if room in rooms), None)
+
+
+def ours(module: Module) -> Iterator[str]:
+    """Give what *module* imports of the package, without its name; ``__version__`` and the like are left out."""
+    for name in module.imports():
+        if name.startswith(PACKAGE + ".") and not name.startswith(PACKAGE + ".__"):
+            yield name.removeprefix(PACKAGE + ".")
+
+
+# The rules: each gives its complaints about one module
+
+
+def has_a_place(module: Module) -> Iterator[str]:
+    """Every module has a place in the layers."""
+    if module.name and layer_of(module.room) is None:
+        yield "has no place in the layers"
+
+
+def looks_down(module: Module) -> Iterator[str]:
+    """Imports point down: ``__main__ → app → handlers → domain → services, store, cache → models, errors, settings``."""
+    own = layer_of(module.room)
+    for name in ours(module):
+        room = name.partition(".")[0]
+        other = layer_of(room)
+        if own is None or other is None or room == module.room:
+            continue
+        if other < own or (other == own and LAYERS[own] not in SAME_LAYER):
+            yield f"imports {name}, which does not lie below it"
+        if room in OUT_OF_REACH.get(module.room, ()):
+            yield f"imports {name}, which is out of its reach"
+        if module.room == "local" and room not in STAND_INS_MAY_USE:
+            yield f"imports {name}, but stand-ins know nothing of the core"
+        if room == "local" and module.name != "__main__":
+            yield f"imports {name}, but only the command line starts stand-ins"
+
+
+def knows_no_adapter(module: Module) -> Iterator[str]:
+    """Only the container knows concrete adapters, and adapters never import one another."""
+    for name in ours(module):
+        room, _, rest = name.partition(".")
+        adapter = rest.partition(".")[0]
+        if (
+            room == "services"
+            and adapter not in SHARED_SERVICES
+            and module.name not in ("container", f"services.{adapter}")
+        ):
+            yield f"imports the adapter {adapter}"
+
+
+def keeps_foreign_in_its_room(module: Module) -> Iterator[str]:
+    """What is not ours stays in its room: no starlette, aiohttp or psycopg in the domain."""
+    for name in module.imports():
+        for package, rooms in FOREIGN.items():
+            if is_below(name, package) and module.room not in rooms:
+                yield f"imports {name}, which belongs to {' and '.join(rooms)}"
+
+
+def routes_without_patterns(module: Module) -> Iterator[str]:
+    """No regular expression where requests are routed."""
+    if module.room in ("handlers", "app"):
+        for name in module.imports():
+            if any(is_below(name, pattern) for pattern in NO_PATTERNS):
+                yield f"imports {name}"
+
+
+def keeps_sql_in_the_store(module: Module) -> Iterator[str]:
+    """SQL is written in the store alone."""
+    if module.room == "store":
+        return
+    prose = {id(text) for text in _docstrings(module.tree)}
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose:
+            found = SQL.search(node.value)
+            if found:
+                yield f"line {node.lineno} has SQL: {found[0]!r}"
+
+
+def leaves_the_environment_alone(module: Module) -> Iterator[str]:
+    """Only the command line reads the environment."""
+    if module.name in READS_ENVIRONMENT:
+        return
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Attribute) and node.attr in ("environ", "environb", "getenv"):
+            yield f"line {node.lineno} reads the environment"
+    for name in module.imports():
+        if name in ("os.environ", "os.environb", "os.getenv"):
+            yield f"imports {name}"
+
+
+def gets_its_own_settings(module: Module) -> Iterator[str]:
+    """A part gets its own section of the settings, never all of them."""
+    if module.name not in KNOWS_ALL_SETTINGS and "settings.Settings" in ours(module):
+        yield "imports all settings"
+
+
+def _docstrings(tree: ast.Module) -> Iterator[ast.Constant]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            yield node.value
+
+
+Rule = Callable[[Module], Iterator[str]]
+RULES: tuple[Rule, ...] = (
+    has_a_place,
+    looks_down,
+    knows_no_adapter,
+    keeps_foreign_in_its_room,
+    routes_without_patterns,
+    keeps_sql_in_the_store,
+    leaves_the_environment_alone,
+    gets_its_own_settings,
+)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_rule(rule: Rule) -> None:
+    """Every module keeps the rule."""
+    modules = read_modules()
+    assert len(modules) > 20
+    assert [f"{module.name}: {complaint}" for module in modules for complaint in rule(module)] == []
+
+
+@pytest.mark.parametrize(
+    ("rule", "name", "source"),
+    [
+        (has_a_place, "utils", ""),
+        (looks_down, "handlers.chat", "from jarvis_core.store.conversations import ConversationStore"),
+        (looks_down, "handlers.chat", "from jarvis_core.services import transport"),
+        (looks_down, "handlers.chat", "import jarvis_core.container"),
+        (looks_down, "app", "from jarvis_core.store.pool import Pool"),
+        (looks_down, "container", "from jarvis_core.handlers.router import Router"),
+        (looks_down, "turn", "def late():\n    from jarvis_core.handlers import stream"),
+        (looks_down, "services.transport", "from jarvis_core.store.pool import Pool"),
+        (looks_down, "store.pool", "from ..turn import Turns"),
+        (looks_down, "models", "from jarvis_core import credentials"),
+        (looks_down, "local.bridges", "from jarvis_core.services.contract import GenerateRequest"),
+        (looks_down, "container", "from jarvis_core.local.postgres import EmbeddedPostgres"),
+        (knows_no_adapter, "services.python_bridges", "from jarvis_core.services.openai_compatible import fit"),
+        (knows_no_adapter, "services.python_bridges", "from .openai_compatible import fit"),
+        (knows_no_adapter, "turn", "from jarvis_core.services import audio_engine"),
+        (knows_no_adapter, "app", "from jarvis_core.services.python_bridges import BridgesModel"),
+        (keeps_foreign_in_its_room, "turn", "from starlette.requests import Request"),
+        (keeps_foreign_in_its_room, "memory", "import psycopg.rows"),
+        (keeps_foreign_in_its_room, "speech", "import aiohttp"),
+        (keeps_foreign_in_its_room, "handlers.chat", "from aiohttp import ClientSession"),
+        (routes_without_patterns, "handlers.router", "import re"),
+        (routes_without_patterns, "handlers.router", "from re import compile"),
+        (routes_without_patterns, "app", "from starlette.routing import Route"),
+        (routes_without_patterns, "app", "from starlette import routing"),
+        (keeps_sql_in_the_store, "turn", 'X = "select id\\nfrom turns"'),
+        (keeps_sql_in_the_store, "container", 'X = f"DELETE FROM {TABLE}"'),
+        (leaves_the_environment_alone, "settings", "import os\nHOME = os.environ['HOME']"),
+        (leaves_the_environment_alone, "log", "from os import environ"),
+        (gets_its_own_settings, "turn", "from jarvis_core.settings import Settings"),
+    ],
+)
+def test_rule_is_no_formality(rule: Rule, name: str, source: str) -> None:
+    """A source that breaks the rule is found."""
+    assert list(rule(Module(name, ast.parse(source))))
+
+
+def test_prose_is_not_sql() -> None:
+    """A docstring may speak of selecting something from somewhere."""
+    source = '"""Select what is needed from the log."""\nX = 1\n"""Insert into nothing."""'
+    assert list(keeps_sql_in_the_store(Module("turn", ast.parse(source)))) == []
+
+
+IMPORT_ALL = """
+import importlib, json, pkgutil, sys
+
+root, names = sys.argv[1], sys.argv[2:]
+did = []
+
+def watch(event, arguments):
+    if event not in ("open", "subprocess.Popen", "os.fork", "os.posix_spawn") and not event.startswith("socket."):
+        return
+    frame = sys._getframe(1)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if file.startswith("<frozen importlib"):
+            return
+        if file.startswith(root):
+            did.append(f"{file}:{frame.f_lineno}: {event} {arguments[:1]}")
+            return
+        frame = frame.f_back
+
+sys.addaudithook(watch)
+for name in names:
+    importlib.import_module(name)
+print(json.dumps({"did": did, "modules": sorted(sys.modules)}))
+"""
+
+
+def import_in_a_process(*names: str, root: Path = REPOSITORY / PACKAGE) -> dict[str, list[str]]:
+    """Import modules in a new process; return what their own top levels did there, and all that was imported."""
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT_ALL, str(root), *names],
+        cwd=root.parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    result: dict[str, list[str]] = json.loads(done.stdout)
+    return result
+
+
+def test_import_has_no_effect() -> None:
+    """Importing any module opens no file and no socket, and starts no process."""
+    names = [f"{PACKAGE}.{module.name}".rstrip(".") for module in read_modules()]
+    assert import_in_a_process(*names)["did"] == []
+
+
+def test_import_with_an_effect_is_found(tmp_path: Path) -> None:
+    """A module that opens a file at its top level does not pass."""
+    room = tmp_path / "room"
+    room.mkdir()
+    (room / "guilty.py").write_text("from pathlib import Path\nTEXT = Path(__file__).read_text()\n")
+    assert "open" in import_in_a_process("room.guilty", root=room)["did"][0]
+
+
+def test_start_imports_only_what_it_needs() -> None:
+    """The application is imported without what only some deployments need."""
+    imported = import_in_a_process(f"{PACKAGE}.app")["modules"]
+    assert [name for name in imported for heavy in HEAVY if is_below(name, heavy)] == []
+
+
+# Routing
+
+
+class Patterns:
+    """Notes each use of a compiled regular expression by our code or Starlette's, also through ``re``'s functions."""
+
+    ROOTS = (str(REPOSITORY / PACKAGE), str(Path(starlette.__file__).parent), __file__)
+
+    def __init__(self) -> None:
+        self.used: list[str] = []
+
+    def __enter__(self) -> Self:
+        sys.setprofile(self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.setprofile(None)
+
+    def _note(self, frame: FrameType, event: str, argument: object) -> None:
+        if event != "c_call" or not isinstance(getattr(argument, "__self__", None), re.Pattern):
+            return
+        caller: FrameType | None = frame
+        while caller is not None and caller.f_code.co_filename == re.__file__:
+            caller = caller.f_back
+        if caller is not None and caller.f_code.co_filename.startswith(self.ROOTS):
+            self.used.append(f"{caller.f_code.co_filename}:{caller.f_lineno} {argument!r}")
+
+
+async def ask(application: app_module.Application, method: str, path: str) -> tuple[int, bytes]:
+    """Send one request straight into the application; return the status and the body."""
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "scheme": "http",
+        "path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "", "headers": [],
+        "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 2), "state": {},
+    }  # fmt: skip
+    await application(scope, receive, send)
+    return sent[0]["status"], sent[1]["body"]
+
+
+@pytest.fixture
+async def application(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[app_module.Application]:
+    """Give the started application over parts that only look like parts: no request here gets as far as them."""
+    settings = Settings()
+    parts = SimpleNamespace(
+        settings=settings, credentials=Credentials(settings.auth), metrics=Metrics(), draining=False, neighbours={},
+        pool=SimpleNamespace(healthy=True), turns=SimpleNamespace(running=0), conversations=SimpleNamespace(),
+    )  # fmt: skip
+
+    @asynccontextmanager
+    async def open_container(_settings: Settings) -> AsyncIterator[Container]:
+        yield cast("Container", parts)
+
+    monkeypatch.setattr(app_module, "open_container", open_container)
+    monkeypatch.setattr("gc.freeze", lambda: None)
+    application = app_module.create_app(settings)
+    async with application.router.lifespan_context(application):
+        yield application
+
+
+async def test_no_static_route_is_matched_by_a_regular_expression(application: app_module.Application) -> None:
+    """A request finds its way without any regular expression: to each static route, to none, and to a wrong method."""
+    document = json.loads((await ask(application, "GET", "/openapi.json"))[1])
+    static = ["/openapi.json", *(path for path in document["paths"] if "{" not in path)]
+    assert {"/health", "/ready", "/metrics", "/api/chat"} <= set(static)
+    with Patterns() as patterns:
+        refused = [(await ask(application, "BREW", path))[0] for path in static]
+        found = [(await ask(application, "GET", path))[0] for path in ("/health", "/ready", "/openapi.json")]
+        missed = (await ask(application, "GET", "/no/such/path"))[0]
+    assert refused == [405] * len(static)
+    assert (found, missed) == ([200, 200, 200], 404)
+    assert patterns.used == []
+
+
+@pytest.mark.parametrize("match", [re.compile("/health$").match, lambda path: re.match("/health$", path)])
+def test_use_of_a_regular_expression_is_noticed(match: Callable[[str], object]) -> None:
+    """A path that is matched by a pattern, or through the module's functions, is noticed."""
+    with Patterns() as patterns:
+        match("/health")
+    assert len(patterns.used) == 1

@@ -1,0 +1,295 @@
+"""Settings: where values come from, and what a person is told of a bad one."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from jarvis_core.errors import SettingsError
+from jarvis_core.settings import (
+    Auth,
+    Database,
+    Local,
+    Secret,
+    Settings,
+    data_directory,
+    environment_names,
+    load,
+    parse_api_keys,
+)
+
+REPOSITORY = Path(__file__).parents[2]
+SECRET = "0123456789abcdef0123456789abcdef"
+
+OLD_ENVIRONMENT = {
+    "HOST": "0.0.0.0",
+    "PORT": "8100",
+    "RUST_LOG": "info,jarvis_core=debug,tower_http=debug",
+    "DATABASE_URL": "postgres://jarvis:hunter22@db:5432/jarvis",
+    "REDIS_URL": "redis://cache:6379",
+    "PYTHON_BRIDGES_URL": "http://localhost:8005",
+    "AUDIO_ENGINE_URL": "http://localhost:8004",
+    "JWT_SECRET": SECRET,
+    "DB_MAX_CONNECTIONS": "20",
+    "PATH": "/usr/bin",
+    "LANG": "fr_FR.UTF-8",
+}
+
+
+def fields() -> Iterator[tuple[str, msgspec.structs.FieldInfo]]:
+    """Give (section, field) of every setting."""
+    for section in msgspec.structs.fields(Settings):
+        for field in msgspec.structs.fields(section.type):
+            yield section.name, field
+
+
+ALL_FIELDS = [pytest.param(section, field, id=f"{section}.{field.name}") for section, field in fields()]
+
+
+def write(directory: Path, text: str) -> Path:
+    """Write a settings file."""
+    file = directory / "jarvis.toml"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def test_environment_over_file_over_default(tmp_path: Path) -> None:
+    """The environment wins over the file, and the file over the default."""
+    file = write(tmp_path, "[server]\nport = 9000\nworkers = 1\n[llm]\nmax_tokens = 64\n")
+    settings = load({"PORT": "9001"}, file)
+    assert (settings.server.port, settings.llm.max_tokens, settings.server.host) == (9001, 64, "0.0.0.0")
+    assert load({}, file).server.port == 9000
+    assert load({}).server.port == 8100
+
+
+def test_empty_variables_are_unset(tmp_path: Path) -> None:
+    """An empty environment variable counts as unset, so the file or the default holds."""
+    file = write(tmp_path, "[server]\nport = 9000\n")
+    settings = load({"PORT": "", "DATABASE_URL": "", "JARVIS_CONFIG": ""}, file)
+    assert settings.server.port == 9000
+    assert settings.database.url is None
+    assert load({"JARVIS_CONFIG": ""}) == Settings()
+
+
+def test_file_named_by_environment(tmp_path: Path) -> None:
+    """JARVIS_CONFIG names the file when the caller does not."""
+    file = write(tmp_path, "[server]\nport = 9000\n")
+    assert load({"JARVIS_CONFIG": str(file)}).server.port == 9000
+
+
+def test_old_environment_works() -> None:
+    """The environment of the core before this one works unchanged, and what is not ours is left alone."""
+    settings = load(OLD_ENVIRONMENT)
+    assert settings.server.port == 8100
+    assert settings.log.level == "info,jarvis_core=debug,tower_http=debug"
+    assert settings.database.url is not None
+    assert settings.database.url.reveal() == OLD_ENVIRONMENT["DATABASE_URL"]
+    assert settings.neighbours.python_bridges_url == "http://localhost:8005"
+    assert settings.neighbours.audio_engine_url == "http://localhost:8004"
+    assert settings.auth.jwt_secret is not None
+    assert settings.database.max_connections == 20
+
+
+def test_rust_log_over_log_level() -> None:
+    """RUST_LOG is asked before LOG_LEVEL, which is enough alone."""
+    assert load({"RUST_LOG": "warn", "LOG_LEVEL": "debug"}).log.level == "warn"
+    assert load({"RUST_LOG": "", "LOG_LEVEL": "debug"}).log.level == "debug"
+
+
+def test_lists_from_environment() -> None:
+    """A list is written with commas in the environment; white space and empty parts are left out."""
+    assert load({"CORS_ORIGINS": "http://a.test, https://b.test:8443 ,,"}).server.cors_origins == (
+        "http://a.test",
+        "https://b.test:8443",
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PORT", "eighty"),
+        ("PORT", "65536"),
+        ("PORT", "-1"),
+        ("PORT", "81.5"),
+        ("WORKERS", "0"),
+        ("WORKERS", "true"),
+        ("BODY_LIMIT_BYTES", "10"),
+        ("CONNECT_TIMEOUT_S", "0"),
+        ("CONNECT_TIMEOUT_S", "nan"),
+        ("CONNECT_TIMEOUT_S", "inf"),
+        ("CONNECT_TIMEOUT_S", "2s"),
+        ("LLM_TEMPERATURE", "2.1"),
+        ("LLM_TEMPERATURE", "nan"),
+        ("LLM_MAX_TOKENS", "0"),
+        ("LLM_SYSTEM_PROMPT", "x" * 5_001),
+        ("PROBE_INTERVAL_S", "89"),
+        ("DB_MAX_CONNECTIONS", "0"),
+        ("LOG_FORMAT", "xml"),
+        ("DEFAULT_LANGUAGE", "f"),
+        ("PYTHON_BRIDGES_URL", "localhost:8005"),
+        ("PYTHON_BRIDGES_URL", "http://"),
+        ("AUDIO_ENGINE_URL", "ftp://localhost:8004"),
+        ("AUDIO_ENGINE_URL", "http://localhost:port"),
+        ("LLM_URL", "http://[::1"),
+        ("LLM_URL", "http://localhost:99999/v1"),
+        ("JWT_SECRET", "short"),
+        ("API_KEYS", "nameless"),
+        ("API_KEYS", "name:short"),
+        ("API_KEYS", ":12345678"),
+    ],
+)
+def test_bad_values_are_named(name: str, value: str) -> None:
+    """A bad value stops the start with one line that names its variable."""
+    with pytest.raises(SettingsError) as caught:
+        load({name: value})
+    message = str(caught.value)
+    assert message.startswith(name)
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("[server]\nport = 'eighty'\n", "server.port"),
+        ("[server]\nport = [80]\n", "server.port"),
+        ("[server]\ncors_origins = 5\n", "server.cors_origins"),
+        ("[auth]\njwt_secret = 5\n", "auth.jwt_secret"),
+        ("[server]\nprot = 80\n", "prot"),
+        ("[srever]\nport = 80\n", "srever"),
+        ("server = 5\n", "server"),
+        ("[server\n", "jarvis.toml"),
+    ],
+)
+def test_bad_files_are_named(tmp_path: Path, text: str, named: str) -> None:
+    """A bad or unknown setting in the file stops the start with one line that names the file and the setting."""
+    file = write(tmp_path, text)
+    with pytest.raises(SettingsError) as caught:
+        load({}, file)
+    message = str(caught.value)
+    assert str(file) in message
+    assert named in message
+    assert "\n" not in message
+
+
+def test_file_that_cannot_be_read(tmp_path: Path) -> None:
+    """A file that is not there, or is not text, stops the start with one line."""
+    with pytest.raises(SettingsError, match=r"nowhere\.toml: cannot be read: No such file"):
+        load({}, tmp_path / "nowhere.toml")
+    with pytest.raises(SettingsError, match="cannot be read"):
+        load({}, tmp_path)
+    binary = tmp_path / "binary.toml"
+    binary.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(SettingsError, match="is not TOML"):
+        load({}, binary)
+
+
+def test_secrets_do_not_show() -> None:
+    """No secret shows when the settings are shown, or when one is malformed."""
+    settings = load(
+        {
+            "DATABASE_URL": "postgres://u:hunter22@db/x",
+            "REDIS_URL": "redis://:hunter22@cache",
+            "LLM_API_KEY": "hunter22",
+            "JWT_SECRET": "hunter22" * 4,
+            "API_KEYS": "me:hunter22",
+        }
+    )
+    for text in (repr(settings), str(settings), f"{settings.auth.jwt_secret}", repr([settings.database.url])):
+        assert "hunter22" not in text
+    for name, value in (("JWT_SECRET", "hunter22"), ("API_KEYS", "hunter22")):
+        with pytest.raises(SettingsError) as caught:
+            load({name: value})
+        assert "hunter22" not in str(caught.value)
+
+
+def test_api_keys() -> None:
+    """Each key of name:key,name:key is its user's; a user may have several, and a key may hold colons."""
+    assert parse_api_keys(None) == {}
+    assert parse_api_keys(Secret(" ann:12345678, bob:abc:defgh ,ann:87654321,")) == {
+        "12345678": "ann",
+        "abc:defgh": "bob",
+        "87654321": "ann",
+    }
+
+
+def test_data_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The data directory is the one that was set, else one that PostgreSQL's user can reach."""
+    assert data_directory(Local(data_dir="/srv/jarvis")) == Path("/srv/jarvis")
+    monkeypatch.setenv("HOME", "/home/ann")
+    assert data_directory(Local(data_dir="~/jarvis")) == Path("/home/ann/jarvis")
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    assert data_directory(Local()) == Path("/var/lib/jarvis-core")
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    assert data_directory(Local()).name == "jarvis-core"
+
+
+def test_every_setting_has_a_variable_of_its_own() -> None:
+    """Every setting can be set from the environment, and no variable sets two."""
+    names = [name for _, field in fields() for name in environment_names(field.type)]
+    assert all(environment_names(field.type) for _, field in fields())
+    assert len(names) == len(set(names))
+
+
+def test_defaults_are_valid(tmp_path: Path) -> None:
+    """Every default would be accepted if it were written down."""
+    lines = []
+    for section, field in fields():
+        if field.default is not None:
+            lines.append(f"[{section}]\n{field.name} = {as_toml(field.default)}\n")
+    for line in lines:
+        assert load({}, write(tmp_path, line)) == Settings()
+
+
+def test_sections_refuse_what_they_do_not_know() -> None:
+    """A part that is built with a misspelt setting fails at once."""
+    with pytest.raises(TypeError):
+        Database(max_connection=3)  # type: ignore[call-arg]
+    assert Auth().jwt_secret is None
+
+
+# config/jarvis.toml
+
+
+@pytest.fixture(scope="module")
+def shipped() -> str:
+    """Give the text of the settings file that is shipped."""
+    return (REPOSITORY / "config" / "jarvis.toml").read_text(encoding="utf-8")
+
+
+def test_shipped_file_changes_nothing() -> None:
+    """The shipped file loads, and says what the defaults say."""
+    assert load({}, REPOSITORY / "config" / "jarvis.toml") == Settings()
+
+
+@pytest.mark.parametrize(("section", "field"), ALL_FIELDS)
+def test_shipped_file_has_every_setting(shipped: str, section: str, field: msgspec.structs.FieldInfo) -> None:
+    """The shipped file has each setting in its section with its default and its variable's name."""
+    block = next((part for part in shipped.split("\n[")[1:] if part.startswith(f"{section}]")), "")
+    assert block, f"there is no [{section}]"
+    lines = block.splitlines()
+    found = [number for number, line in enumerate(lines) if line.lstrip("# ").startswith(f"{field.name} =")]
+    assert len(found) == 1, f"{field.name} is there {len(found)} times"
+    line = lines[found[0]]
+    if field.default is None:
+        assert line.lstrip().startswith("#"), "a setting without a default is commented out"
+    else:
+        written: Any = tomllib.loads(line.lstrip("# ") if line.lstrip().startswith("#") else line)[field.name]
+        written = tuple(written) if isinstance(written, list) else written
+        assert written == field.default
+    around = "\n".join(lines[max(0, found[0] - 6) : found[0] + 1])
+    for name in environment_names(field.type):
+        assert name in around
+
+
+def as_toml(value: object) -> str:
+    """Write a default as TOML."""
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    if isinstance(value, tuple):
+        return "[" + ", ".join(map(as_toml, value)) + "]"
+    return str(value)
