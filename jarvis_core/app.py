@@ -43,6 +43,10 @@ from jarvis_core.settings import Settings
 logger = log.get(__name__)
 
 
+GC_THRESHOLDS = (10_000, 20, 50)
+"""A request leaves no cycles behind, so looking for them seldom is enough; the default is (700, 10, 10)."""
+
+
 class Application(Starlette):
     """Starlette with our router in place of its middleware stack."""
 
@@ -86,6 +90,7 @@ class Application(Starlette):
                 # What is there now stays: the collector need not look at it again.
                 gc.collect()
                 gc.freeze()
+                gc.set_threshold(*GC_THRESHOLDS)
                 self.started = True
                 self._on_ready()
                 yield
@@ -115,7 +120,8 @@ def router_for(container: Container, realtime: Realtime) -> Router:
     routes.append(Route("GET", "/openapi.json", openapi_document, "This document.", public=True))
     return Router(
         routes,
-        {"/ws": realtime.serve, "/v1/realtime": realtime.serve},
+        # The last one is where OpenAI's client libraries go when they are given /ws as the base of their URLs.
+        {"/ws": realtime.serve, "/v1/realtime": realtime.serve, "/ws/realtime": realtime.serve},
         credentials=container.credentials,
         metrics=container.metrics,
         cors_origins=container.settings.server.cors_origins,
@@ -130,6 +136,7 @@ def realtime_for(container: Container) -> Realtime:
         container.credentials,
         container.settings.llm,
         container.settings.server.cors_origins,
+        resume_grace_s=container.settings.server.ws_resume_grace_s,
     )
     container.metrics.gauge("websockets", "Open WebSockets.", lambda: realtime.connected)
     return realtime

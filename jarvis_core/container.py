@@ -163,6 +163,7 @@ async def _keep_house(container: Container, turn_store: TurnStore) -> None:
 
 def _describe(container: Container) -> None:
     container.metrics.gauge("turns_running", "Turns that run here.", lambda: container.turns.running)
+    container.metrics.gauge("tasks", "Tasks on the event loop.", lambda: len(asyncio.all_tasks()))
 
     def up() -> dict[str, float]:
         states = {name: float(transport.health.state == "healthy") for name, transport in container.neighbours.items()}

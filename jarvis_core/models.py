@@ -142,4 +142,9 @@ def new_id() -> str:
 
 def is_id(text: str) -> bool:
     """Whether *text* is written as a UUID in its canonical form."""
-    return len(text) == 36 and text[8] == text[13] == text[18] == text[23] == "-" and HEX_AND_DASH.issuperset(text)
+    return (
+        len(text) == 36
+        and text[8] == text[13] == text[18] == text[23] == "-"
+        and text.count("-") == 4
+        and HEX_AND_DASH.issuperset(text)
+    )

@@ -60,6 +60,8 @@ class Server(Struct, frozen=True, forbid_unknown_fields=True):
     """Longest body of a JSON request, in bytes."""
     drain_timeout_s: Annotated[Seconds, Meta(extra={"env": "DRAIN_TIMEOUT_S"})] = 20.0
     """How long running turns may go on after a stop was asked, in seconds."""
+    ws_resume_grace_s: Annotated[Seconds, Meta(extra={"env": "WS_RESUME_GRACE_S"})] = 30.0
+    """How long a WebSocket's response goes on after its client was lost, who may come back to it, in seconds."""
 
 
 class Log(Struct, frozen=True, forbid_unknown_fields=True):

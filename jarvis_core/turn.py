@@ -27,6 +27,8 @@ from jarvis_core.turn_log import OPENING, Step, Turn
 logger = log.get(__name__)
 
 CHECKPOINT_INTERVAL_S = 1.0
+CHECKPOINT_TURNS = 200
+"""Turns in one statement."""
 KEPT_TURNS = 1_000
 """Ended turns kept in memory for readers that come back; older ones are answered from the store."""
 KEPT_TEXT_CHARS = 8_000_000
@@ -58,14 +60,13 @@ class Ask(Struct, frozen=True):
 class _Production:
     """The producer's side of a running turn: its task, and why it was told to stop."""
 
-    __slots__ = ("checkpoint", "generating", "stop_reason", "task", "timer", "turn")
+    __slots__ = ("generating", "stop_reason", "task", "turn")
 
     def __init__(self, turn: Turn) -> None:
         self.turn = turn
         self.task: asyncio.Task[None] | None = None
-        self.checkpoint: asyncio.Task[None] | None = None
-        self.timer: asyncio.TimerHandle | None = None
-        self.generating = True
+        self.generating = False
+        """Whether the task may be cancelled: it has taken its first step, and the end is not being stored."""
         self.stop_reason: tuple[Status, str] | None = None
 
 
@@ -84,6 +85,10 @@ class Turns:
         self._ended: OrderedDict[str, Turn] = OrderedDict()
         """Turns that ended here not long ago, the oldest first."""
         self._kept_chars = 0
+        self._unsaved: dict[str, Turn] = {}
+        """Running turns with text that no checkpoint has."""
+        self._checkpoint_timer: asyncio.TimerHandle | None = None
+        self._checkpoint_task: asyncio.Task[None] | None = None
         self._closing = False
         self._starting: dict[tuple[str, str], asyncio.Task[Turn]] = {}
         """Requests on their way to the store, by user and idempotency key."""
@@ -222,6 +227,10 @@ class Turns:
             await asyncio.wait(tasks, timeout=drain_timeout_s)
         for turn in [production.turn for production in self._running.values()]:
             await self.stop(turn, Status.INCOMPLETE, "server_stopped")
+        if self._checkpoint_timer is not None:
+            self._checkpoint_timer.cancel()
+        if self._checkpoint_task is not None:
+            await asyncio.wait([self._checkpoint_task])
         if self._late_ends:
             _, late = await asyncio.wait(self._late_ends, timeout=drain_timeout_s)
             for task in late:
@@ -229,8 +238,11 @@ class Turns:
 
     async def _produce(self, turn: Turn, production: _Production, prompt: Prompt) -> None:
         finish: Finish | None = None
+        # A task that is cancelled before its first step takes none, so ``stop`` leaves it to see here that it is to stop.
+        production.generating = production.stop_reason is None
         try:
-            finish = await self._generate(turn, production, prompt)
+            if production.generating:
+                finish = await self._generate(turn, production, prompt)
         except RequestError as exc:
             turn.error = exc
         except asyncio.CancelledError:
@@ -241,16 +253,20 @@ class Turns:
             turn.error = RequestError("Something went wrong here.")
         # Critical section: from here on the task is not cancelled by ``stop``, so the end is stored.
         production.generating = False
-        if production.timer is not None:
-            production.timer.cancel()
-        if production.checkpoint is not None:
-            await asyncio.wait([production.checkpoint])
+        self._unsaved.pop(turn.id, None)
         text = turn.text()
         turn.status, turn.reason = _outcome(finish, production.stop_reason, turn.error, has_text=bool(text))
         if finish is not None:
-            turn.model = finish.model or turn.model
+            turn.model = _storable(finish.model) or turn.model
         turn.tokens = _tokens(finish, turn)
-        await self._store_end(turn)
+        try:
+            await self._store_end(turn)
+        except Exception:
+            # Whatever went wrong, its readers wait for its end.
+            logger.exception("the end of a turn was not stored through a defect", response_id=turn.id)
+            turn.error = RequestError("Something went wrong here.")
+            turn.status, turn.reason = (Status.INCOMPLETE if turn.text() else Status.FAILED), "not_stored"
+            self._tell_end(turn)
 
     async def _generate(self, turn: Turn, production: _Production, prompt: Prompt) -> Finish | None:
         """Read the model's stream into the log; returns None when the model was cut off here."""
@@ -263,6 +279,9 @@ class Turns:
                 if isinstance(piece, Finish):
                     finish = piece
                     continue
+                piece = _storable(piece)
+                if not piece:
+                    continue
                 if length:
                     turn.append(piece)
                 else:
@@ -270,21 +289,30 @@ class Turns:
                 length += len(piece)
                 if length > limit:
                     return Finish("length")
-                if production.timer is None:
-                    production.timer = loop.call_later(CHECKPOINT_INTERVAL_S, self._checkpoint, turn, production)
+                self._unsaved[turn.id] = turn
+                if self._checkpoint_timer is None:
+                    self._checkpoint_timer = loop.call_later(CHECKPOINT_INTERVAL_S, self._checkpoint)
         return finish
 
-    def _checkpoint(self, turn: Turn, production: _Production) -> None:
-        """Store the text so far, one attempt at a time; the next piece of text arms the timer again."""
-        production.timer = None
-        if production.generating and (production.checkpoint is None or production.checkpoint.done()):
-            production.checkpoint = asyncio.get_running_loop().create_task(self._store_checkpoint(turn))
+    def _checkpoint(self) -> None:
+        """Store the text so far of all turns with new text; the next piece of text arms the timer again."""
+        loop = asyncio.get_running_loop()
+        if self._checkpoint_task is not None and not self._checkpoint_task.done():
+            # One attempt at a time: the next one has this one's turns too.
+            self._checkpoint_timer = loop.call_later(CHECKPOINT_INTERVAL_S, self._checkpoint)
+            return
+        self._checkpoint_timer = None
+        turns, self._unsaved = self._unsaved, {}
+        if turns:
+            self._checkpoint_task = loop.create_task(self._store_checkpoints(list(turns.values())))
 
-    async def _store_checkpoint(self, turn: Turn) -> None:
+    async def _store_checkpoints(self, turns: list[Turn]) -> None:
         try:
-            await self._store.checkpoint(turn.id, turn.text(), turn.model)
+            for start in range(0, len(turns), CHECKPOINT_TURNS):
+                batch = turns[start : start + CHECKPOINT_TURNS]
+                await self._store.checkpoint([(turn.id, turn.text(), turn.model) for turn in batch if not turn.ended])
         except RequestError as exc:
-            logger.warning("a checkpoint was not stored", response_id=turn.id, error=str(exc))
+            logger.warning("texts so far were not stored", turns=len(turns), error=str(exc))
 
     async def _store_end(self, turn: Turn) -> None:
         """Store the end and tell the readers; a database that is away is tried again in the background."""
@@ -361,6 +389,11 @@ def _tokens(finish: Finish | None, turn: Turn) -> int:
     if finish is not None and finish.tokens is not None:
         return finish.tokens
     return turn.pieces if turn.pieces > 1 else -(-len(turn.text().encode()) // 4)
+
+
+def _storable(text: str) -> str:
+    """Return *text* without NUL, which PostgreSQL cannot store; nobody says it."""
+    return text.replace("\0", "") if "\0" in text else text
 
 
 def title_from(content: str) -> str:

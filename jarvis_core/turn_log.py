@@ -168,9 +168,14 @@ class Reader:
         self._index = len(entries)
         return taken
 
+    @property
+    def behind(self) -> bool:
+        """Whether ``take`` would give something."""
+        return self._index < len(self.turn._entries)
+
     async def next(self) -> list[tuple[int, Entry]]:
         """Wait for something new and take it; empty when there is nothing more to come, or after ``wake``."""
-        if self._index >= len(self.turn._entries) and not self.turn.ended:
+        if not self.behind and not self.turn.ended:
             self._future = asyncio.get_running_loop().create_future()
             self.turn._waiting.append(self._future)
             await self._future

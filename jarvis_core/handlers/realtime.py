@@ -1,8 +1,9 @@
 """
 The WebSocket: text turns in the vocabulary of the OpenAI Realtime API, at ``/ws`` and ``/v1/realtime``.
 
-A session has at most one active response. Its turn outlives the socket for a grace of 30 s, in which the client may come
-back with ``?resume=<response id>&after=<seq>`` and gets what it missed under the numbers that follow *after*.
+A session has at most one active response. Its turn outlives the socket for a grace (``WS_RESUME_GRACE_S``), in which the
+client may come back with ``?resume=<response id>&after=<seq>`` and gets what it missed under the numbers that follow
+*after*.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ import asyncio
 import bisect
 import contextlib
 from collections.abc import Callable
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 import msgspec
 from msgspec import UNSET, Struct
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from jarvis_core import log
 from jarvis_core.conversation import Conversations
@@ -38,16 +39,17 @@ from jarvis_core.handlers.realtime_wire import (
     SessionEvent,
     SessionUpdate,
 )
-from jarvis_core.models import Caller, Role, Status, new_id
+from jarvis_core.models import Caller, Role, new_id
 from jarvis_core.settings import Llm
 from jarvis_core.turn import Ask, Turns
 from jarvis_core.turn_log import Reader, Step, Turn
 
 logger = log.get(__name__)
 
-GRACE_S = 30.0
 TEXT_LIMIT_BYTES = 1 << 20
 BINARY_LIMIT_BYTES = 15 << 20
+CLOSE_TIMEOUT_S = 1.0
+"""How long a client may take to read what is due to it before its socket is closed, and then the close itself."""
 
 NORMAL = 1000
 GOING_AWAY = 1001
@@ -74,13 +76,18 @@ class Realtime:
         credentials: Credentials,
         settings: Llm,
         cors_origins: tuple[str, ...],
+        *,
+        resume_grace_s: float,
     ) -> None:
         self.turns = turns
         self.conversations = conversations
         self.settings = settings
+        self.resume_grace_s = resume_grace_s
         self._credentials = credentials
         self._origins = cors_origins
-        self._sessions: set[Session] = set()
+        self._sessions: dict[Session, asyncio.Task[None] | None] = {}
+        """Open sockets, and the tasks that serve them."""
+        self._graces: set[asyncio.Task[None]] = set()
         self._by_response: dict[str, Session] = {}
         """Sessions whose response can be resumed, connected or in their grace."""
 
@@ -109,22 +116,39 @@ class Realtime:
         except RequestError as error:
             await refuse_handshake(send, error)
             return
-        await send({"type": "websocket.accept", "subprotocol": subprotocol})
-        self._sessions.add(session)
+        except Exception:
+            logger.exception("a handshake failed through a defect")
+            await refuse_handshake(send, INTERNAL)
+            return
+        self._sessions[session] = asyncio.current_task()
         try:
+            await send({"type": "websocket.accept", "subprotocol": subprotocol})
             await session.run(receive)
         except Exception:
             logger.exception("a socket failed through a defect", session=session.id)
             await session.complain(INTERNAL, None)
-            await session.close(DEFECT)
+            session.close(DEFECT)
+            await session.say_goodbye()
         finally:
-            self._sessions.discard(session)
+            del self._sessions[session]
             await session.leave()
 
     async def close(self) -> None:
-        """Close every socket because the server goes away."""
-        for session in list(self._sessions):
-            await session.close(GOING_AWAY)
+        """Close every socket because the server goes away; clients that do not read are not waited for."""
+        for session in self._sessions:
+            session.close(GOING_AWAY)
+        tasks = [task for task in self._sessions.values() if task is not None]
+        if tasks:
+            await asyncio.wait(tasks, timeout=2 * CLOSE_TIMEOUT_S)
+        for grace in self._graces:
+            grace.cancel()
+
+    def give_grace(self, session: Session) -> asyncio.Task[None]:
+        """Have *session* give up its turn when the time to come back is over."""
+        task = asyncio.get_running_loop().create_task(session.give_up(self.resume_grace_s))
+        self._graces.add(task)
+        task.add_done_callback(self._graces.discard)
+        return task
 
     def keep(self, session: Session, turn: Turn) -> None:
         """Let *turn* be resumed from *session*."""
@@ -161,7 +185,7 @@ class Realtime:
         origin = headers.get(b"origin", b"").decode("latin-1")
         if not origin or "*" in self._origins or origin in self._origins:
             return
-        if urlsplit(origin).netloc == headers.get(b"host", b"").decode("latin-1"):
+        if origin.partition("://")[2] == headers.get(b"host", b"").decode("latin-1"):
             return
         raise Forbidden("Pages of this origin may not connect; CORS_ORIGINS names those that may.")
 
@@ -182,10 +206,13 @@ class Session:
         self._seq = 0
         self._marks: list[tuple[int, int]] = []
         """(seq, position) of each event of ``turn`` that was sent."""
+        self._active = False
         self._pump: asyncio.Task[None] | None = None
-        self._grace: asyncio.TimerHandle | None = None
+        self._grace: asyncio.Task[None] | None = None
         self._resume_at: int | None = None
-        self._closed = False
+        self._receiving: asyncio.Future[Message] | None = None
+        self._code: int | None = None
+        """What the socket is to be closed with."""
         self._last_item_id: str | None = None
         self._pending: tuple[str, str] | None = None
         """(id, text) of the user's last message while nothing has answered it."""
@@ -201,49 +228,61 @@ class Session:
             temperature=settings.temperature,
         )
 
-    @property
-    def active(self) -> bool:
-        """Whether a response has begun and its ``response.done`` has not been sent."""
-        return self._pump is not None and not self._pump.done()
-
     async def run(self, receive: Receive) -> None:
         """Serve the socket until it closes."""
         await self._emit(lambda seq: SessionEvent("session.created", f"event_{seq}", seq, self._config))
         if self._resume_at is not None and self.turn is not None:
             self._follow(self.turn, self._resume_at)
-        while not self._closed:
-            message = await receive()
+        while self._code is None:
+            self._receiving = asyncio.ensure_future(receive())
+            try:
+                message = await self._receiving
+            except asyncio.CancelledError:
+                # By ``close``, or by Granian when it stops.
+                break
             if message["type"] == "websocket.disconnect":
                 return
             await self._receive(message.get("text"), message.get("bytes"))
+        await self.say_goodbye()
 
-    async def close(self, code: int) -> None:
-        """Send what is due of a response that has ended, then close the socket with *code*."""
+    def close(self, code: int) -> None:
+        """Have the socket closed with *code* by the task that serves it."""
+        if self._code is None:
+            self._code = code
+            if self._receiving is not None:
+                # Granian (2.8.7) does not send a close while a receive is pending.
+                self._receiving.cancel()
+
+    async def say_goodbye(self) -> None:
+        """Send what is due of a response that has ended, then close the socket; waits twice ``CLOSE_TIMEOUT_S`` at most."""
         if self._pump is not None and self.turn is not None and self.turn.ended:
-            await asyncio.wait([self._pump], timeout=1)
-        if not self._closed:
-            self._closed = True
-            await self._send({"type": "websocket.close", "code": code, "reason": ""})
+            await asyncio.wait([self._pump], timeout=CLOSE_TIMEOUT_S)
+        await self._stop_pump()
+        if self._code is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                    await self._send({"type": "websocket.close", "code": self._code, "reason": ""})
 
     async def leave(self) -> None:
-        """Stop sending; a response that was not told to its end can be resumed for a while."""
-        self._closed = True
-        if self._pump is not None:
-            self._pump.cancel()
-            await asyncio.wait([self._pump])
-        if self.turn is not None and self._grace is None:
-            loop = asyncio.get_running_loop()
-            self._grace = loop.call_later(GRACE_S, lambda: loop.create_task(self._give_up()))
+        """Stop sending; a response can be resumed for a while, as its end may not have arrived."""
+        await self._stop_pump()
+        if self.turn is not None:
+            self._grace = self._realtime.give_grace(self)
+
+    async def give_up(self, grace_s: float) -> None:
+        """Let go of the turn after *grace_s* seconds in which nobody took it over."""
+        await asyncio.sleep(grace_s)
+        turn, self.turn = self.turn, None
+        if turn is not None:
+            self._realtime.forget(self, turn)
+            await self._turns.detach(turn)
 
     async def take_over(self, left: Session, after: int) -> None:
         """Go on with the response of the session *left*, whose client has seen its events up to *after*."""
-        left._closed = True
-        if left._pump is not None:
-            left._pump.cancel()
-            await asyncio.wait([left._pump])
+        # Critical section: without an await, so that of two who come back at once the second takes over from the first.
+        self.turn, left.turn = left.turn, None
         if left._grace is not None:
             left._grace.cancel()
-        self.turn, left.turn = left.turn, None
         self._pending, self._asked, self._last_item_id = left._pending, left._asked, left._last_item_id
         self._config = msgspec.structs.replace(left._config, id=self.id)
         seen = bisect.bisect_right(left._marks, after, key=lambda mark: mark[0])
@@ -252,6 +291,8 @@ class Session:
         self._resume_at = self._marks[-1][1] if self._marks else 0
         if self.turn is not None:
             self._realtime.keep(self, self.turn)
+        left.close(NORMAL)
+        await left._stop_pump()
 
     async def complain(self, error: RequestError, event_id: str | None) -> None:
         """Tell the client of *error*, caused by its event *event_id*."""
@@ -259,12 +300,6 @@ class Session:
         param = (error.details or {}).get("path")
         body = EventError(kind, error.code, error.message, param, event_id)
         await self._emit(lambda seq: ErrorEvent(f"event_{seq}", seq, body))
-
-    async def _give_up(self) -> None:
-        turn, self.turn = self.turn, None
-        if turn is not None:
-            self._realtime.forget(self, turn)
-            await self._turns.detach(turn)
 
     async def _emit(self, build: Callable[[int], Struct]) -> None:
         async with self._lock:
@@ -275,7 +310,7 @@ class Session:
         if (binary is not None and len(binary) > BINARY_LIMIT_BYTES) or (
             text is not None and _bytes(text) > TEXT_LIMIT_BYTES
         ):
-            await self.close(TOO_LARGE)
+            self.close(TOO_LARGE)
             return
         event_id = None
         try:
@@ -291,7 +326,7 @@ class Session:
     async def _handle(self, event: ClientEvent) -> None:
         match event:
             case SessionUpdate():
-                self._config = _configured(self._config, event.session)
+                self._config = _configured(self._config, event.session, "$.session")
                 await self._emit(lambda seq: SessionEvent("session.updated", f"event_{seq}", seq, self._config))
             case ItemCreate():
                 await self._add_item(event.item)
@@ -330,15 +365,18 @@ class Session:
             )
 
     async def _respond(self, event: ResponseCreate) -> None:
-        if self.active:
+        if self._active:
             raise InvalidRequest(
                 "A response is active; wait for response.done or cancel it.", details={"path": "$.type"}
             )
         if event.response is not None and event.response.input is not None:
             raise InvalidRequest.field("$.response.input", "is not served; use conversation.item.create")
+        config = self._config if event.response is None else _configured(self._config, event.response, "$.response")
         if self._pending is None:
             raise InvalidRequest("There is no message to answer; create one first.", details={"path": "$.type"})
-        config = self._config if event.response is None else _configured(self._config, event.response)
+        if self._pump is not None and not self._pump.done():
+            # It may still be sending the last response.done.
+            await asyncio.wait([self._pump])
         self._asked = message_id, content = self._pending
         ask = Ask(
             content=content,
@@ -360,15 +398,28 @@ class Session:
         self._follow(turn, 0)
 
     async def _cancel(self, event: ResponseCancel) -> None:
-        if not self.active or self.turn is None or event.response_id not in (None, self.turn.id):
+        if not self._active or self.turn is None or event.response_id not in (None, self.turn.id):
             raise InvalidRequest("There is no such active response.", details={"path": "$.response_id"})
         await self._turns.stop(self.turn)
 
     def _follow(self, turn: Turn, after: int) -> None:
+        self._active = True
         self._pump = asyncio.get_running_loop().create_task(self._send_events(turn, after))
+
+    async def _stop_pump(self) -> None:
+        if self._pump is not None:
+            self._pump.cancel()
+            await asyncio.wait([self._pump])
 
     async def _send_events(self, turn: Turn, after: int) -> None:
         """Send the events of *turn* from position *after* to its end."""
+        try:
+            await self._send_all(turn, after)
+        except Exception:
+            logger.exception("the events of a response failed through a defect", response_id=turn.id)
+            self.close(DEFECT)
+
+    async def _send_all(self, turn: Turn, after: int) -> None:
         reader = Reader(turn, after)
         events = TurnEvents(turn)
         ended = False
@@ -378,22 +429,32 @@ class Session:
                 async with self._lock:
                     self._seq += 1
                     self._marks.append((self._seq, position))
+                    if entry is Step.ITEM_ADDED:
+                        self._last_item_id = turn.id
+                    elif entry is Step.ENDED:
+                        # Before it is sent: whoever has seen it may ask for the next response.
+                        self._end(turn)
+                        ended = True
                     await self._send({"type": "websocket.send", "text": events.json(self._seq, entry).decode()})
-                ended = entry is Step.ENDED
             if not taken:
+                self._end(turn)
                 break
-            # A send does not always give way; the others on this loop get their turn here.
-            await asyncio.sleep(0)
-        if turn.status is Status.FAILED and self._pending is None:
-            # The next response.create answers the message that this turn failed to answer.
+            if reader.behind:
+                # Neither a send nor ``next`` would give way; the others on this loop get their turn here.
+                await asyncio.sleep(0)
+
+    def _end(self, turn: Turn) -> None:
+        self._active = False
+        if not turn.opened and self._pending is None:
+            # The next response.create answers the message that this turn did not answer with a word.
             self._pending = self._asked
 
 
-def _configured(body: SessionBody, config: SessionConfig) -> SessionBody:
+def _configured(body: SessionBody, config: SessionConfig, path: str) -> SessionBody:
     if config.output_modalities is not UNSET and config.output_modalities != ["text"]:
-        raise InvalidRequest.field("$.session.output_modalities", 'only ["text"] is served yet')
+        raise InvalidRequest.field(f"{path}.output_modalities", 'only ["text"] is served yet')
     if config.instructions is not UNSET and config.instructions:
-        text_field("$.session.instructions", config.instructions)
+        text_field(f"{path}.instructions", config.instructions)
     names = ("instructions", "output_modalities", "max_output_tokens", "temperature")
     changes = {name: value for name in names if (value := getattr(config, name)) is not UNSET}
     return msgspec.structs.replace(body, **changes)

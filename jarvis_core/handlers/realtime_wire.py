@@ -102,7 +102,6 @@ ClientEvent = SessionUpdate | ItemCreate | ResponseCreate | ResponseCancel | Aud
 class EventHead(Struct):
     """As much of a client's event as is needed to complain about it."""
 
-    type: str | None = None
     event_id: str | None = None
 
 

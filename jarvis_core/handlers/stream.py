@@ -64,8 +64,9 @@ async def send_events(call: Call, turns: Turns, turn: Turn, after: int = 0) -> N
                 heartbeat = loop.call_later(HEARTBEAT_S, reader.wake)
                 body = b": still here\n\n"
             await send({"type": "http.response.body", "body": body, "more_body": more})
-            # A send does not always give way; the others on this loop get their turn here.
-            await asyncio.sleep(0)
+            if reader.behind:
+                # Neither a send nor ``next`` would give way; the others on this loop get their turn here.
+                await asyncio.sleep(0)
     finally:
         heartbeat.cancel()
         watcher.cancel()

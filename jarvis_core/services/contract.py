@@ -35,7 +35,7 @@ class GenerateRequest(Struct, omit_defaults=True):
 class GenerateAnswer(Struct):
     """The bridges' whole answer, or one line of their stream."""
 
-    text: str = ""
+    text: str | None = None
     done: bool = False
     model: str = ""
     tokens_generated: int | None = None

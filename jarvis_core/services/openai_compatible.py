@@ -85,17 +85,21 @@ class OpenAiModel:
                 for choice in chunk.choices or ():
                     reason = choice.finish_reason or reason
                     if choice.delta is not None and choice.delta.content:
-                        any_text = True
+                        if not any_text:
+                            stream.begin()
+                            any_text = True
                         yield choice.delta.content
             if not data:
                 break
-        if reason is not None and stream.lost is None:
+        if reason is not None:
             # Some servers leave out [DONE]; the model's own end has been seen.
             yield Finish("length" if reason == "length" else "stop", tokens, model)
-        elif not any_text and stream.lost is None:
-            raise BadGateway(f"{self._transport.name} ended its stream without an answer.")
-        else:
+        elif any_text:
             yield Finish(stream.lost or "lost", tokens, model)
+        elif stream.lost is not None:
+            raise self._transport.lost(stream)
+        else:
+            raise BadGateway(f"{self._transport.name} ended its stream without an answer.")
 
     def _decode(self, line: bytes) -> Completion:
         try:

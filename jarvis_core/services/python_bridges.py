@@ -83,26 +83,30 @@ class BridgesModel:
             if length > ANSWER_LIMIT_BYTES:
                 raise BadGateway(f"{self._transport.name} sent more than {ANSWER_LIMIT_BYTES >> 20} MiB.")
         if stream.lost:
-            raise BadGateway(f"{self._transport.name} broke off its answer.")
+            raise self._transport.lost(stream)
         answer = self._decode(b"".join(parts))
-        if answer.error or (answer.text.startswith(FAILURE_MARK) and not answer.tokens_generated):
-            raise self._failed(answer.error or answer.text)
+        if answer.error:
+            raise self._failed(answer.error)
+        if answer.text is None:
+            raise self._nonsense()
+        if answer.text.startswith(FAILURE_MARK) and not answer.tokens_generated:
+            raise self._failed(answer.text)
         if answer.text:
             yield answer.text
         yield _finish(answer)
 
     async def _pieces(self, stream: Stream) -> AsyncIterator[str | Finish]:
         buffer = LineBuffer()
-        any_text = False
         held: str | None = ""
         """Text that may yet turn out to be a failure's; None once it cannot be."""
         while True:
             chunk = await stream.read()
             for line in buffer.feed(chunk) if chunk else buffer.end():
                 answer = self._decode(line)
-                text = answer.text
-                any_text = any_text or bool(text)
+                text = answer.text or ""
                 if held is not None:
+                    if text and not held:
+                        stream.begin()
                     held += text
                     if held.startswith(FAILURE_MARK) or FAILURE_MARK.startswith(held):
                         text = ""
@@ -121,16 +125,22 @@ class BridgesModel:
             if not chunk:
                 break
         if held:
+            if held.startswith(FAILURE_MARK):
+                raise self._failed(held)
             yield held
-        if not any_text and stream.lost is None:
-            raise BadGateway(f"{self._transport.name} ended its stream without an answer.")
+        elif held is not None:
+            raise self._transport.lost(stream) if stream.lost else self._nonsense()
         yield Finish(stream.lost or "lost")
 
     def _decode(self, text: bytes) -> GenerateAnswer:
         try:
             return _decoder.decode(text)
         except (msgspec.DecodeError, UnicodeDecodeError) as exc:
-            raise BadGateway(f"{self._transport.name} sent what is not its contract.") from exc
+            raise self._nonsense() from exc
+
+    def _nonsense(self) -> BadGateway:
+        self._transport.health.learn("degraded", "it answered nonsense")
+        return BadGateway(f"{self._transport.name} sent what is not its contract.")
 
     def _failed(self, text: str) -> BadGateway:
         self._transport.health.learn("degraded", text[:200])

@@ -8,7 +8,7 @@ One call and one stream to a neighbour: the only place where a foreign error bec
 | 429 | ``RateLimited``: the neighbours count by the caller that we name |
 | 502, 503 | ``Unavailable`` |
 | 504 | ``DeadlineExceeded`` |
-| any other status but 2xx, a body that is too long | ``BadGateway`` |
+| any other status but 2xx, no HTTP, a body that is too long | ``BadGateway`` |
 
 A request that broke on a kept-alive connection before a byte of its answer came is sent once more: neighbours close idle
 connections whenever they like, and every call made here is safe to repeat.
@@ -80,25 +80,47 @@ class Stream:
     """
     An answer that is read as it arrives.
 
-    ``lost`` tells after the iteration why it ended before its time; None is a clean end of the body.
+    ``lost`` tells after the iteration why it ended before its time; None is a clean end of the body. The times count
+    from *asked_at*, on the loop's clock.
     """
 
-    def __init__(self, response: aiohttp.ClientResponse, *, stall_timeout_s: float, total_timeout_s: float) -> None:
+    def __init__(
+        self,
+        response: aiohttp.ClientResponse,
+        *,
+        asked_at: float,
+        first_byte_timeout_s: float,
+        stall_timeout_s: float,
+        total_timeout_s: float,
+    ) -> None:
         self.content_type = response.content_type
         self.lost: Literal["lost", "stalled", "deadline"] | None = None
         self._response = response
         self._loop = asyncio.get_running_loop()
+        self._patience_s = first_byte_timeout_s
         self._stall_timeout_s = stall_timeout_s
-        self._touched = self._loop.time()
-        self._deadline = self._touched + total_timeout_s
+        self._touched = asked_at
+        self._deadline = asked_at + total_timeout_s
         # One timer that looks at the clock when it fires costs less than a deadline armed anew for every chunk.
-        self._timer = self._loop.call_later(min(stall_timeout_s, total_timeout_s), self._look)
+        self._timer = self._loop.call_at(self._due(), self._look)
+
+    def begin(self) -> None:
+        """
+        Note that what was waited for has begun to come: from now on the neighbour may be silent for the stall's time.
+
+        Until then for the first byte's: a model that is still being loaded may have sent its head already.
+        """
+        self._patience_s = self._stall_timeout_s
+        self._timer.cancel()
+        self._timer = self._loop.call_at(self._due(), self._look)
+
+    def _due(self) -> float:
+        return min(self._touched + self._patience_s, self._deadline)
 
     def _look(self) -> None:
         now = self._loop.time()
-        due = min(self._touched + self._stall_timeout_s, self._deadline)
-        if now < due:
-            self._timer = self._loop.call_later(due - now, self._look)
+        if now < self._due():
+            self._timer = self._loop.call_at(self._due(), self._look)
             return
         self.lost = "deadline" if now >= self._deadline else "stalled"
         self._response.close()
@@ -108,7 +130,7 @@ class Stream:
         try:
             chunk = await self._response.content.readany()
         except (*FOREIGN, TimeoutError) as exc:
-            logger.debug("a stream broke", error=repr(exc), lost=self.lost)
+            logger.debug("a stream broke", error=_named(exc), lost=self.lost)
             self.lost = self.lost or "lost"
             return b""
         self._touched = self._loop.time()
@@ -176,7 +198,7 @@ class Transport:
         except TimeoutError as exc:
             raise self._missed(timeout_s) from exc
         except FOREIGN as exc:
-            raise self._away(exc) from exc
+            raise self._away(_named(exc)) from exc
         finally:
             if response.content.at_eof():
                 response.release()
@@ -201,12 +223,26 @@ class Transport:
         Entering waits at most *first_byte_timeout_s* for the answer's head; leaving closes the connection unless the
         answer was read to its end.
         """
-        response = await self._request(method, path, body, headers, first_byte_timeout_s)
-        stream = Stream(response, stall_timeout_s=stall_timeout_s, total_timeout_s=total_timeout_s)
+        asked_at = asyncio.get_running_loop().time()
+        response = await self._request(method, path, body, headers, min(first_byte_timeout_s, total_timeout_s))
+        stream = Stream(
+            response,
+            asked_at=asked_at,
+            first_byte_timeout_s=first_byte_timeout_s,
+            stall_timeout_s=stall_timeout_s,
+            total_timeout_s=total_timeout_s,
+        )
         try:
             yield stream
         finally:
             stream.close()
+
+    def lost(self, stream: Stream) -> RequestError:
+        """Return the error for a *stream* that was lost before it gave anything."""
+        if stream.lost == "lost":
+            return self._away("it broke off its answer")
+        self.health.learn("degraded", "it began an answer and fell silent")
+        return DeadlineExceeded(f"{self.name} did not answer in time.", details={"neighbour": self.name})
 
     async def _request(
         self, method: str, path: str, body: bytes | None, headers: Mapping[str, str] | None, timeout_s: float
@@ -226,10 +262,13 @@ class Transport:
                     )
         except (TimeoutError, aiohttp.ServerTimeoutError) as exc:
             if isinstance(exc, aiohttp.ConnectionTimeoutError):
-                raise self._away(exc) from exc
+                raise self._away(_named(exc)) from exc
             raise self._missed(timeout_s) from exc
+        except aiohttp.ClientResponseError as exc:
+            self.health.learn("degraded", _named(exc))
+            raise BadGateway(f"{self.name} answered nonsense.", details={"neighbour": self.name}) from exc
         except FOREIGN as exc:
-            raise self._away(exc) from exc
+            raise self._away(_named(exc)) from exc
         if response.status < 300:
             self.health.learn("healthy")
             return response
@@ -277,8 +316,8 @@ class Transport:
             parts.append(chunk)
         return b"".join(parts)
 
-    def _away(self, exc: BaseException) -> Unavailable:
-        self.health.learn("unavailable", repr(exc))
+    def _away(self, why: str) -> Unavailable:
+        self.health.learn("unavailable", why)
         return Unavailable(
             f"{self.name} is not available.", details={"neighbour": self.name}, retry_after_s=RETRY_AFTER_S
         )
@@ -286,3 +325,8 @@ class Transport:
     def _missed(self, timeout_s: float) -> DeadlineExceeded:
         self.health.learn("degraded", f"nothing within {timeout_s:g} s")
         return DeadlineExceeded(f"{self.name} did not answer within {timeout_s:g} s.", details={"neighbour": self.name})
+
+
+def _named(exc: BaseException) -> str:
+    """Return what the log shows of a foreign error; its ``repr`` may show the request's headers, and so its token."""
+    return f"{type(exc).__name__}: {str(exc)[:200]}"

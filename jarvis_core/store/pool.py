@@ -7,6 +7,10 @@ Matched by class and SQLSTATE (https://www.postgresql.org/docs/current/errcodes-
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import select
+import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -24,6 +28,8 @@ logger = log.get(__name__)
 Parameters = Sequence[Any] | Mapping[str, Any]
 
 RETRY_AFTER_S = 2
+GRACE_S = 1.0
+"""How much longer than a statement may run the server has to say that it has stopped it."""
 
 AWAY = (psycopg_pool.PoolTimeout, psycopg_pool.PoolClosed, psycopg.OperationalError, psycopg.InterfaceError)
 
@@ -43,7 +49,11 @@ class Pool:
             min_size=1,
             max_size=settings.max_connections,
             timeout=settings.timeout_s,
+            # Its own 300 s double the wait after each failure: a database that was away for long would be missed for
+            # as long again. After this it is the next request that tries.
+            reconnect_timeout=settings.timeout_s,
             open=False,
+            check=self._check,
             name="jarvis-core",
             num_workers=1,
             kwargs={
@@ -68,39 +78,71 @@ class Pool:
 
     async def fetch_all(self, statement: str, parameters: Parameters = ()) -> list[TupleRow]:
         """Run one statement in a transaction of its own and return its rows."""
-        with _translated(self):
-            async with self._pool.connection() as connection:
-                cursor = await connection.execute(statement, parameters)
-                return await cursor.fetchall()
+        async with self._lend() as connection:
+            cursor = await connection.execute(statement, parameters)
+            return await cursor.fetchall()
 
     async def fetch_one(self, statement: str, parameters: Parameters = ()) -> TupleRow | None:
         """Run one statement in a transaction of its own and return its first row, if any."""
-        with _translated(self):
-            async with self._pool.connection() as connection:
-                cursor = await connection.execute(statement, parameters)
-                return await cursor.fetchone()
+        async with self._lend() as connection:
+            cursor = await connection.execute(statement, parameters)
+            return await cursor.fetchone()
 
     async def execute(self, statement: str, parameters: Parameters = ()) -> None:
         """Run one statement in a transaction of its own."""
-        with _translated(self):
-            async with self._pool.connection() as connection:
-                await connection.execute(statement, parameters)
+        async with self._lend() as connection:
+            await connection.execute(statement, parameters)
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[psycopg.AsyncConnection[TupleRow]]:
-        """Lend a connection in one transaction, committed when the block ends without an error."""
-        with _translated(self):
-            async with self._pool.connection() as connection, connection.transaction():
-                yield connection
+    async def transaction(self, *, unhurried: bool = False) -> AsyncIterator[psycopg.AsyncConnection[TupleRow]]:
+        """
+        Lend a connection in one transaction, committed when the block ends without an error.
+
+        *unhurried* ones may take as long as they take; their statements lift the server's own deadline themselves.
+        """
+        async with self._lend(unhurried=unhurried) as connection, connection.transaction():
+            yield connection
 
     async def ping(self) -> bool:
-        """Whether the database answers, learnt by asking it; waits at most the deadline."""
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                await self.fetch_one("select 1")
-        except (Unavailable, TimeoutError):
-            self.healthy = False
+        """Whether the database answers, learnt by asking it; waits at most as long as a query may."""
+        with contextlib.suppress(Unavailable):  # noted when it was translated
+            await self.fetch_one("select 1")
         return self.healthy
+
+    @asynccontextmanager
+    async def _lend(self, *, unhurried: bool = False) -> AsyncIterator[psycopg.AsyncConnection[TupleRow]]:
+        with _translated(self):
+            async with self._pool.connection() as connection:
+                if unhurried:
+                    yield connection
+                    return
+                # The server stops what takes too long; one that does not answer at all is given up here.
+                timer = asyncio.get_running_loop().call_later(self._timeout_s + GRACE_S, _break_off, connection)
+                try:
+                    yield connection
+                finally:
+                    timer.cancel()
+
+    async def _check(self, connection: psycopg.AsyncConnection[TupleRow]) -> None:
+        """
+        Refuse a connection that the server closed while it was idle, and drop all others with it.
+
+        An idle server has nothing to say but its farewell, so a look whether there is something to read is enough: a
+        system call where a round trip would cost as much as a query.
+        """
+        poll = select.poll()
+        poll.register(connection.fileno(), select.POLLIN)
+        if poll.poll(0):
+            await connection.close()
+            await self._pool.drain()
+            raise psycopg.OperationalError("the server has closed the connection")
+
+
+def _break_off(connection: psycopg.AsyncConnection[TupleRow]) -> None:
+    """Make whoever waits for the server on *connection* see the end of it at once."""
+    if not connection.closed:
+        with socket.socket(fileno=os.dup(connection.fileno())) as end:
+            end.shutdown(socket.SHUT_RDWR)
 
 
 class _translated:  # noqa: N801 - reads as a phrase where it is used; a class costs less than a generator here

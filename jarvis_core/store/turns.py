@@ -35,13 +35,13 @@ with c as (
 select started_at, null, null from t
 """
 
-# What a statement's parts read is as it was before the statement: the history ends with the message before the new one.
+# What a statement's parts read is as it was before the statement. The history is all that was said, also what was said
+# after a message that was stored before its turn, but that message.
 HISTORY = """
     select position, role, content, sum(char_length(content)) over (order by position desc) as total
     from (
         select position, role, content from messages
-        where conversation_id = %(conversation)s and (%(before)s::uuid is null or position <
-            (select position from messages where id = %(before)s and conversation_id = %(conversation)s))
+        where conversation_id = %(conversation)s and (%(asked)s::uuid is null or id <> %(asked)s)
         order by position desc limit %(history_messages)s
     ) latest
 """
@@ -88,7 +88,11 @@ returning 1
 FETCH_KEY = "select request_hash, turn_id::text from idempotency_keys where owner = %s and key = %s"
 FORGET_KEYS = f"delete from idempotency_keys where created_at < now() - {KEY_LIFETIME}"
 
-CHECKPOINT = "update turns set content = %s, model = %s where id = %s and status = 'running'"
+CHECKPOINT = """
+update turns set content = fresh.content, model = fresh.model
+from unnest(%s::uuid[], %s::text[], %s::text[]) as fresh (id, content, model)
+where turns.id = fresh.id and turns.status = 'running'
+"""
 
 END = """
 with t as (
@@ -169,7 +173,7 @@ class TurnStore:
             statement = BEGIN_FOR_STORED_MESSAGE
         else:
             statement = BEGIN_IN_EXISTING
-        parameters = _parameters(beginning, before=beginning.user_message_id if beginning.message_is_stored else None)
+        parameters = _parameters(beginning, asked=beginning.user_message_id if beginning.message_is_stored else None)
         try:
             if beginning.key is None:
                 return _history(await self._pool.fetch_all(statement, parameters))
@@ -194,11 +198,11 @@ class TurnStore:
 
     async def begin_again(self, beginning: Beginning) -> list[Utterance] | None:
         """
-        Set a turn that ended without a message running again, and return the history before its user's message.
+        Set a turn that ended without a message running again, and return the history but its user's message.
 
         Returns None where there is no such turn, or it has a message. Raises ``Conflict`` as ``begin`` does.
         """
-        parameters = _parameters(beginning, before=beginning.user_message_id)
+        parameters = _parameters(beginning, asked=beginning.user_message_id)
         try:
             rows = await self._pool.fetch_all(BEGIN_AGAIN, parameters)
         except psycopg.errors.UniqueViolation as exc:
@@ -209,9 +213,10 @@ class TurnStore:
         """Remove idempotency keys that are older than 24 hours."""
         await self._pool.execute(FORGET_KEYS)
 
-    async def checkpoint(self, turn_id: str, content: str, model: str) -> None:
-        """Store the text so far of a running turn."""
-        await self._pool.execute(CHECKPOINT, (content, model, turn_id))
+    async def checkpoint(self, texts: list[tuple[str, str, str]]) -> None:
+        """Store (id, text so far, model) of running turns, in one statement."""
+        if texts:
+            await self._pool.execute(CHECKPOINT, [list(column) for column in zip(*texts, strict=True)])
 
     async def end(
         self,
@@ -265,7 +270,7 @@ def another_runs() -> Conflict:
     return Conflict("Another turn is running in this conversation; wait for it or cancel it.")
 
 
-def _parameters(beginning: Beginning, *, before: str | None) -> dict[str, Any]:
+def _parameters(beginning: Beginning, *, asked: str | None) -> dict[str, Any]:
     return {
         "owner": beginning.owner,
         "conversation": beginning.conversation_id,
@@ -273,7 +278,7 @@ def _parameters(beginning: Beginning, *, before: str | None) -> dict[str, Any]:
         "turn": beginning.turn_id,
         "user_message": beginning.user_message_id,
         "content": beginning.content,
-        "before": before,
+        "asked": asked,
         "history_messages": HISTORY_MESSAGES,
         "history_chars": beginning.history_chars,
     }
