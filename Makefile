@@ -1,45 +1,68 @@
 # Jarvis Core: `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help install run test check perf lock clean
-SHELL := /bin/bash
+.PHONY: help install run test check perf lock clean FORCE
 
 PYTHON ?= python3
 VENV := .venv
-BIN := $(VENV)/bin
-# Set again when the environment has to be made anew for a reason that no file shows.
-STAMP := $(VENV)/.installed
+# Always as modules: scripts in the environment would break when the folder is moved.
+RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip --quiet --quiet --disable-pip-version-check --no-input
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
-install: $(STAMP) ## make .venv with all that run and test need (quick when nothing changed)
+install: $(VENV)/.installed ## make .venv with all that run and test need (quick when nothing changed)
+	@:
 
-$(STAMP): config/requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'make: Python 3.11 or newer is needed; name one with PYTHON=python3.x' >&2; exit 1; }
-	@echo "installing the pinned packages into $(VENV) ..."
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r config/requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
-	$(BIN)/python -m compileall -q jarvis_core
+# Made from nothing each time, and marked when it is whole: neither an install that was cut nor an older lock file
+# leaves anything behind.
+$(VENV)/.packages: config/requirements.lock
+	@$(PYTHON) -c '' 2>/dev/null || { echo 'make: "$(PYTHON)" does not work; name a Python, 3.11 or newer: make PYTHON=python3.12' >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "make: Python 3.11 or newer is needed, and $(PYTHON) is $$($(PYTHON) -V 2>&1); name one: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo 'make: $(PYTHON) has no venv; on Debian and Ubuntu: apt install python3-venv' >&2; exit 1; }
+	@echo 'installing the pinned packages into $(VENV) ...'
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(PIP) install --require-hashes --no-deps -r config/requirements.lock
 	@touch $@
 
+$(VENV)/.installed: $(VENV)/.packages pyproject.toml
+	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@$(RUN) -m compileall -q jarvis_core
+	@touch $@
+
+# Another Python than the one that made the environment, where it is named, makes it anew; so does one that is gone.
+SAME := $(shell test -x $(RUN) && { test "$(origin PYTHON)" = file || test "$$($(PYTHON) -VV 2>&1)" = "$$($(RUN) -VV)"; } && echo yes)
+ifneq ($(SAME),yes)
+$(VENV)/.packages: FORCE
+endif
+
 run: install ## start the assistant on http://localhost:8100, with everything it needs
-	@exec $(BIN)/jarvis-core
+	@exec $(RUN) -m jarvis_core
 
 test: install ## run every test against real servers
-	$(BIN)/python -m pytest
+	$(RUN) -m pytest
 
 check: install ## formatting, lint, types, architecture, dependency audit: what CI runs first
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
-	$(BIN)/mypy
-	$(BIN)/python -m pytest tests/test_architecture.py
-	tests/audit
+	$(RUN) -m ruff format --check .
+	$(RUN) -m ruff check .
+	$(RUN) -m mypy
+	$(RUN) -m pytest tests/test_architecture.py
+	$(RUN) tests/audit
 
-lock: ## pin the newest versions that pyproject.toml allows
-	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra local --extra dev --generate-hashes --upgrade \
-	  --no-emit-index-url --no-emit-find-links --no-header pyproject.toml config/build.in -o config/requirements.lock
+perf: install ## measure speed and memory against the aims; writes perf/RESULTS.md
+	$(RUN) -m perf
+
+# uv resolves for every platform at once, which pip cannot.
+UV := .cache/lock/bin/python -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
+  --no-emit-index-url --no-emit-find-links --no-header
+
+lock: install ## pin the newest versions that pyproject.toml allows
+	@$(RUN) -m venv .cache/lock
+	@.cache/lock/bin/python -m pip --quiet --quiet --disable-pip-version-check install uv
+	$(UV) --extra local --extra dev pyproject.toml config/build.in -o config/requirements.lock
+	$(UV) --group audit -o config/audit.lock
 
 clean: ## remove what make made here (never the assistant's data)
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache

@@ -186,13 +186,13 @@ def announce(settings: Settings, embedded: list[str]) -> None:
     if settings.auth.jwt_secret is None and settings.auth.api_keys is None:
         lines.append("  open:     no credentials are asked for (JWT_SECRET or API_KEYS change that)")
         if not is_loopback(host):
-            log.get(__name__).warning(
+            log.get("jarvis_core").warning(
                 "the server is open to whoever reaches it: everybody is the same user and may read everything; "
                 "set JWT_SECRET or API_KEYS, or HOST=127.0.0.1",
                 host=host,
             )
     if settings.cache.redis_url is not None:
-        log.get(__name__).warning("REDIS_URL is set, but nothing is shared through it in this version")
+        log.get("jarvis_core").warning("REDIS_URL is set, but nothing is shared through it in this version")
     content = '{"content": "Bonjour Jarvis, qui es-tu ?"}'
     lines.append(f"  try:      curl -s {address}/api/chat -H 'content-type: application/json' -d '{content}'")
     print("\n".join(lines), flush=True)

@@ -18,7 +18,7 @@ import msgspec
 from msgspec import Struct
 
 from jarvis_core import log
-from jarvis_core.errors import RequestError, Unavailable
+from jarvis_core.errors import BadGateway, DeadlineExceeded, RequestError, Unavailable
 from jarvis_core.models import Caller, Finish, IdempotencyKey, LanguageModel, Prompt, Status, Utterance, new_id
 from jarvis_core.settings import Llm
 from jarvis_core.store.turns import Beginning, TurnStore
@@ -35,6 +35,12 @@ KEPT_TEXT_CHARS = 8_000_000
 """What the texts of those may add up to."""
 CHARS_PER_TOKEN_LIMIT = 32
 """A model that sends more code points than this for each token that it was allowed is cut off."""
+CUT_SHORT: dict[str, type[RequestError]] = {
+    "lost": BadGateway,
+    "stalled": DeadlineExceeded,
+    "deadline": DeadlineExceeded,
+}
+"""What a stream that ends so has failed with, where it brought no text."""
 STORE_RETRY_DELAYS_S = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0)
 """Waits between attempts to store an end; the last repeats for as long as the process lives."""
 PATIENT_ATTEMPTS = 3
@@ -243,6 +249,8 @@ class Turns:
         try:
             if production.generating:
                 finish = await self._generate(turn, production, prompt)
+            if finish is not None and finish.reason in CUT_SHORT and not turn.text():
+                raise CUT_SHORT[finish.reason]("The language model broke off before its first word.")
         except RequestError as exc:
             turn.error = exc
         except asyncio.CancelledError:

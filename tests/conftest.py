@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
@@ -50,22 +51,29 @@ def postgres_conninfo() -> Iterator[str]:
 @pytest.fixture
 def database(postgres_conninfo: str) -> Iterator[str]:
     """Give the conninfo of an empty database of the test's own; who opens it migrates it."""
-    name = f"test_{next(_numbers)}"
-    with psycopg.connect(postgres_conninfo, autocommit=True) as connection:
-        connection.execute(f"create database {name} strategy file_copy")
-        try:
-            yield make_conninfo(postgres_conninfo, dbname=name)
-        finally:
-            connection.execute(f"drop database {name} with (force)")
+    with _new_database(postgres_conninfo) as conninfo:
+        yield conninfo
+
+
+@pytest.fixture(scope="session")
+def shared_database(postgres_conninfo: str) -> Iterator[str]:
+    """Give the conninfo of the database behind ``pool``, which is quicker to empty than to make anew."""
+    with _new_database(postgres_conninfo) as conninfo:
+        yield conninfo
 
 
 @pytest.fixture
-async def pool(database: str) -> AsyncIterator[Pool]:
-    """Give an open pool on a migrated database of the test's own."""
-    pool = Pool(Database(max_connections=4), database)
+async def pool(shared_database: str) -> AsyncIterator[Pool]:
+    """Give an open pool on a migrated database without any rows."""
+    pool = Pool(Database(max_connections=4), shared_database)
     await pool.open()
     try:
         await migrate(pool)
+        rows = await pool.fetch_all(
+            "select table_name from information_schema.tables"
+            " where table_schema = 'public' and table_name <> 'schema_versions'"
+        )
+        await pool.execute(f"truncate {', '.join(name for (name,) in rows)}")
         yield pool
     finally:
         await pool.close()
@@ -76,6 +84,18 @@ async def relay(database: str) -> AsyncIterator[DatabaseRelay]:
     """Give the same database through a relay that can be away, hang and lose its connections."""
     async with DatabaseRelay(database) as relay:
         yield relay
+
+
+@contextmanager
+def _new_database(conninfo: str) -> Iterator[str]:
+    name = f"test_{next(_numbers)}"
+    with psycopg.connect(conninfo, autocommit=True) as connection:
+        connection.execute(f"create database {name} strategy file_copy")
+    try:
+        yield make_conninfo(conninfo, dbname=name)
+    finally:
+        with psycopg.connect(conninfo, autocommit=True) as connection:
+            connection.execute(f"drop database {name} with (force)")
 
 
 def _fastest_directory() -> str:

@@ -50,7 +50,14 @@ async def send_events(call: Call, turns: Turns, turn: Turn, after: int = 0) -> N
     turns.attach(turn)
     watcher = loop.create_task(call.left())
     watcher.add_done_callback(lambda _: reader.wake())
-    heartbeat = loop.call_later(HEARTBEAT_S, reader.wake)
+    heartbeat: asyncio.TimerHandle
+
+    def beat() -> None:
+        nonlocal heartbeat
+        heartbeat = loop.call_later(HEARTBEAT_S, beat)
+        reader.wake()
+
+    heartbeat = loop.call_later(HEARTBEAT_S, beat)
     try:
         call.status = 200
         headers = [*SSE_HEADERS, (b"x-request-id", call.request_id.encode()), *call.cors]
@@ -61,7 +68,6 @@ async def send_events(call: Call, turns: Turns, turn: Turn, after: int = 0) -> N
             more = not turn.ended if not taken else taken[-1][1] is not Step.ENDED
             body = b"".join([events.server_sent(position, entry) for position, entry in taken])
             if not taken and more:
-                heartbeat = loop.call_later(HEARTBEAT_S, reader.wake)
                 body = b": still here\n\n"
             await send({"type": "http.response.body", "body": body, "more_body": more})
             if reader.behind:

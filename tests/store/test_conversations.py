@@ -12,7 +12,16 @@ from jarvis_core.store.conversations import ConversationStore
 from jarvis_core.store.pool import Pool
 
 OWNER = "ann"
-NOT_IDS = ["", "1", "not-a-uuid", "0" * 36, "00000000-0000-0000-0000-00000000000g", "'; drop table messages; --", "\x00"]
+NOT_IDS = [
+    "",
+    "1",
+    "not-a-uuid",
+    "0" * 36,
+    "-" * 36,
+    "00000000-0000-0000-0000-00000000000g",
+    "'; drop table messages; --",
+    "\x00",
+]
 
 
 @pytest.fixture

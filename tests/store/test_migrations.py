@@ -162,7 +162,7 @@ async def test_user_without_rights(database: str) -> None:
     try:
         restricted = psycopg.conninfo.make_conninfo(database, user="reader_of_tests")
         async with opened(restricted) as pool:
-            with pytest.raises(StartError, match="^DATABASE_URL: [^\n]*$"):
+            with pytest.raises(StartError, match=r"^DATABASE_URL: [^\n]*$"):
                 await migrate(pool)
     finally:
         async with opened(database) as pool:

@@ -150,6 +150,11 @@ class Server:
         """Return its process and all that descend from it."""
         return family_of(self.pid)
 
+    def resident_bytes(self) -> int:
+        """Return how much memory its first process has in use."""
+        pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
     def ask(self, method: str, path: str, body: object = None, *, limit_s: float = 10.0) -> Reply:
         """Send one request and return its JSON answer."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=limit_s)

@@ -61,7 +61,7 @@ def test_filters(text: str, general: int, packages: dict[str, int] | None) -> No
 @pytest.mark.parametrize("text", ["info,jarvis_core=loud", "jarvis_core=", "=debug", "in fo", "info;debug", "[span]"])
 def test_bad_filters(text: str) -> None:
     """An unknown level or a malformed filter is a SettingsError in one line that names the variable."""
-    with pytest.raises(SettingsError, match="^RUST_LOG: [^\n]*$"):
+    with pytest.raises(SettingsError, match=r"^RUST_LOG: [^\n]*$"):
         log.parse_filters(text)
 
 

@@ -288,8 +288,7 @@ def test_shipped_file_has_every_setting(shipped: str, section: str, field: msgsp
 
 def as_toml(value: object) -> str:
     """Write a default as TOML."""
-    if isinstance(value, str):
-        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
     if isinstance(value, tuple):
         return "[" + ", ".join(map(as_toml, value)) + "]"
-    return str(value)
+    # JSON's strings are TOML's too.
+    return msgspec.json.encode(value).decode() if isinstance(value, str) else str(value)

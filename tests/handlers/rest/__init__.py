@@ -1,0 +1,1 @@
+"""The HTTP routes; every answer in these tests is held against the OpenAPI document."""

@@ -1,0 +1,132 @@
+"""
+Two real servers for the whole run, and their neighbour anew for each test on a port that stays.
+
+``api`` asks the open server with the default limits; ``strict`` asks one with credentials, short deadlines and a low
+limit of bodies.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import jwt
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from tests.fakes.python_bridges import BridgesMode, FakeBridges
+from tests.handlers.rest.api import Api
+from tests.system.server import Server, free_port
+
+SECRET = "a secret that is long enough for every algorithm that a token may name"
+API_KEY = "kitchen-key-0123456789"
+ORIGIN = "http://localhost:3000"
+STRICT = {
+    "JWT_SECRET": SECRET,
+    "API_KEYS": f"kitchen:{API_KEY}",
+    "BODY_LIMIT_BYTES": "65536",
+    "LLM_FIRST_TOKEN_TIMEOUT_S": "0.4",
+    "LLM_STALL_TIMEOUT_S": "0.6",
+    "LLM_TOTAL_TIMEOUT_S": "1.5",
+    "RUST_LOG": "info",
+}
+
+
+@contextmanager
+def serving(conninfo: str, name: str, **environment: str) -> Iterator[tuple[Server, int]]:
+    """Run a server on a database of its own; give it and the port where it looks for its neighbour."""
+    directory = Path(tempfile.mkdtemp(prefix="jarvis-handlers-"))
+    port = free_port()
+    with psycopg.connect(conninfo, autocommit=True) as connection:
+        connection.execute(f"create database {name}")
+    server = Server(
+        directory,
+        {
+            "DATABASE_URL": make_conninfo(conninfo, dbname=name),
+            "PYTHON_BRIDGES_URL": f"http://127.0.0.1:{port}",
+            "CORS_ORIGINS": ORIGIN,
+            "DRAIN_TIMEOUT_S": "1",
+            **environment,
+        },
+    )
+    try:
+        server.start()
+        yield server, port
+        assert server.running, server.stderr
+        assert server.stop() == 0
+        assert "Traceback" not in server.stderr, server.stderr
+    finally:
+        server.kill()
+        shutil.rmtree(directory)
+
+
+@pytest.fixture(scope="session")
+def open_server(postgres_conninfo: str) -> Iterator[tuple[Server, int]]:
+    """Run the server that asks nobody for credentials."""
+    with serving(postgres_conninfo, "handlers_open") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def strict_server(postgres_conninfo: str) -> Iterator[tuple[Server, int]]:
+    """Run the server that asks for credentials and has no patience."""
+    with serving(postgres_conninfo, "handlers_strict", **STRICT) as running:
+        yield running
+
+
+@pytest.fixture
+async def bridges(open_server: tuple[Server, int]) -> AsyncIterator[FakeBridges]:
+    """Run the open server's neighbour; it streams word by word."""
+    async with FakeBridges(mode=BridgesMode(shape="ndjson"), port=open_server[1]) as bridges:
+        yield bridges
+
+
+@pytest.fixture
+async def api(open_server: tuple[Server, int], bridges: FakeBridges) -> AsyncIterator[Api]:
+    """Ask the open server."""
+    async with Api(open_server[0].url) as api:
+        yield api
+
+
+@pytest.fixture
+async def strict_bridges(strict_server: tuple[Server, int]) -> AsyncIterator[FakeBridges]:
+    """Run the strict server's neighbour, which asks for tokens too."""
+    async with FakeBridges(SECRET, mode=BridgesMode(shape="ndjson"), port=strict_server[1]) as bridges:
+        yield bridges
+
+
+@pytest.fixture
+async def strict(strict_server: tuple[Server, int], strict_bridges: FakeBridges) -> AsyncIterator[Api]:
+    """Ask the strict server as the user zoé."""
+    async with Api(strict_server[0].url, token=make_token("zoé")) as api:
+        yield api
+
+
+AsUser = Callable[[str], Api]
+
+
+@pytest.fixture
+async def as_user(strict_server: tuple[Server, int], strict_bridges: FakeBridges) -> AsyncIterator[AsUser]:
+    """Make clients of the strict server that send a token of the test's own."""
+    made: list[Api] = []
+
+    def make(token: str) -> Api:
+        made.append(Api(strict_server[0].url, token=token))
+        return made[-1]
+
+    yield make
+    for api in made:
+        await api.session.close()
+
+
+def make_token(
+    user: str, *, secret: str = SECRET, algorithm: str = "HS256", lifetime_s: int = 600, **claims: object
+) -> str:
+    """Sign a token for *user*."""
+    fields = {"sub": user, "user_id": user, "exp": int(time.time()) + lifetime_s, **claims}
+    return jwt.encode({name: value for name, value in fields.items() if value is not None}, secret, algorithm=algorithm)

@@ -1,0 +1,260 @@
+"""The pool: a database that is away, slow or silent, and that comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import psycopg
+import pytest
+
+from jarvis_core.errors import Unavailable
+from jarvis_core.settings import Database
+from jarvis_core.store.pool import RETRY_AFTER_S, Pool
+from tests.fakes.relay import DatabaseRelay
+
+TIMEOUT_S = 0.6
+LATEST_S = TIMEOUT_S + 3.0
+"""A generous bound on what must take about a deadline: this machine is busy."""
+
+
+@asynccontextmanager
+async def opened(conninfo: str, *, max_connections: int = 3, timeout_s: float = TIMEOUT_S) -> AsyncIterator[Pool]:
+    """Lend an open pool."""
+    pool = Pool(Database(max_connections=max_connections, timeout_s=timeout_s), conninfo)
+    await pool.open()
+    try:
+        yield pool
+    finally:
+        await pool.close()
+
+
+@pytest.fixture
+async def pool(relay: DatabaseRelay) -> AsyncIterator[Pool]:
+    """Give an open pool through the relay."""
+    async with opened(relay.conninfo) as pool:
+        yield pool
+
+
+async def fill(pool: Pool, connections: int = 3) -> None:
+    """Make the pool open so many connections."""
+    await asyncio.gather(*(pool.fetch_one("select pg_sleep(0.1)") for _ in range(connections)))
+
+
+async def fails(pool: Pool) -> Unavailable:
+    """Return the error of a query, which must come within the deadline."""
+    started = time.monotonic()
+    with pytest.raises(Unavailable) as caught:
+        await pool.fetch_one("select 1")
+    assert time.monotonic() - started < LATEST_S
+    assert not pool.healthy
+    return caught.value
+
+
+async def recovers(pool: Pool, within_s: float = 5.0) -> None:
+    """Wait until queries work again."""
+    async with asyncio.timeout(within_s):
+        while not await pool.ping():  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.02)
+
+
+async def test_queries(pool: Pool) -> None:
+    """Statements give their rows, with parameters by position and by name."""
+    assert pool.healthy
+    assert await pool.fetch_one("select %s::int + 1", (1,)) == (2,)
+    assert await pool.fetch_all("select generate_series(1, %(last)s::int)", {"last": 3}) == [(1,), (2,), (3,)]
+    assert await pool.fetch_one("select 1 where false") is None
+    await pool.execute("create table t (id integer)")
+    assert await pool.fetch_all("select * from t") == []
+
+
+async def insert_and_fail(pool: Pool) -> None:
+    """Insert a row in a transaction that fails."""
+    async with pool.transaction() as connection:
+        await connection.execute("insert into t values (2)")
+        await connection.execute("select 1 / 0")
+
+
+async def test_transactions(pool: Pool) -> None:
+    """A transaction is committed as a whole, or not at all."""
+    await pool.execute("create table t (id integer)")
+    async with pool.transaction() as connection:
+        await connection.execute("insert into t values (1)")
+    with pytest.raises(psycopg.errors.DivisionByZero):
+        await insert_and_fail(pool)
+    assert await pool.fetch_all("select * from t") == [(1,)]
+
+
+async def test_times_are_utc(pool: Pool) -> None:
+    """The session's time zone is UTC, whatever the server's is."""
+    assert await pool.fetch_one("select current_setting('TimeZone')") == ("UTC",)
+
+
+async def test_defects_pass_through(pool: Pool) -> None:
+    """A statement that is wrong is a defect, and does not make the database look away."""
+    with pytest.raises(psycopg.errors.UndefinedTable):
+        await pool.fetch_one("select * from nowhere")
+    assert pool.healthy
+    assert await pool.ping()
+
+
+async def test_away_at_the_start(relay: DatabaseRelay) -> None:
+    """A database that is away at the start is Unavailable within the deadline, and can be tried again."""
+    await relay.go_away()
+    pool = Pool(Database(timeout_s=TIMEOUT_S), relay.conninfo)
+    try:
+        started = time.monotonic()
+        with pytest.raises(Unavailable):
+            await pool.open()
+        assert time.monotonic() - started < LATEST_S
+        assert not pool.healthy
+    finally:
+        await pool.close()
+
+
+async def test_away_and_back(pool: Pool, relay: DatabaseRelay) -> None:
+    """A database that goes away is Unavailable, with when to try again; when it is back, so is everything."""
+    await fill(pool)
+    await relay.go_away()
+    error = await fails(pool)
+    assert error.retry_after_s == RETRY_AFTER_S
+    assert relay.conninfo not in error.message
+    # Long enough that a wait that doubles after each failure would be seen.
+    for _ in range(6):
+        await fails(pool)
+    await relay.come_back()
+    await recovers(pool, within_s=2)
+    assert await pool.fetch_one("select 1") == (1,)
+
+
+async def test_silent_database(pool: Pool, relay: DatabaseRelay) -> None:
+    """A database that takes statements and never answers is Unavailable within the deadline."""
+    await fill(pool)
+    relay.hang()
+    await fails(pool)
+    await asyncio.gather(*(fails(pool) for _ in range(5)))
+    await relay.come_back()
+    await recovers(pool)
+
+
+async def test_silent_database_in_a_transaction(pool: Pool, relay: DatabaseRelay) -> None:
+    """A transaction too ends when the database falls silent in the middle of it."""
+    started = time.monotonic()
+
+    async def fall_silent() -> None:
+        async with pool.transaction() as connection:
+            await connection.execute("select 1")
+            relay.hang()
+            await connection.execute("select 2")
+
+    with pytest.raises(Unavailable):
+        await fall_silent()
+    assert time.monotonic() - started < LATEST_S
+
+
+async def test_lost_connections_do_not_surface(pool: Pool, relay: DatabaseRelay) -> None:
+    """Connections that were lost while idle cost the next requests nothing but new ones."""
+    await fill(pool)
+    seen = relay.connections_seen
+    await relay.drop_connections()
+    await asyncio.sleep(0.05)
+    started = time.monotonic()
+    for _ in range(6):
+        assert await pool.fetch_one("select 1") == (1,)
+    assert time.monotonic() - started < 1
+    assert relay.connections_seen > seen
+    await relay.drop_connections()
+    await asyncio.sleep(0.05)
+    assert len(await asyncio.gather(*(pool.fetch_one("select 1") for _ in range(6)))) == 6
+    assert pool.healthy
+
+
+async def test_connections_that_the_server_ended(pool: Pool, database: str) -> None:
+    """The same holds where the server ended them and said so, as it does when it restarts."""
+    await fill(pool)
+    async with await psycopg.AsyncConnection.connect(database, autocommit=True) as other:
+        await other.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'jarvis-core'"
+            " and datname = current_database()"
+        )
+    await asyncio.sleep(0.1)
+    assert await asyncio.gather(*(pool.fetch_one("select 1") for _ in range(6))) == [(1,)] * 6
+
+
+async def test_connection_lost_in_a_statement(pool: Pool, relay: DatabaseRelay) -> None:
+    """A statement whose connection breaks is Unavailable, not repeated, and the next one works."""
+    task = asyncio.create_task(pool.fetch_one("select pg_sleep(0.5)"))
+    await asyncio.sleep(0.2)
+    await relay.drop_connections()
+    with pytest.raises(Unavailable):
+        await task
+    assert await pool.fetch_one("select 1") == (1,)
+    assert pool.healthy
+
+
+async def test_slow_statement(pool: Pool) -> None:
+    """A statement that takes longer than the deadline is Unavailable, and its connection can be used again."""
+    started = time.monotonic()
+    with pytest.raises(Unavailable):
+        await pool.execute("select pg_sleep(30)")
+    assert time.monotonic() - started < LATEST_S
+    assert await pool.fetch_one("select 1") == (1,)
+
+
+async def test_all_connections_in_use(pool: Pool) -> None:
+    """Who waits for a connection longer than the deadline gets Unavailable; who waits less gets one."""
+
+    async def hold(duration_s: float) -> None:
+        async with pool.transaction() as connection:
+            await connection.execute("select 1")
+            await asyncio.sleep(duration_s)
+
+    holders = [asyncio.create_task(hold(0.4)) for _ in range(3)]
+    await asyncio.sleep(0.1)
+    assert await pool.fetch_one("select 1") == (1,)
+    await asyncio.gather(*holders)
+    holders = [asyncio.create_task(hold(TIMEOUT_S + 0.4)) for _ in range(3)]
+    await asyncio.sleep(0.1)
+    await fails(pool)
+    await asyncio.gather(*holders)
+
+
+async def test_cancelled_statement(pool: Pool) -> None:
+    """A request that is cancelled while its statement runs gives its connection back."""
+    for _ in range(5):
+        task = asyncio.create_task(pool.execute("select pg_sleep(30)"))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+    assert await asyncio.gather(*(pool.fetch_one("select 1") for _ in range(6))) == [(1,)] * 6
+
+
+async def test_connections_are_bounded(pool: Pool, relay: DatabaseRelay) -> None:
+    """Many requests at once open no more connections than the limit, and all are answered."""
+    assert await asyncio.gather(*(pool.fetch_one("select 1") for _ in range(200))) == [(1,)] * 200
+    assert relay.open_connections <= 3
+
+
+async def test_nothing_leaks(relay: DatabaseRelay) -> None:
+    """A closed pool leaves no connection behind, and refuses work."""
+    async with opened(relay.conninfo) as pool:
+        await fill(pool)
+    async with asyncio.timeout(2):
+        while relay.open_connections:  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.01)
+    with pytest.raises(Unavailable):
+        await pool.fetch_one("select 1")
+
+
+async def test_ping_tells(pool: Pool, relay: DatabaseRelay) -> None:
+    """A ping says whether the database answers, and raises nothing."""
+    assert await pool.ping()
+    relay.hang()
+    started = time.monotonic()
+    assert not await pool.ping()
+    assert time.monotonic() - started < LATEST_S
+    await relay.come_back()
+    await recovers(pool)

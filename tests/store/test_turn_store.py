@@ -1,0 +1,399 @@
+"""Turns in the database: begun, checkpointed, ended, each in one step."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from jarvis_core.errors import Conflict, NotFound
+from jarvis_core.models import IdempotencyKey, Status, Utterance, new_id
+from jarvis_core.store.conversations import ConversationStore
+from jarvis_core.store.pool import Pool
+from jarvis_core.store.turns import HISTORY_MESSAGES, Beginning, TurnStore
+
+OWNER = "ann"
+KEY = IdempotencyKey("k-1", b"hash of the request")
+
+
+@pytest.fixture
+def store(pool: Pool) -> TurnStore:
+    """Give a store on an empty database."""
+    return TurnStore(pool)
+
+
+@pytest.fixture
+def conversations(pool: Pool) -> ConversationStore:
+    """Give the conversations of the same database."""
+    return ConversationStore(pool)
+
+
+def beginning(content: str = "Bonjour", **changes: Any) -> Beginning:
+    """Describe a turn of OWNER in a new conversation, unless *changes* say otherwise."""
+    fields: dict[str, Any] = {
+        "owner": OWNER,
+        "conversation_id": new_id(),
+        "turn_id": new_id(),
+        "user_message_id": new_id(),
+        "content": content,
+        "title": "A title",
+        "history_chars": 10_000,
+    }
+    return Beginning(**fields | changes)
+
+
+def following(first: Beginning, content: str = "Et toi ?", **changes: Any) -> Beginning:
+    """Describe a turn in the conversation of *first*."""
+    return beginning(content, conversation_id=first.conversation_id, **{"title": None} | changes)
+
+
+async def end(store: TurnStore, turn: Beginning, content: str = "Salut", status: Status = Status.COMPLETED) -> None:
+    """End a running turn."""
+    assert await store.end(turn.turn_id, status=status, reason="stop", content=content, tokens=2, model="m")
+
+
+async def say(store: TurnStore, turn: Beginning, answer: str = "Salut") -> list[Utterance] | str:
+    """Begin and end a turn, and return the history that it was given."""
+    history = await store.begin(turn)
+    await end(store, turn, answer)
+    return history
+
+
+async def counts(pool: Pool) -> tuple[int, ...]:
+    """Return how many conversations, messages, turns and keys are stored."""
+    row = await pool.fetch_one(
+        "select (select count(*) from conversations), (select count(*) from messages),"
+        " (select count(*) from turns), (select count(*) from idempotency_keys)"
+    )
+    assert row is not None
+    return tuple(row)
+
+
+# Begin
+
+
+async def test_begin_in_new(store: TurnStore, conversations: ConversationStore) -> None:
+    """A turn in a new conversation makes it, with the user's message in it, and has no history."""
+    turn = beginning()
+    assert await store.begin(turn) == []
+    made = await conversations.fetch(OWNER, turn.conversation_id)
+    assert (made.title, made.message_count) == ("A title", 1)
+    (message,), _ = await conversations.fetch_history(OWNER, turn.conversation_id, limit=9, after=0)
+    assert (message.id, message.role, message.content) == (turn.user_message_id, "user", "Bonjour")
+    assert (message.status, message.tokens, message.model) == (Status.COMPLETED, None, None)
+    record = await store.fetch(OWNER, turn.turn_id)
+    assert (record.status, record.content, record.reason, record.ended_at) == (Status.RUNNING, "", None, None)
+    assert (record.conversation_id, record.user_message_id) == (turn.conversation_id, turn.user_message_id)
+
+
+async def test_history_is_what_was_before(store: TurnStore, conversations: ConversationStore) -> None:
+    """A turn in a conversation gets the messages before its own, oldest first."""
+    first = beginning()
+    await say(store, first)
+    second = following(first)
+    assert await say(store, second, "Bien") == [Utterance("user", "Bonjour"), Utterance("assistant", "Salut")]
+    assert await store.begin(following(first, "Au revoir")) == [
+        Utterance("user", "Bonjour"),
+        Utterance("assistant", "Salut"),
+        Utterance("user", "Et toi ?"),
+        Utterance("assistant", "Bien"),
+    ]
+    assert (await conversations.fetch(OWNER, first.conversation_id)).message_count == 5
+
+
+async def test_history_is_bounded_by_characters(store: TurnStore, pool: Pool) -> None:
+    """The history is the latest messages that fit, counted in code points, without a gap."""
+    first = beginning("🙂" * 10)
+    await say(store, first, "b" * 20)
+    await say(store, following(first, "c" * 3), "d" * 4)
+    for history_chars, expected in ((37, "🙂bcd"), (36, "bcd"), (27, "bcd"), (26, "cd"), (4, "d"), (3, ""), (0, "")):
+        turn = following(first, "x", history_chars=history_chars)
+        history = await store.begin(turn)
+        assert "".join(one.content[0] for one in history if isinstance(one, Utterance)) == expected
+        # Leave no trace.
+        await end(store, turn, "", Status.FAILED)
+        await pool.execute("delete from messages where id = %s", (turn.user_message_id,))
+
+
+async def test_history_is_bounded_by_messages(store: TurnStore, pool: Pool) -> None:
+    """However short they are, no more than so many messages are read."""
+    first = beginning()
+    await say(store, first)
+    await pool.execute(
+        "insert into messages (id, conversation_id, role, content, status)"
+        " select gen_random_uuid(), %s, 'user', n::text, 'completed' from generate_series(1, 300) n",
+        (first.conversation_id,),
+    )
+    history = await store.begin(following(first))
+    assert isinstance(history, list)
+    assert [one.content for one in history] == [str(n) for n in range(301 - HISTORY_MESSAGES, 301)]
+
+
+@pytest.mark.parametrize("conversation_id", ["", "not-a-uuid", "g" * 36, new_id()])
+async def test_begin_in_unknown(store: TurnStore, pool: Pool, conversation_id: str) -> None:
+    """A turn in an unknown conversation is NotFound, and nothing is stored."""
+    for key in (None, KEY):
+        with pytest.raises(NotFound):
+            await store.begin(beginning(conversation_id=conversation_id, title=None, key=key))
+    assert await counts(pool) == (0, 0, 0, 0)
+
+
+async def test_begin_in_foreign(store: TurnStore, pool: Pool) -> None:
+    """Another user's conversation is unknown, and nothing is added to it."""
+    first = beginning()
+    await say(store, first)
+    with pytest.raises(NotFound):
+        await store.begin(following(first, owner="bob"))
+    assert await counts(pool) == (1, 2, 1, 0)
+
+
+async def test_one_running_turn(store: TurnStore, pool: Pool) -> None:
+    """A second turn in a conversation where one runs is a Conflict that stores nothing; afterwards it may."""
+    first = beginning()
+    await store.begin(first)
+    with pytest.raises(Conflict):
+        await store.begin(following(first))
+    assert await counts(pool) == (1, 1, 1, 0)
+    await end(store, first)
+    await store.begin(following(first))
+    other = beginning()
+    await store.begin(other)
+
+
+async def test_one_of_many_wins(store: TurnStore, pool: Pool) -> None:
+    """Of turns that begin at the same moment in one conversation exactly one runs."""
+    first = beginning()
+    await say(store, first)
+    results = await asyncio.gather(*(store.begin(following(first)) for _ in range(8)), return_exceptions=True)
+    assert sum(isinstance(result, list) for result in results) == 1
+    assert sum(isinstance(result, Conflict) for result in results) == 7
+    assert await counts(pool) == (1, 3, 2, 0)
+
+
+async def test_stored_message(store: TurnStore, conversations: ConversationStore) -> None:
+    """A turn for a message that was stored before stores it no second time, and has all others as history."""
+    first = beginning()
+    await say(store, first)
+    message_id = new_id()
+    await conversations.add_message(OWNER, first.conversation_id, None, message_id, "user", "Et toi ?")
+    turn = following(first, user_message_id=message_id, message_is_stored=True)
+    assert await store.begin(turn) == [Utterance("user", "Bonjour"), Utterance("assistant", "Salut")]
+    assert (await conversations.fetch(OWNER, first.conversation_id)).message_count == 3
+
+
+# Keys
+
+
+async def test_key_begins_once(store: TurnStore, pool: Pool) -> None:
+    """A request that comes again under its key stores nothing and names the turn of the first."""
+    first = beginning(key=KEY)
+    assert await store.begin(first) == []
+    for again in (beginning(key=KEY), beginning(key=KEY)):
+        assert await store.begin(again) == first.turn_id
+    assert await counts(pool) == (1, 1, 1, 1)
+
+
+async def test_keys_at_the_same_moment(store: TurnStore, pool: Pool) -> None:
+    """Requests that come together under one key begin one turn, and all learn which."""
+    turns = [beginning(key=KEY) for _ in range(6)]
+    results = await asyncio.gather(*(store.begin(turn) for turn in turns))
+    (winner,) = [turn.turn_id for turn, result in zip(turns, results, strict=True) if result == []]
+    assert sorted(str(result) for result in results if result != []) == [winner] * 5
+    assert await counts(pool) == (1, 1, 1, 1)
+
+
+async def test_key_for_another_request(store: TurnStore, pool: Pool) -> None:
+    """A key that was used for another request is a Conflict; another user's key is no concern."""
+    await store.begin(beginning(key=KEY))
+    with pytest.raises(Conflict, match="idempotency key"):
+        await store.begin(beginning(key=IdempotencyKey(KEY.text, b"another hash")))
+    assert await store.begin(beginning(key=KEY, owner="bob")) == []
+    assert await counts(pool) == (2, 2, 2, 2)
+
+
+async def test_key_of_a_refused_request(store: TurnStore, pool: Pool) -> None:
+    """A request that is refused does not use up its key."""
+    first = beginning()
+    await store.begin(first)
+    with pytest.raises(Conflict, match="Another turn"):
+        await store.begin(following(first, key=KEY))
+    assert (await counts(pool))[3] == 0
+    await end(store, first)
+    assert isinstance(await store.begin(following(first, key=KEY)), list)
+
+
+async def test_keys_are_forgotten(store: TurnStore, pool: Pool) -> None:
+    """After 24 hours a key may be used anew, and is removed when nobody does."""
+    await store.begin(beginning(key=KEY))
+    await pool.execute("update idempotency_keys set created_at = now() - interval '23 hours'")
+    await store.forget_keys()
+    assert (await counts(pool))[3] == 1
+    await pool.execute("update idempotency_keys set created_at = now() - interval '25 hours'")
+    assert await store.begin(beginning(key=IdempotencyKey(KEY.text, b"another hash"))) == []
+    await pool.execute("update idempotency_keys set created_at = now() - interval '25 hours'")
+    await store.forget_keys()
+    assert (await counts(pool))[3] == 0
+
+
+async def test_begin_again(store: TurnStore, pool: Pool) -> None:
+    """A turn that left no message may run again, with the history before its own message."""
+    first = beginning()
+    await say(store, first)
+    turn = following(first)
+    await store.begin(turn)
+    await end(store, turn, "", Status.FAILED)
+    assert await store.begin_again(turn) == [Utterance("user", "Bonjour"), Utterance("assistant", "Salut")]
+    record = await store.fetch(OWNER, turn.turn_id)
+    assert (record.status, record.reason, record.error, record.ended_at) == (Status.RUNNING, None, None, None)
+    assert await store.begin_again(turn) is None
+    await end(store, turn, "Oui")
+    assert await store.begin_again(turn) is None
+    assert await counts(pool) == (1, 4, 2, 0)
+
+
+@pytest.mark.parametrize("status", [Status.COMPLETED, Status.CANCELLED, Status.INCOMPLETE])
+async def test_what_was_given_stays(store: TurnStore, status: Status) -> None:
+    """A turn that left a message is not run again."""
+    turn = beginning()
+    await store.begin(turn)
+    await end(store, turn, "Oui", status)
+    assert await store.begin_again(turn) is None
+
+
+async def test_begin_again_beside_another(store: TurnStore) -> None:
+    """A turn cannot run again while another runs in its conversation."""
+    turn = beginning()
+    await store.begin(turn)
+    await end(store, turn, "", Status.FAILED)
+    await store.begin(following(turn))
+    with pytest.raises(Conflict):
+        await store.begin_again(turn)
+
+
+# Checkpoint and end
+
+
+async def test_end(store: TurnStore, conversations: ConversationStore) -> None:
+    """An ended turn has its message, under its own id, and the conversation counts it and moves up."""
+    turn = beginning()
+    await store.begin(turn)
+    before = await conversations.fetch(OWNER, turn.conversation_id)
+    ended_at = await store.end(
+        turn.turn_id, status=Status.INCOMPLETE, reason="max_tokens", content="Sal🙂", tokens=7, model="m"
+    )
+    record = await store.fetch(OWNER, turn.turn_id)
+    assert (record.status, record.reason, record.content) == (Status.INCOMPLETE, "max_tokens", "Sal🙂")
+    assert (record.tokens, record.model, record.error, record.ended_at) == (7, "m", None, ended_at)
+    (_, message), _ = await conversations.fetch_history(OWNER, turn.conversation_id, limit=9, after=0)
+    assert (message.id, message.role, message.content) == (turn.turn_id, "assistant", "Sal🙂")
+    assert (message.status, message.tokens, message.model) == (Status.INCOMPLETE, 7, "m")
+    after = await conversations.fetch(OWNER, turn.conversation_id)
+    assert after.message_count == 2
+    assert after.updated_at > before.updated_at
+
+
+@pytest.mark.parametrize(
+    ("status", "content", "messages"),
+    [
+        (Status.COMPLETED, "", 2),
+        (Status.COMPLETED, "a", 2),
+        (Status.CANCELLED, "", 1),
+        (Status.CANCELLED, "a", 2),
+        (Status.INCOMPLETE, "", 1),
+        (Status.FAILED, "", 1),
+    ],
+)
+async def test_who_leaves_a_message(
+    store: TurnStore, conversations: ConversationStore, status: Status, content: str, messages: int
+) -> None:
+    """A turn that ended without a text leaves no message, unless it completed."""
+    turn = beginning()
+    await store.begin(turn)
+    await end(store, turn, content, status)
+    stored, _ = await conversations.fetch_history(OWNER, turn.conversation_id, limit=9, after=0)
+    assert len(stored) == messages
+    assert (await conversations.fetch(OWNER, turn.conversation_id)).message_count == messages
+
+
+async def test_error_of_a_failed_turn(store: TurnStore) -> None:
+    """Why a turn failed is kept, for a person."""
+    turn = beginning()
+    await store.begin(turn)
+    await store.end(turn.turn_id, status=Status.FAILED, reason="timeout", content="", tokens=0, model="", error="Late.")
+    record = await store.fetch(OWNER, turn.turn_id)
+    assert (record.status, record.reason, record.error) == (Status.FAILED, "timeout", "Late.")
+
+
+async def test_ending_twice(store: TurnStore, pool: Pool) -> None:
+    """A turn ends once: whoever ends it again is told that it was not running, and changes nothing."""
+    turn = beginning()
+    await store.begin(turn)
+    results = await asyncio.gather(
+        *(
+            store.end(turn.turn_id, status=Status.COMPLETED, reason="stop", content=f"{n}", tokens=1, model="m")
+            for n in range(5)
+        )
+    )
+    assert sum(result is not None for result in results) == 1
+    assert await counts(pool) == (1, 2, 1, 0)
+    await store.checkpoint([(turn.turn_id, "too late", "m")])
+    assert (await store.fetch(OWNER, turn.turn_id)).content in set("01234")
+
+
+async def test_end_of_a_deleted_conversation(store: TurnStore, conversations: ConversationStore, pool: Pool) -> None:
+    """A turn whose conversation was deleted ends without a trace."""
+    turn = beginning()
+    await store.begin(turn)
+    await conversations.delete(OWNER, turn.conversation_id)
+    result = await store.end(turn.turn_id, status=Status.COMPLETED, reason="stop", content="a", tokens=1, model="m")
+    assert result is None
+    await store.checkpoint([(turn.turn_id, "a", "m")])
+    assert await counts(pool) == (0, 0, 0, 0)
+
+
+async def test_checkpoint(store: TurnStore, conversations: ConversationStore) -> None:
+    """A checkpoint is the turn's text so far, and no message."""
+    turn = beginning()
+    await store.begin(turn)
+    await store.checkpoint([(turn.turn_id, "Sal", "m")])
+    await store.checkpoint([(turn.turn_id, "Salut", "m")])
+    record = await store.fetch(OWNER, turn.turn_id)
+    assert (record.status, record.content, record.model) == (Status.RUNNING, "Salut", "m")
+    assert (await conversations.fetch(OWNER, turn.conversation_id)).message_count == 1
+
+
+async def test_abandoned_turns(store: TurnStore, conversations: ConversationStore, pool: Pool) -> None:
+    """Turns that a process left running are closed as incomplete, with what they had as message; others stay."""
+    with_text, without, ended = beginning(), beginning(), beginning()
+    for turn in (with_text, without, ended):
+        await store.begin(turn)
+    await store.checkpoint([(with_text.turn_id, "Sal", "m")])
+    await end(store, ended, "Salut")
+    assert await store.close_abandoned() == 2
+    for turn, text, messages in ((with_text, "Sal", 2), (without, "", 1)):
+        record = await store.fetch(OWNER, turn.turn_id)
+        assert (record.status, record.reason, record.content) == (Status.INCOMPLETE, "server_stopped", text)
+        assert record.ended_at is not None
+        assert (await conversations.fetch(OWNER, turn.conversation_id)).message_count == messages
+    stored, _ = await conversations.fetch_history(OWNER, with_text.conversation_id, limit=9, after=0)
+    assert (stored[-1].id, stored[-1].content, stored[-1].status) == (with_text.turn_id, "Sal", Status.INCOMPLETE)
+    assert (await store.fetch(OWNER, ended.turn_id)).status is Status.COMPLETED
+    assert await store.close_abandoned() == 0
+    assert await counts(pool) == (3, 5, 3, 0)
+    await store.begin(following(with_text))
+
+
+@pytest.mark.parametrize("turn_id", ["", "x", "g" * 36, new_id()])
+async def test_fetch_unknown(store: TurnStore, turn_id: str) -> None:
+    """An unknown turn is NotFound."""
+    with pytest.raises(NotFound):
+        await store.fetch(OWNER, turn_id)
+
+
+async def test_fetch_foreign(store: TurnStore) -> None:
+    """Another user's turn is unknown."""
+    turn = beginning()
+    await store.begin(turn)
+    with pytest.raises(NotFound):
+        await store.fetch("bob", turn.turn_id)
