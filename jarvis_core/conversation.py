@@ -49,6 +49,7 @@ class Conversations:
         if turn is not None:
             await self._turns.stop(turn, reason="conversation_deleted")
         await self._store.delete(owner, conversation_id)
+        self._turns.forget_conversation(owner, conversation_id)
 
     async def fetch_history(
         self, owner: str, conversation_id: str, *, limit: int, after: int

@@ -193,6 +193,13 @@ class Turns:
                 return turn
         return None
 
+    def forget_conversation(self, owner: str, conversation_id: str) -> None:
+        """Let go of the ended turns of a deleted conversation: what it said is not to be had here either."""
+        for turn in list(self._ended.values()):
+            if turn.conversation_id == conversation_id and turn.caller.user_id == owner:
+                del self._ended[turn.id]
+                self._kept_chars -= len(turn.text())
+
     @property
     def running(self) -> int:
         """How many turns run here."""

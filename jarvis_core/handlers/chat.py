@@ -48,7 +48,7 @@ class ChatHandlers:
         request = await call.decode(_chat_decoder, self._body_limit_bytes)
         ask = Ask(
             content=text_field("$.content", request.content),
-            conversation_id=request.conversation_id,
+            conversation_id=None if request.conversation_id is None else request.conversation_id.lower(),
             system_prompt=None if not request.system_prompt else text_field("$.system_prompt", request.system_prompt),
             temperature=request.temperature,
             max_tokens=request.max_tokens,

@@ -106,7 +106,7 @@ class Router:
             await self._serve_websocket(scope, receive, send)
 
     def find(self, path: str) -> tuple[dict[str, _Target] | None, str]:
-        """Return the methods of *path* and the value of its variable."""
+        """Return the methods of *path* and the value of its variable, an id in the small letters that we write."""
         methods = self._static.get(path)
         if methods is not None:
             return methods, ""
@@ -114,12 +114,12 @@ class Router:
         if last:
             methods = self._variable.get((before + slash, ""))
             if methods is not None:
-                return methods, last
+                return methods, last.lower()
             head, slash, middle = before.rpartition("/")
             if middle:
                 methods = self._variable.get((head + slash, "/" + last))
                 if methods is not None:
-                    return methods, middle
+                    return methods, middle.lower()
         return None, ""
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -181,7 +181,8 @@ class Router:
             )
 
     async def _serve_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
-        log.request_id.set(self._new_request_id())
+        request_id = next((_sound_request_id(value) for key, value in scope["headers"] if key == b"x-request-id"), "")
+        log.request_id.set(request_id or self._new_request_id())
         handler = self._websockets.get(scope["path"])
         if handler is not None:
             await handler(scope, receive, send)

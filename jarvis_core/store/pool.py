@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import psycopg
+import psycopg.conninfo
 import psycopg_pool
 from psycopg.rows import TupleRow
 
@@ -66,6 +67,15 @@ class Pool:
         )
         self.healthy = False
         """Whether the last attempt to use the database succeeded."""
+
+    @staticmethod
+    def check_address(conninfo: str) -> None:
+        """Raise ``ValueError`` when *conninfo* is no address of a PostgreSQL server; never names a secret in it."""
+        try:
+            psycopg.conninfo.conninfo_to_dict(conninfo)
+        except psycopg.ProgrammingError as exc:
+            # libpq's own words quote what it could not read, which may hold the password.
+            raise ValueError("must be a postgresql:// address or a libpq conninfo string") from exc
 
     async def open(self) -> None:
         """Connect; raises ``Unavailable`` when the database does not answer within the deadline."""

@@ -23,7 +23,10 @@ from tests.system.server import Server, wait_gone
 ROUNDS = 5
 CLIENTS = 4
 """Of each kind."""
-ANSWER = " ".join(f"word{number}" for number in range(80))
+ANSWER = " ".join(f"word{number}" for number in range(200))
+"""The longest; others are its beginning."""
+LENGTHS = (20, 60, len(ANSWER), len(ANSWER))
+"""Of answers, in characters: some end before the server is killed, some do not."""
 CHECKPOINT_S = 1.0
 SLACK_S = 0.6
 """For a checkpoint to be stored, on a machine with other work."""
@@ -157,7 +160,8 @@ async def test_kill_under_load(
     Answers that were being streamed keep what had arrived up to a second before.
     """
     dice = random.Random(9 + embedded)
-    bridges.mode = BridgesMode(shape="ndjson", answer=ANSWER, delta_delay_s=0.02)
+    bridges.mode = BridgesMode(shape="ndjson", delta_delay_s=0.02)
+    bridges.reply = lambda _: ANSWER[: dice.choice(LENGTHS)]
     server = make_server() if embedded else make_server(DATABASE_URL=database)
     conninfo = f"host={data_directory}/postgres-run port=5432 user=jarvis dbname=jarvis" if embedded else database
     await asyncio.to_thread(server.start)
@@ -181,8 +185,9 @@ async def test_kill_under_load(
             cursor = await connection.execute("select count(*) from turns where status = 'running'")
             assert await cursor.fetchone() == (0,)
         await assert_kept(server, told, killed_at)
-        cut += len(told.responses.keys() - told.ended.keys())
-        kept += sum(bool(told.text_until(one, killed_at - CHECKPOINT_S - SLACK_S)) for one in told.deltas)
+        running = told.deltas.keys() - told.ended.keys()
+        cut += len(running)
+        kept += sum(bool(told.text_until(one, killed_at - CHECKPOINT_S - SLACK_S)) for one in running)
     assert await asyncio.to_thread(server.stop) == 0
     assert cut > 0, "the server was killed in the middle of answers"
     assert kept > 0, "some of which had to be kept"

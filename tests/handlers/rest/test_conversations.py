@@ -135,7 +135,6 @@ async def test_deleted(api: Api) -> None:
     assert gone.error == (404, "not_found")
 
 
-@pytest.mark.xfail(strict=True, reason="ended turns stay in memory after their conversation was deleted")
 async def test_deleted_with_its_responses(api: Api) -> None:
     """What was said in a deleted conversation cannot be read through its response either."""
     said = await api.say("oublie-moi")
@@ -228,7 +227,6 @@ async def test_other_peoples_running_turns_are_unknown(as_user: AsUser, strict_b
         assert (await read_events(response))[-1].data["response"]["status"] == "completed"
 
 
-@pytest.mark.xfail(strict=True, reason="ids are compared and given back as they were sent")
 async def test_id_in_capitals(api: Api) -> None:
     """An id in capitals names the same conversation, and is given back as the server writes it."""
     conversation = (await api.post(CONVERSATION, {})).json["id"]

@@ -294,7 +294,6 @@ async def test_unknown_websocket(api: Api) -> None:
     assert refusal.headers["X-Request-ID"]
 
 
-@pytest.mark.xfail(strict=True, reason="the router looks for the caller's request id in HTTP requests only")
 async def test_unknown_websocket_has_the_callers_request_id(api: Api) -> None:
     """The request id of a refused WebSocket is the caller's, like any request's."""
     refusal = await refusal_of_a_websocket(api, {"X-Request-ID": "mine"})
