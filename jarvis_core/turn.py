@@ -96,8 +96,10 @@ class Turns:
         self._checkpoint_timer: asyncio.TimerHandle | None = None
         self._checkpoint_task: asyncio.Task[None] | None = None
         self._closing = False
-        self._starting: dict[tuple[str, str], asyncio.Task[Turn]] = {}
-        """Requests on their way to the store, by user and idempotency key."""
+        self._starting: set[asyncio.Task[Turn]] = set()
+        """Requests on their way to the store."""
+        self._keyed: dict[tuple[str, str], asyncio.Task[Turn]] = {}
+        """Those of them with an idempotency key, by user and key."""
         self._late_ends: set[asyncio.Task[None]] = set()
 
     async def find(self, caller: Caller, turn_id: str) -> Turn:
@@ -116,17 +118,18 @@ class Turns:
         """
         if self._closing:
             raise Unavailable("The server is stopping.", retry_after_s=RETRY_AFTER_S)
-        if key is None:
-            return await self._start(ask, caller, None)
-        name = (caller.user_id, key.text)
-        while (first := self._starting.get(name)) is not None:
+        name = None if key is None else (caller.user_id, key.text)
+        while name is not None and (first := self._keyed.get(name)) is not None:
             # Another request with this key is between here and the database; it decides which turn this is.
             await asyncio.wait([first])
-        task = self._starting[name] = asyncio.get_running_loop().create_task(self._start(ask, caller, key))
-        try:
-            return await asyncio.shield(task)
-        finally:
-            task.add_done_callback(lambda _: self._starting.pop(name, None))
+        # A task of its own: whoever asks may be cancelled, but a turn that was committed is run.
+        task = asyncio.get_running_loop().create_task(self._start(ask, caller, key))
+        self._starting.add(task)
+        task.add_done_callback(self._starting.discard)
+        if name is not None:
+            self._keyed[name] = task
+            task.add_done_callback(lambda _: self._keyed.pop(name, None))
+        return await asyncio.shield(task)
 
     async def _start(self, ask: Ask, caller: Caller, key: IdempotencyKey | None) -> Turn:
         turn = Turn(caller, ask.conversation_id or new_id(), new_id(), ask.stored_message_id or new_id())
@@ -235,6 +238,8 @@ class Turns:
         Also waits for ends that could not be stored yet, at most as long again.
         """
         self._closing = True
+        if self._starting:
+            await asyncio.wait(self._starting)  # each is bounded by the store's own deadline
         tasks = [production.task for production in self._running.values() if production.task is not None]
         if tasks:
             await asyncio.wait(tasks, timeout=drain_timeout_s)
@@ -334,10 +339,10 @@ class Turns:
         for attempt in range(PATIENT_ATTEMPTS):
             if attempt:
                 await asyncio.sleep(STORE_RETRY_DELAYS_S[attempt - 1])
-            if await self._try_store_end(turn):
+            if await self._try_store_end(turn, turn.status, turn.reason, turn.error):
                 self._tell_end(turn)
                 return
-        task = asyncio.get_running_loop().create_task(self._store_end_later(turn, turn.status, turn.reason))
+        task = asyncio.get_running_loop().create_task(self._store_end_later(turn, turn.status, turn.reason, turn.error))
         self._late_ends.add(task)
         task.add_done_callback(self._late_ends.discard)
         turn.error = Unavailable(
@@ -347,25 +352,25 @@ class Turns:
         turn.status, turn.reason = (Status.INCOMPLETE if turn.text() else Status.FAILED), "not_stored"
         self._tell_end(turn)
 
-    async def _store_end_later(self, turn: Turn, status: Status, reason: str) -> None:
+    async def _store_end_later(self, turn: Turn, status: Status, reason: str, error: RequestError | None) -> None:
         attempt = PATIENT_ATTEMPTS - 1
         while True:
             await asyncio.sleep(STORE_RETRY_DELAYS_S[min(attempt, len(STORE_RETRY_DELAYS_S) - 1)])
             attempt += 1
-            if await self._try_store_end(turn, status, reason):
+            if await self._try_store_end(turn, status, reason, error):
                 logger.info("an end was stored late", response_id=turn.id)
                 return
 
-    async def _try_store_end(self, turn: Turn, status: Status | None = None, reason: str | None = None) -> bool:
+    async def _try_store_end(self, turn: Turn, status: Status, reason: str, error: RequestError | None) -> bool:
         try:
             ended_at = await self._store.end(
                 turn.id,
-                status=status or turn.status,
-                reason=reason or turn.reason,
+                status=status,
+                reason=reason,
                 content=turn.text(),
                 tokens=turn.tokens,
                 model=turn.model,
-                error=turn.error.message if turn.error is not None else None,
+                error=None if error is None else error.message,
             )
         except RequestError as exc:
             logger.warning("the end of a turn was not stored", response_id=turn.id, error=str(exc))

@@ -31,6 +31,12 @@ async def opened(conninfo: str, *, max_connections: int = 3, timeout_s: float = 
         await pool.close()
 
 
+@pytest.fixture(autouse=True)
+def _short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give up a silent server soon."""
+    monkeypatch.setattr("jarvis_core.store.pool.GRACE_S", 0.2)
+
+
 @pytest.fixture
 async def pool(relay: DatabaseRelay) -> AsyncIterator[Pool]:
     """Give an open pool through the relay."""
