@@ -128,6 +128,10 @@ class Turn:
             self.append(*OPENING)
         self.append(*(CLOSING if self.opened else ()), Step.ENDED)
 
+    def closing_index(self) -> int:
+        """Return the place of the first of the last entries; for a turn that has ended."""
+        return len(self._entries) - 1 - (len(CLOSING) if self.opened else 0)
+
     async def wait_ended(self) -> None:
         """Wait until the turn has ended and its end is stored."""
         await self._ended.wait()
@@ -142,6 +146,10 @@ class Reader:
         self.turn = turn
         self._after = after
         self._index = bisect.bisect_right(turn._positions, after)
+        if turn.ended and turn.reason == "server_stopped" and after != turn._positions[-1]:
+            # A server that was killed kept less text than this reader had seen: positions after the text are not the
+            # ones that it knows, so it is told the end again, which has the text as it was kept.
+            self._index = min(self._index, turn.closing_index())
         self._future: asyncio.Future[None] | None = None
 
     def take(self) -> list[tuple[int, Entry]]:

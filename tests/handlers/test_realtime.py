@@ -643,7 +643,7 @@ async def test_resume(server: Server, bridges: FakeBridges, alice: aiohttp.Clien
     bridges.mode = streaming(*deltas, delta_delay_s=0.001)
     async with open_socket(server.url, key=ALICE) as socket:
         asked = await socket.ask("tell me a story")
-        await socket.until_text(deltas[0])
+        await socket.until(DELTA)
         lost = socket
     cuts = 0
     while lost.seen[-1]["type"] != "response.done":

@@ -383,7 +383,7 @@ async def storm(server: Server, times: int, seed: int) -> None:
 
 async def test_disconnect_storm(make_server: MakeServer, bridges: FakeBridges) -> None:
     """After a thousand clients vanished at random moments nothing is left of them: no turn, task, connection or memory."""
-    server = make_server(WS_RESUME_GRACE_S="0.2")
+    server = make_server(WS_RESUME_GRACE_S="0.2", DB_MAX_CONNECTIONS="4")
     bridges.mode = BridgesMode(shape="ndjson", answer="word " * 10, delta_delay_s=0.01)
     async with client_of(server) as client:
         # So that what is opened once and kept (connections to the database, code) is there already.

@@ -209,8 +209,9 @@ async def test_slow_statement(pool: Pool) -> None:
     assert await pool.fetch_one("select 1") == (1,)
 
 
-async def test_all_connections_in_use(pool: Pool) -> None:
+async def test_all_connections_in_use(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who waits for a connection longer than the deadline gets Unavailable; who waits less gets one."""
+    monkeypatch.setattr("jarvis_core.store.pool.GRACE_S", 5)
 
     async def hold(duration_s: float) -> None:
         async with pool.transaction() as connection:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from datetime import UTC, datetime
 
+import msgspec
 import pytest
 
 from jarvis_core.models import Caller, Status, TurnRecord
@@ -107,6 +108,15 @@ async def test_resuming_behind_the_end() -> None:
     """A reader at a position behind the end of an ended turn gets nothing, and does not wait."""
     assert Reader(spoken(TEXT), 999).take() == []
     assert await Reader(spoken(TEXT), 999).next() == []
+
+
+@pytest.mark.parametrize("after", [3, 5, 8, 9, 500])
+async def test_resuming_after_a_crash(after: int) -> None:
+    """A reader that had seen more than a killed server kept is told the end, with the text as it was kept."""
+    kept = msgspec.structs.replace(record(Status.INCOMPLETE, "abc"), reason="server_stopped")
+    taken = Reader(Turn.from_record(Caller("ann"), kept), after).take()
+    assert steps(taken) == [*CLOSING, Step.ENDED]
+    assert join(taken) == "abc"[after - 3 :]
 
 
 async def test_many_readers() -> None:
