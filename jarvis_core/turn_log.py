@@ -2,8 +2,9 @@
 The log of a turn, and its readers.
 
 The producer appends; any number of readers follow, each with a cursor of its own. A reader that is behind gets what it
-missed with the pieces of text merged, so a slow client neither holds up the model nor fills memory; a client that comes
-back goes on from the last position that it saw.
+missed with the pieces of text merged, and never holds up the model; a client that comes back goes on from the last
+position that it saw. What was handed to the server for a client that does not read stays in memory until it leaves: the
+server's ``send`` does not wait, so this is bounded by the length of the turn only.
 """
 
 from __future__ import annotations
