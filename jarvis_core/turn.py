@@ -256,6 +256,7 @@ class Turns:
 
     async def _produce(self, turn: Turn, production: _Production, prompt: Prompt) -> None:
         finish: Finish | None = None
+        error: RequestError | None = None
         # A task that is cancelled before its first step takes none, so ``stop`` leaves it to see here that it is to stop.
         production.generating = production.stop_reason is None
         try:
@@ -264,29 +265,26 @@ class Turns:
             if finish is not None and finish.reason in CUT_SHORT and not turn.text():
                 raise CUT_SHORT[finish.reason]("The language model broke off before its first word.")
         except RequestError as exc:
-            turn.error = exc
+            error = exc
         except asyncio.CancelledError:
             if production.stop_reason is None:
                 production.stop_reason = (Status.INCOMPLETE, "server_stopped")
         except Exception:
             logger.exception("a turn failed through a defect", response_id=turn.id)
-            turn.error = RequestError("Something went wrong here.")
+            error = RequestError("Something went wrong here.")
         # Critical section: from here on the task is not cancelled by ``stop``, so the end is stored.
         production.generating = False
         self._unsaved.pop(turn.id, None)
-        text = turn.text()
-        turn.status, turn.reason = _outcome(finish, production.stop_reason, turn.error, has_text=bool(text))
+        status, reason = _outcome(finish, production.stop_reason, error, has_text=bool(turn.text()))
         if finish is not None:
             turn.model = _storable(finish.model) or turn.model
         turn.tokens = _tokens(finish, turn)
         try:
-            await self._store_end(turn)
+            await self._store_end(turn, status, reason, error)
         except Exception:
             # Whatever went wrong, its readers wait for its end.
             logger.exception("the end of a turn was not stored through a defect", response_id=turn.id)
-            turn.error = RequestError("Something went wrong here.")
-            turn.status, turn.reason = (Status.INCOMPLETE if turn.text() else Status.FAILED), "not_stored"
-            self._tell_end(turn)
+            self._tell_not_stored(turn, RequestError("Something went wrong here."))
 
     async def _generate(self, turn: Turn, production: _Production, prompt: Prompt) -> Finish | None:
         """Read the model's stream into the log; returns None when the model was cut off here."""
@@ -334,23 +332,19 @@ class Turns:
         except RequestError as exc:
             logger.warning("texts so far were not stored", turns=len(turns), error=str(exc))
 
-    async def _store_end(self, turn: Turn) -> None:
+    async def _store_end(self, turn: Turn, status: Status, reason: str, error: RequestError | None) -> None:
         """Store the end and tell the readers; a database that is away is tried again in the background."""
         for attempt in range(PATIENT_ATTEMPTS):
             if attempt:
                 await asyncio.sleep(STORE_RETRY_DELAYS_S[attempt - 1])
-            if await self._try_store_end(turn, turn.status, turn.reason, turn.error):
-                self._tell_end(turn)
+            if await self._try_store_end(turn, status, reason, error):
+                self._tell_end(turn, status, reason, error)
                 return
-        task = asyncio.get_running_loop().create_task(self._store_end_later(turn, turn.status, turn.reason, turn.error))
+        task = asyncio.get_running_loop().create_task(self._store_end_later(turn, status, reason, error))
         self._late_ends.add(task)
         task.add_done_callback(self._late_ends.discard)
-        turn.error = Unavailable(
-            "The answer could not be stored: the database is not available. It is stored when it is back.",
-            retry_after_s=RETRY_AFTER_S,
-        )
-        turn.status, turn.reason = (Status.INCOMPLETE if turn.text() else Status.FAILED), "not_stored"
-        self._tell_end(turn)
+        message = "The answer could not be stored: the database is not available. It is stored when it is back."
+        self._tell_not_stored(turn, Unavailable(message, retry_after_s=RETRY_AFTER_S))
 
     async def _store_end_later(self, turn: Turn, status: Status, reason: str, error: RequestError | None) -> None:
         attempt = PATIENT_ATTEMPTS - 1
@@ -378,7 +372,12 @@ class Turns:
         turn.ended_at = ended_at or datetime.now(UTC)
         return True
 
-    def _tell_end(self, turn: Turn) -> None:
+    def _tell_not_stored(self, turn: Turn, error: RequestError) -> None:
+        self._tell_end(turn, Status.INCOMPLETE if turn.text() else Status.FAILED, "not_stored", error)
+
+    def _tell_end(self, turn: Turn, status: Status, reason: str, error: RequestError | None) -> None:
+        # Not before: whoever looks at the turn takes these for its stored end.
+        turn.status, turn.reason, turn.error = status, reason, error
         self._running.pop(turn.id, None)
         turn.ended_at = turn.ended_at or datetime.now(UTC)
         turn.end()

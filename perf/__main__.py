@@ -127,9 +127,8 @@ def chat(data: Path) -> list[Row]:
 def turn_streams(data: Path) -> list[Row]:
     """Time to the first delta through the core less the model's own, and CPU per forwarded delta."""
     rows: list[Row] = []
-    deltas = 50
-    answer = " ".join(["mot"] * deltas)
-    for at_once, delay_s in ((1, 0.02), (100, 0.1), (1_000, 1.0)):
+    for at_once, deltas, delay_s in ((1, 50, 0.02), (100, 50, 0.1), (1_000, 20, 0.5)):
+        answer = " ".join(["mot"] * deltas)
         added50, added99, cpu, bare = [], [], [], []
         plain = request("GET", f"/stream/{deltas}/{delay_s}")
         spread_s = 2.0 if at_once > 1 else 0.0

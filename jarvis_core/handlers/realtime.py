@@ -139,7 +139,7 @@ class Realtime:
             session.close(GOING_AWAY)
         tasks = [task for task in self._sessions.values() if task is not None]
         if tasks:
-            await asyncio.wait(tasks, timeout=2 * CLOSE_TIMEOUT_S)
+            await asyncio.wait(tasks, timeout=3 * CLOSE_TIMEOUT_S)
         for grace in self._graces:
             grace.cancel()
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Any
 
 import pytest
 
@@ -75,6 +77,28 @@ async def test_defect_while_the_end_is_stored(pool: Pool, monkeypatch: pytest.Mo
         await turn.wait_ended()
     assert (turn.status, turn.reason, turn.text()) == (Status.INCOMPLETE, "not_stored", "word")
     assert turns.running == 0
+
+
+async def test_end_is_stored_before_it_is_shown(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until its end is stored a turn is running for whoever looks at it."""
+    store = TurnStore(pool)
+    turns = Turns(store, Model("word"), Llm())
+    store_end = store.end
+    arrived, go_on = asyncio.Event(), asyncio.Event()
+
+    async def end(turn_id: str, **fields: Any) -> datetime | None:
+        arrived.set()
+        await go_on.wait()
+        return await store_end(turn_id, **fields)
+
+    monkeypatch.setattr(store, "end", end)
+    turn = await turns.start(Ask("hello"), CALLER)
+    async with asyncio.timeout(5):
+        await arrived.wait()
+        assert (turn.status, turn.reason, turn.ended) == (Status.RUNNING, "", False)
+        go_on.set()
+        await turn.wait_ended()
+    assert (turn.status, turn.reason) == (Status.COMPLETED, "stop")
 
 
 async def test_stopped_by_several(pool: Pool) -> None:
