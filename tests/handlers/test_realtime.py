@@ -935,5 +935,5 @@ async def test_stop_with_clients_that_do_not_read(make_server: MakeServer, bridg
             await eventually(none_runs)
         started = time.monotonic()
         server.signal(signal.SIGTERM)
-        assert await asyncio.to_thread(server.wait, 6) == 0
-        assert time.monotonic() - started < 4
+        assert await asyncio.to_thread(server.wait, 10) == 0
+        assert time.monotonic() - started < 6

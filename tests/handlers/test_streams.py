@@ -30,7 +30,7 @@ from tests.handlers.shown import eventually, gauge, history, open_files, residen
 from tests.system.server import Server
 
 CANCEL_LIMIT_S = 1.0
-"""Generous, for a machine with other work; the aim is 0.1 s, and some 0.005 s were measured."""
+"""Generous, for a machine with other work; the aim is 0.1 s, and under 0.003 s were measured."""
 
 
 async def new_conversation(client: aiohttp.ClientSession) -> str:
