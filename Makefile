@@ -56,7 +56,7 @@ perf: install ## measure speed and memory against the aims; writes perf/RESULTS.
 
 # uv resolves for every platform at once, which pip cannot.
 UV := .cache/lock/bin/python -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
-  --no-emit-index-url --no-emit-find-links --no-header
+  --no-emit-find-links --no-header --no-emit-index-url
 
 lock: install ## pin the newest versions that pyproject.toml allows
 	@$(RUN) -m venv .cache/lock
