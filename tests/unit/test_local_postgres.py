@@ -35,7 +35,7 @@ import sys
 from pathlib import Path
 from jarvis_core.errors import StartError
 from jarvis_core.local.postgres import EmbeddedPostgres
-from jarvis_core.local.process import become
+from jarvis_core.process import become
 
 data_dir, uid = Path(sys.argv[1]), int(sys.argv[2])
 if uid:
