@@ -1,0 +1,141 @@
+"""
+A codec's process: ``python -m jarvis_core.codec --parent PID``.
+
+What it reads comes from strangers, and FFmpeg is large: it has little memory and leaves no core file, so that nothing
+of anybody's speech gets to the disk. It needs no network and no file once it has started.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import resource
+import sys
+import traceback
+from collections.abc import Sequence
+
+# Before numpy is imported: each of its threads would cost memory, and the other processor is the server's.
+os.putenv("OPENBLAS_NUM_THREADS", "1")
+
+from jarvis_core.codec.clip import RATE_HZ, Clip, check_enhanced, read_headerless, to_base64
+from jarvis_core.codec.decode import decode_audio
+from jarvis_core.codec.encode import Streams
+from jarvis_core.codec.messages import (
+    Answer,
+    Checked,
+    CheckEnhanced,
+    Decoded,
+    DecodePcm,
+    DecodeUpload,
+    DropStream,
+    Encode,
+    Encoded,
+    Failed,
+    Request,
+    Window,
+    encoder,
+    request_decoder,
+)
+from jarvis_core.codec.upload import read_upload
+from jarvis_core.codec.windows import cut_windows, is_silent
+from jarvis_core.errors import RequestError
+from jarvis_core.workers import Message, serve
+
+MEMORY_LIMIT_BYTES = 1 << 30
+"""Of address space: 0.2 GiB are taken at the start, 0.4 GiB by ten minutes in 25 MiB of base64 (measured)."""
+
+
+class Codec:
+    """What the process does: one answer for each request."""
+
+    def __init__(self) -> None:
+        self._streams = Streams()
+
+    def handle(self, message: Message) -> list[bytes]:
+        """Answer *message*, which it empties; errors are answers too."""
+        request: Request | None = None
+        try:
+            request = request_decoder.decode(message.pop(0))
+            answer, payloads = self._answer(request, message)
+        except RequestError as exc:
+            answer, payloads = Failed(exc.code, exc.message, exc.details), []
+        except MemoryError:
+            answer, payloads = Failed("too_large", "The audio needs more memory than there is for one request."), []
+        except Exception as exc:  # noqa: BLE001 - a defect; it must not end the process, where other streams are
+            _report(exc, type(request).__name__)
+            answer, payloads = Failed("internal", "The audio could not be processed, by our own fault."), []
+        return [encoder.encode(answer), *payloads]
+
+    def _answer(self, request: Request, payloads: Message) -> tuple[Answer, list[bytes]]:
+        match request:
+            case DecodeUpload():
+                upload = read_upload(payloads, request)
+                # The body is not needed beside the audio that was in it.
+                payloads.clear()
+                clip = decode_audio(
+                    upload.audio,
+                    upload.path,
+                    encoding=upload.encoding,
+                    headerless_hz=upload.headerless_hz,
+                    claim=upload.claim,
+                    limit_s=request.limit_s,
+                )
+                return _answer_clip(clip, request.window_s, upload.language)
+            case DecodePcm():
+                data = b"".join(payloads)
+                payloads.clear()
+                clip = read_headerless(data, request.encoding, request.sample_rate_hz, "audio", request.limit_s)
+                return _answer_clip(clip, request.window_s, None)
+            case CheckEnhanced():
+                complaint, samples = check_enhanced(b"".join(payloads), request.samples)
+                return Checked(complaint), [] if complaint else [samples]
+            case Encode():
+                encoded, data = self._streams.encode(request, b"".join(payloads))
+                return encoded, [data]
+            case DropStream():
+                self._streams.drop(request.stream)
+                return Encoded(0.0, 0), []
+
+
+def _answer_clip(clip: Clip, window_s: float, language: str | None) -> tuple[Decoded, list[bytes]]:
+    windows: list[Window] = []
+    payloads: list[bytes] = []
+    for start, samples in cut_windows(clip.samples, window_s):
+        silent = is_silent(samples)
+        windows.append(Window(_to_ms(start), _to_ms(len(samples)), silent))
+        payloads.append(b"" if silent else to_base64(samples))
+    return Decoded(_to_ms(len(clip.samples)), windows, language), payloads
+
+
+def _to_ms(samples: int) -> int:
+    return round(samples * 1_000 / RATE_HZ)
+
+
+def _report(exc: Exception, request: str) -> None:
+    """Write one line on a defect: what and where, but not the message, which may hold what somebody said."""
+    frames = traceback.extract_tb(exc.__traceback__)
+    places = " < ".join(f"{os.path.basename(frame.filename)}:{frame.lineno}" for frame in reversed(frames))  # noqa: PTH119
+    sys.stderr.write(f"codec: {type(exc).__name__} on {request} at {places}\n")
+    sys.stderr.flush()
+
+
+def limit_process() -> None:
+    """Bound what this process may take, for good."""
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Answer the parent's requests until it goes away."""
+    parser = argparse.ArgumentParser(prog="jarvis_core.codec")
+    parser.add_argument("--parent", type=int, required=True, metavar="PID")
+    options = parser.parse_args(arguments)
+    limit_process()
+    # What libraries remark on the files of strangers is nobody's log line; PyAV hands on FFmpeg's only when asked.
+    logging.disable()
+    serve(Codec().handle, options.parent)
+
+
+if __name__ == "__main__":
+    main()

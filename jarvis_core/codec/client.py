@@ -1,0 +1,217 @@
+"""The core's side of the codec: asks a process of its own, and turns its complaints into errors."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Literal, TypeVar
+
+from msgspec import Struct
+
+from jarvis_core import errors
+from jarvis_core.codec.messages import (
+    Answer,
+    Checked,
+    CheckEnhanced,
+    Decoded,
+    DecodePcm,
+    DecodeUpload,
+    DropStream,
+    Encode,
+    Encoded,
+    Failed,
+    OutputFormat,
+    Request,
+    answer_decoder,
+    encoder,
+)
+from jarvis_core.models import SpokenAudio
+from jarvis_core.workers import Session, WorkerDied, Workers
+
+T = TypeVar("T", Decoded, Checked, Encoded)
+
+MODULE = "jarvis_core.codec"
+DECODE_TIMEOUT_S = 30.0
+"""For ten minutes of audio, which take one or two seconds of an idle core."""
+PIECE_TIMEOUT_S = 10.0
+"""For a window or a few sentences."""
+PROCESS_IDLE_S = 300.0
+ERRORS = {
+    kind.code: kind
+    for kind in vars(errors).values()
+    if isinstance(kind, type) and issubclass(kind, errors.RequestError)
+}
+
+
+class Window(Struct, frozen=True):
+    """A piece of a clip that a neighbour can take at once."""
+
+    start_ms: int
+    duration_ms: int
+    audio: bytes
+    """Samples in base64; empty where nobody speaks."""
+
+
+class Clip(Struct, frozen=True):
+    """What was recorded: mono, 16 kHz, within ±1."""
+
+    duration_ms: int
+    windows: list[Window]
+    language: str | None
+    """What the request named."""
+
+
+class EncodedPiece(Struct, frozen=True):
+    """What can be sent of a stream of speech after one more piece of it."""
+
+    data: bytes
+    duration_ms: float
+    sample_rate_hz: int
+
+
+class Codec:
+    """
+    Decodes and encodes audio in at most *limit* processes, which are started when first needed and end when idle.
+
+    Every call raises ``Overloaded`` where too many wait, and ``Unavailable`` where a process cannot be started or dies
+    of something that no client sent.
+    """
+
+    def __init__(self, *, limit: int) -> None:
+        self._workers = Workers("audio codec", MODULE, limit=limit, idle_s=PROCESS_IDLE_S)
+        self._streams = itertools.count(1)
+
+    @property
+    def processes(self) -> int:
+        """How many processes there are."""
+        return self._workers.running
+
+    def start(self) -> None:
+        """Start a process if there is none: audio is on its way."""
+        self._workers.start()
+
+    async def close(self) -> None:
+        """End every process."""
+        await self._workers.close()
+
+    async def decode_upload(
+        self,
+        parts: Sequence[bytes],
+        content_type: str,
+        *,
+        sample_rate_hz: int | None = None,
+        format_hint: str | None = None,
+        limit_s: float,
+        limit_bytes: int,
+    ) -> Clip:
+        """
+        Return the clip in a request's body.
+
+        Raises ``InvalidJson``, ``InvalidRequest``, ``TooLarge`` or ``UnsupportedMediaType``, naming what is wrong.
+        """
+        request = DecodeUpload(content_type, sample_rate_hz, format_hint, limit_s=limit_s, limit_bytes=limit_bytes)
+        return await self._decode(request, parts)
+
+    async def decode_pcm(
+        self, parts: Sequence[bytes], encoding: Literal["pcm16", "f32"], sample_rate_hz: int, *, limit_s: float
+    ) -> Clip:
+        """Return the clip that *parts* are; raises ``InvalidRequest`` or ``TooLarge``."""
+        return await self._decode(DecodePcm(encoding, sample_rate_hz, limit_s=limit_s), parts)
+
+    async def check_enhanced(self, answer: bytes, samples: int) -> tuple[bytes, str]:
+        """Return an enhanced window's samples in base64, within ±1, or else what is wrong with them."""
+        message = await self._workers.call(encoder.encode(CheckEnhanced(samples)), [answer], timeout_s=PIECE_TIMEOUT_S)
+        checked = _answer(message[0], Checked)
+        return (b"", checked.complaint) if checked.complaint else (message[1], "")
+
+    @asynccontextmanager
+    async def encode(
+        self, output_format: OutputFormat, *, output_rate_hz: int | None = None, tempo: float = 1.0
+    ) -> AsyncIterator[SpeechEncoder]:
+        """Lend an encoder of one stream of speech."""
+        async with self._workers.session() as session:
+            speech_encoder = SpeechEncoder(session, next(self._streams), output_format, output_rate_hz, tempo)
+            try:
+                yield speech_encoder
+            finally:
+                await speech_encoder.drop()
+
+    async def _decode(self, request: Request, parts: Sequence[bytes]) -> Clip:
+        try:
+            message = await self._workers.call(encoder.encode(request), parts, timeout_s=DECODE_TIMEOUT_S)
+        except (WorkerDied, errors.DeadlineExceeded) as exc:
+            if isinstance(exc, WorkerDied) and not exc.crashed:
+                raise
+            # The process does nothing but read what the client sent: that is what it died of.
+            raise errors.InvalidRequest("The audio cannot be decoded.", details={"path": "$"}) from exc
+        decoded = _answer(message[0], Decoded)
+        windows = [
+            Window(window.start_ms, window.duration_ms, audio)
+            for window, audio in zip(decoded.windows, message[1:], strict=True)
+        ]
+        return Clip(decoded.duration_ms, windows, decoded.language)
+
+
+class SpeechEncoder:
+    """One stream of speech on its way out; pieces go in, bytes to send come out."""
+
+    def __init__(
+        self, session: Session, stream: int, output_format: OutputFormat, output_rate_hz: int | None, tempo: float
+    ) -> None:
+        self._session = session
+        self._stream = stream
+        self._format = output_format
+        self._output_rate_hz = output_rate_hz
+        self._tempo = tempo
+        self._open = False
+
+    async def feed(self, speech: SpokenAudio) -> EncodedPiece:
+        """Add a piece; raises ``BadGateway`` where it is not audio."""
+        self._open = True
+        return await self._ask(self._request(speech.encoding, speech.sample_rate_hz), [speech.audio])
+
+    async def finish(self) -> EncodedPiece:
+        """Return the rest, once the last piece was added."""
+        piece = await self._ask(self._request(last=True), [])
+        self._open = False
+        return piece
+
+    async def drop(self) -> None:
+        """Forget the stream if it was not finished."""
+        if self._open:
+            self._open = False
+            try:
+                await self._session.call(encoder.encode(DropStream(self._stream)), timeout_s=PIECE_TIMEOUT_S)
+            except errors.RequestError:
+                return  # its process is gone, and the stream with it
+
+    def _request(
+        self, encoding: Literal["base64", "container"] = "base64", sample_rate_hz: int = 0, *, last: bool = False
+    ) -> Encode:
+        return Encode(
+            stream=self._stream,
+            format=self._format,
+            encoding=encoding,
+            sample_rate_hz=sample_rate_hz,
+            output_rate_hz=self._output_rate_hz,
+            tempo=self._tempo,
+            last=last,
+        )
+
+    async def _ask(self, request: Encode, payloads: list[bytes]) -> EncodedPiece:
+        message = await self._session.call(encoder.encode(request), payloads, timeout_s=PIECE_TIMEOUT_S)
+        encoded = _answer(message[0], Encoded)
+        return EncodedPiece(message[1] if len(message) > 1 else b"", encoded.duration_ms, encoded.sample_rate_hz)
+
+
+def _answer(header: bytes, kind: type[T]) -> T:
+    answer: Answer = answer_decoder.decode(header)
+    if isinstance(answer, Failed):
+        error = ERRORS.get(answer.code, errors.RequestError)
+        if error is errors.RequestError:
+            raise errors.RequestError("Something went wrong here; the log has the details.")
+        raise error(answer.message, details=answer.details)
+    if not isinstance(answer, kind):
+        raise TypeError(f"the codec answered with {type(answer).__name__}")
+    return answer

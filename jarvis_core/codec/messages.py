@@ -1,0 +1,131 @@
+"""
+What goes between the core and a codec's process.
+
+Each request and each answer is one of these structs (MessagePack) with payloads of bytes beside it. Samples are float32
+little-endian mono unless a field says otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+OutputFormat = Literal["wav", "mp3", "opus", "pcm16", "f32"]
+
+
+class DecodeUpload(Struct, frozen=True, tag="upload"):
+    """
+    The body of a transcription's request, in its payloads one after another; answered by ``Decoded``.
+
+    JSON with base64, ``multipart/form-data`` or the audio itself, as *content_type* says.
+    """
+
+    content_type: str
+    """As the client sent it; empty where it sent none."""
+    sample_rate_hz: int | None = None
+    """Of headerless samples, where the query said so."""
+    format: str | None = None
+    """As the request's own field, of a body that is the audio itself."""
+    limit_s: float = 600.0
+    """Longest audio."""
+    limit_bytes: int = 25 << 20
+    """Most bytes of the audio itself, without base64 and multipart."""
+    window_s: float = 110.0
+    """Longest window."""
+
+
+class DecodePcm(Struct, frozen=True, tag="pcm"):
+    """Samples of a known kind, in its payloads one after another; answered by ``Decoded``."""
+
+    encoding: Literal["pcm16", "f32"]
+    sample_rate_hz: int
+    limit_s: float = 600.0
+    window_s: float = 110.0
+
+
+class Window(Struct, frozen=True):
+    """A piece of a clip that a neighbour can take at once, cut where it is quietest."""
+
+    start_ms: int
+    duration_ms: int
+    silent: bool
+    """Whether nobody speaks in it; it has an empty payload then."""
+
+
+class Decoded(Struct, frozen=True, tag="decoded"):
+    """A clip at 16 kHz within ±1; a payload for each window: its samples in base64."""
+
+    duration_ms: int
+    windows: list[Window]
+    """At least one, unless the clip is empty."""
+    language: str | None = None
+    """What the request's own fields named."""
+
+
+class CheckEnhanced(Struct, frozen=True, tag="check"):
+    """
+    An audio engine's answer, in base64, to a window of so many samples; answered by ``Checked``.
+
+    The payload of the answer is the samples in base64 again, kept within ±1; no payload where they are unusable.
+    """
+
+    samples: int
+
+
+class Checked(Struct, frozen=True, tag="checked"):
+    """What is wrong with an enhanced window; empty where it can be used."""
+
+    complaint: str = ""
+
+
+class Encode(Struct, frozen=True, tag="encode"):
+    """
+    One piece of speech on its way out, answered by ``Encoded`` with one payload: what can be sent of it.
+
+    Pieces of one *stream* are one file, in order; the first makes it, and the one with *last* ends it. A piece without
+    a payload only ends it.
+    """
+
+    stream: int
+    """Chosen by who asks; pieces of several streams may mix."""
+    format: OutputFormat
+    encoding: Literal["base64", "container"] = "base64"
+    """The payload: float32 samples in base64, or a file that is told by its first bytes."""
+    sample_rate_hz: int = 0
+    """Of the samples in base64."""
+    output_rate_hz: int | None = None
+    """What to resample to; None leaves it as the first piece has it (Opus is always 48,000)."""
+    tempo: float = 1.0
+    """How much faster than it is, at the same pitch, 0.1..10."""
+    last: bool = False
+
+
+class Encoded(Struct, frozen=True, tag="encoded"):
+    """How long the piece is as it is heard, and the rate at which."""
+
+    duration_ms: float
+    sample_rate_hz: int
+
+
+class DropStream(Struct, frozen=True, tag="drop"):
+    """Forget a stream that will not be ended; answered by ``Encoded`` without payload."""
+
+    stream: int
+
+
+class Failed(Struct, frozen=True, tag="failed"):
+    """The request cannot be answered; *code* is that of one of the errors in ``errors.py``."""
+
+    code: str
+    message: str
+    details: dict[str, Any] | None = None
+
+
+Request = DecodeUpload | DecodePcm | CheckEnhanced | Encode | DropStream
+Answer = Decoded | Checked | Encoded | Failed
+
+request_decoder: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
+answer_decoder: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
+encoder = msgspec.msgpack.Encoder()

@@ -1,0 +1,309 @@
+"""Encoding: pieces of speech become one file that can be played while it is made."""
+
+from __future__ import annotations
+
+import base64
+import struct
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+
+from jarvis_core.codec.clip import Clip, Encoding, Samples, to_base64
+from jarvis_core.codec.decode import decode_audio
+from jarvis_core.codec.encode import STREAMS_LIMIT, Streams, change_tempo
+from jarvis_core.codec.messages import Encode, OutputFormat
+from jarvis_core.errors import BadGateway, InvalidRequest
+from tests.codec.sounds import amplitude, encode, peak_hz, silence, tone, wav
+
+FORMATS: tuple[OutputFormat, ...] = get_args(OutputFormat)
+SLACK_S = {"wav": 0.0001, "pcm16": 0.0001, "f32": 0.0001, "mp3": 0.2, "opus": 0.001}
+
+
+def encode_pieces(
+    pieces: list[Samples], output_format: OutputFormat, rate_hz: int, *, streams: Streams | None = None, **options: Any
+) -> tuple[list[bytes], float, int]:
+    """Return what can be sent after each piece, the sum of their lengths in seconds, and the output's rate."""
+    streams = streams or Streams()
+    data = []
+    duration_ms = 0.0
+    output_hz = 0
+    for number, piece in enumerate(pieces, 1):
+        request = Encode(7, output_format, sample_rate_hz=rate_hz, last=number == len(pieces), **options)
+        encoded, sent = streams.encode(request, to_base64(piece))
+        data.append(sent)
+        duration_ms += encoded.duration_ms
+        output_hz = encoded.sample_rate_hz
+    return data, duration_ms / 1_000, output_hz
+
+
+def play(data: bytes, output_format: OutputFormat, rate_hz: int) -> Samples:
+    """Return what is heard, at 16 kHz."""
+    encoding: Encoding = "pcm16" if output_format == "pcm16" else "f32"
+    return decode_audio(data, "body", encoding=encoding, headerless_hz=rate_hz, limit_s=600.0).samples
+
+
+def cut(samples: Samples, count: int) -> list[Samples]:
+    return [np.ascontiguousarray(piece) for piece in np.array_split(samples, count)]
+
+
+@pytest.mark.parametrize("rate_hz", [8_000, 22_050, 24_000, 48_000])
+@pytest.mark.parametrize("count", [1, 5])
+@pytest.mark.parametrize("output_format", FORMATS)
+def test_round_trip(output_format: OutputFormat, count: int, rate_hz: int) -> None:
+    """A tone in pieces is the same tone in every format, unbroken, with the length that is told."""
+    data, duration_s, output_hz = encode_pieces(cut(tone(3.0, rate_hz=rate_hz), count), output_format, rate_hz)
+    heard = play(b"".join(data), output_format, output_hz)
+    assert output_hz == (48_000 if output_format == "opus" else rate_hz)
+    assert duration_s == pytest.approx(3.0)
+    assert len(heard) / 16_000 == pytest.approx(3.0, abs=SLACK_S[output_format])
+    assert peak_hz(heard) == pytest.approx(440.0, abs=1.0)
+    assert amplitude(heard) == pytest.approx(0.5, rel=0.06)
+    # A break would be heard as a click, which is in all frequencies.
+    middle = heard[4_000:-4_000]
+    spectrum = np.abs(np.fft.rfft(middle * np.hanning(len(middle))))
+    assert spectrum[len(spectrum) // 4 :].max() < 0.001 * spectrum.max()
+
+
+@pytest.mark.parametrize("output_format", FORMATS)
+def test_sound_is_sent_as_it_is_made(output_format: OutputFormat) -> None:
+    """After each piece nearly all of it can be sent, and what was sent can be played."""
+    pieces = cut(tone(4.0, rate_hz=24_000), 4)
+    data, _, output_hz = encode_pieces(pieces, output_format, 24_000)
+    for count in (1, 2, 3):
+        heard = play(b"".join(data[:count]), output_format, output_hz)
+        assert len(heard) / 16_000 > count - 0.15
+
+
+def test_wav_is_one_file() -> None:
+    """A WAV begins with one header of unknown length; what follows is samples of 16 bits."""
+    samples = tone(1.0)
+    data, _, _ = encode_pieces(cut(samples, 2), "wav", 16_000)
+    header = struct.unpack("<4sI4s4sIHHIIHH4sI", data[0][:44])
+    assert header == (*(b"RIFF", 0xFFFFFFFF, b"WAVE", b"fmt ", 16, 1, 1, 16_000, 32_000, 2, 16, b"data", 0xFFFFFFFF),)
+    values = np.frombuffer(b"".join(data)[44:], "<i2")
+    assert np.abs(values - samples * 32_767).max() <= 0.51
+
+
+def test_float_samples_are_not_touched() -> None:
+    """Float samples come out as they went in."""
+    samples = tone(1.0)
+    data, _, _ = encode_pieces(cut(samples, 3), "f32", 16_000)
+    assert b"".join(data) == samples.tobytes()
+
+
+def test_samples_are_kept_within_full_scale() -> None:
+    """What is too loud is clipped and does not wrap around."""
+    data, _, _ = encode_pieces([tone(1.0) * 3], "pcm16", 16_000)
+    values = np.frombuffer(data[0], "<i2")
+    assert values.max() == 32_767
+    assert values.min() == -32_767
+    assert np.abs(np.diff(values.astype(int))).max() < 20_000
+
+
+def test_opus_is_one_stream() -> None:
+    """All pages of an Ogg file are of one stream in their order; the first begins it and only the last ends it."""
+    data, _, _ = encode_pieces(cut(tone(2.0, rate_hz=24_000), 4), "opus", 24_000)
+    whole = b"".join(data)
+    pages = []
+    position = 0
+    while position < len(whole):
+        magic, flags, granule, serial, number, count = struct.unpack_from("<4sxBqII4xB", whole, position)
+        assert magic == b"OggS"
+        pages.append((flags, granule, serial, number))
+        position += 27 + count + sum(whole[position + 27 : position + 27 + count])
+    assert [number for _, _, _, number in pages] == list(range(len(pages)))
+    assert len({serial for _, _, serial, _ in pages}) == 1
+    assert [flags & 6 for flags, _, _, _ in pages] == [2, *[0] * (len(pages) - 2), 4]
+    # RFC 7845: 48,000 a second, the encoder's own delay included.
+    delay = struct.unpack_from("<H", whole, whole.index(b"OpusHead") + 10)[0]
+    assert pages[-1][1] == 96_000 + delay
+
+
+def test_mp3_is_frames_alone() -> None:
+    """An MP3 has no header, may be cut at any byte, and two in a row are one."""
+    pieces = cut(tone(2.0, rate_hz=24_000), 2)
+    data, _, _ = encode_pieces(pieces, "mp3", 24_000)
+    whole = b"".join(data)
+    assert whole[0] == 0xFF
+    assert b"Xing" not in whole
+    assert b"Info" not in whole
+    assert len(play(whole[: len(whole) // 2], "mp3", 24_000)) / 16_000 == pytest.approx(1.0, abs=0.1)
+    both = play(whole + whole, "mp3", 24_000)
+    assert len(both) / 16_000 == pytest.approx(4.0, abs=0.2)
+    assert peak_hz(both) == pytest.approx(440.0, abs=1.0)
+
+
+def test_mp3_frames_stand_alone() -> None:
+    """No MP3 frame has part of its sound in the one before, so that any of them can be the first."""
+    noise = np.random.default_rng(1).standard_normal(48_000).astype(np.float32)
+    loud = noise * np.float32(0.3) * np.linspace(0, 1, 6).repeat(8_000).astype(np.float32)
+    data, _, _ = encode_pieces([loud], "mp3", 24_000)
+    position = frames = 0
+    while position < len(data[0]):
+        # 64 kbit/s at 24,000 Hz are 192 bytes; main_data_begin is the first byte after a head of MPEG-2.
+        assert data[0][position : position + 2] == b"\xff\xf3"
+        assert data[0][position + 4] == 0
+        position += 192
+        frames += 1
+    assert frames > 80
+
+
+@pytest.mark.parametrize(("wanted_hz", "rate_hz"), [(1_000, 8_000), (20_000, 22_050), (96_000, 48_000)])
+def test_mp3_rates(wanted_hz: int, rate_hz: int) -> None:
+    """MP3 knows a few rates: the next one that loses nothing is taken."""
+    data, duration_s, output_hz = encode_pieces([tone(1.0, rate_hz=wanted_hz, hz=300.0)], "mp3", wanted_hz)
+    assert output_hz == rate_hz
+    assert duration_s == pytest.approx(1.0)
+    assert peak_hz(play(b"".join(data), "mp3", rate_hz)) == pytest.approx(300.0, abs=1.0)
+
+
+@pytest.mark.parametrize("output_format", ["wav", "pcm16", "f32"])
+def test_output_rate(output_format: OutputFormat) -> None:
+    """Another rate can be asked for, and nothing is lost between pieces."""
+    data, duration_s, output_hz = encode_pieces(
+        cut(tone(2.0, rate_hz=22_050), 7), output_format, 22_050, output_rate_hz=24_000
+    )
+    assert duration_s == pytest.approx(2.0)
+    assert output_hz == 24_000
+    heard = play(b"".join(data), output_format, 24_000)
+    assert len(heard) == 32_000
+    assert peak_hz(heard) == pytest.approx(440.0, abs=1.0)
+
+
+@pytest.mark.parametrize("output_format", FORMATS)
+def test_rate_that_changes(output_format: OutputFormat) -> None:
+    """A later piece at another rate is brought to that of the first."""
+    streams = Streams()
+    data = b""
+    for rate_hz, last in ((22_050, False), (48_000, False), (22_050, True)):
+        request = Encode(1, output_format, sample_rate_hz=rate_hz, last=last)
+        encoded, sent = streams.encode(request, to_base64(tone(1.0, rate_hz=rate_hz)))
+        assert encoded.duration_ms == pytest.approx(1_000)
+        assert encoded.sample_rate_hz == (48_000 if output_format == "opus" else 22_050)
+        data += sent
+    heard = play(data, output_format, encoded.sample_rate_hz)
+    assert len(heard) / 16_000 == pytest.approx(3.0, abs=SLACK_S[output_format])
+    assert peak_hz(heard) == pytest.approx(440.0, abs=1.0)
+
+
+@pytest.mark.parametrize("tempo", [0.1, 0.25, 0.5, 0.8, 1.5, 2.0, 3.0, 10.0])
+def test_tempo(tempo: float) -> None:
+    """Faster speech is shorter, not higher."""
+    clip = change_tempo(Clip(tone(4.0, rate_hz=22_050), 22_050), tempo)
+    assert len(clip.samples) / 22_050 == pytest.approx(4.0 / tempo, rel=0.02, abs=0.01)
+    assert peak_hz(clip.samples, 22_050) == pytest.approx(440.0, abs=3.0)
+    assert amplitude(clip.samples) == pytest.approx(0.5, rel=0.05)
+
+
+def test_length_is_as_heard() -> None:
+    """The length of a piece is what it is after the tempo was changed."""
+    data, duration_s, _ = encode_pieces([tone(2.0)], "pcm16", 16_000, tempo=2.0)
+    assert duration_s == pytest.approx(1.0, abs=0.03)
+    assert duration_s == len(data[0]) / 32_000
+
+
+def test_tempo_of_next_to_nothing() -> None:
+    """A piece that is too short for the filter stays as it is."""
+    _, duration_s, _ = encode_pieces([tone(0.01)], "pcm16", 16_000, tempo=2.0)
+    assert duration_s == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize(
+    ("payload", "rate_hz"),
+    [
+        (wav(tone(2.0, rate_hz=22_050), 22_050), 22_050),
+        (encode(tone(2.0, rate_hz=24_000), "mp3", "libmp3lame", 24_000), 24_000),
+        (encode(tone(2.0, rate_hz=48_000), "ogg", "libopus", 48_000), 48_000),
+    ],
+)
+def test_file_as_a_piece(payload: bytes, rate_hz: int) -> None:
+    """A piece may be a file, told by its first bytes and kept at its own rate."""
+    encoded, data = Streams().encode(Encode(1, "pcm16", encoding="container", last=True), payload)
+    assert encoded.sample_rate_hz == rate_hz
+    assert encoded.duration_ms == pytest.approx(2_000, abs=10)
+    assert peak_hz(np.frombuffer(data, "<i2").astype(float), rate_hz) == pytest.approx(440.0, abs=1.0)
+
+
+@pytest.mark.parametrize(
+    ("payload", "options", "words"),
+    [
+        (b"", {}, "is empty"),
+        (b"not base64!!", {}, "is not base64"),
+        (base64.b64encode(b"abcde"), {}, "5 bytes are no multiple of 4"),
+        (to_base64(np.array([0.1, np.nan], np.float32)), {}, "not numbers"),
+        (to_base64(np.array([0.1, np.inf], np.float32)), {}, "not numbers"),
+        (to_base64(tone(0.1)), {"sample_rate_hz": 0}, "0 samples a second"),
+        (to_base64(tone(0.1)), {"sample_rate_hz": 192_001}, "192001 samples a second"),
+        (to_base64(silence(601.0, 1_000)), {"sample_rate_hz": 1_000}, "longer than 600 s"),
+        (b"<html>Internal Server Error</html>", {"encoding": "container"}, "no known kind of audio file"),
+        (wav(tone(1.0))[:9_000], {"encoding": "container"}, "ends before its samples"),
+        (wav(silence(0.0)), {"encoding": "container"}, "without samples"),
+        (b"ID3\x04\0\0\0\0\0\0nothing", {"encoding": "container"}, "MP3 that cannot be"),
+    ],
+)  # fmt: skip
+def test_bad_speech(payload: bytes, options: dict[str, Any], words: str) -> None:
+    """Speech that is none is the fault of who made it, and the stream goes on without it."""
+    streams = Streams()
+    good = Encode(1, "pcm16", sample_rate_hz=16_000)
+    streams.encode(good, to_base64(tone(0.1)))
+    with pytest.raises(BadGateway) as caught:
+        streams.encode(Encode(1, "pcm16", **{"sample_rate_hz": 16_000, **options}), payload)
+    assert words in caught.value.message
+    assert streams.encode(good, to_base64(tone(0.1)))[1]
+
+
+@pytest.mark.parametrize("options", [{"tempo": 0.09}, {"tempo": 11.0}, {"output_rate_hz": 999}])
+def test_bad_wishes(options: dict[str, Any]) -> None:
+    """A tempo or a rate out of range is refused."""
+    with pytest.raises(InvalidRequest):
+        Streams().encode(Encode(1, "wav", sample_rate_hz=16_000, **options), to_base64(tone(0.1)))
+
+
+@pytest.mark.parametrize("output_format", FORMATS)
+def test_end_without_a_piece(output_format: OutputFormat) -> None:
+    """A stream may end without a last piece, and without any; the whole is a file all the same."""
+    streams = Streams()
+    _, first = streams.encode(Encode(1, output_format, sample_rate_hz=24_000), to_base64(tone(1.0, rate_hz=24_000)))
+    encoded, rest = streams.encode(Encode(1, output_format, last=True), b"")
+    assert encoded.duration_ms == 0
+    heard = play(first + rest, output_format, encoded.sample_rate_hz)
+    assert len(heard) / 16_000 == pytest.approx(1.0, abs=SLACK_S[output_format])
+    assert len(streams) == 0
+    encoded, nothing = streams.encode(Encode(2, output_format, last=True), b"")
+    assert encoded.duration_ms == 0
+    assert len(play(nothing, output_format, encoded.sample_rate_hz)) == 0
+
+
+def test_streams_do_not_mix() -> None:
+    """Pieces of several streams may come in any order."""
+    streams = Streams()
+    pieces = {1: tone(1.0, hz=440.0), 2: tone(1.0, hz=880.0)}
+    data = {1: b"", 2: b""}
+    for last in (False, True):
+        for stream, piece in pieces.items():
+            request = Encode(stream, "mp3", sample_rate_hz=16_000, last=last)
+            data[stream] += streams.encode(request, to_base64(piece))[1]
+    assert peak_hz(play(data[1], "mp3", 16_000)) == pytest.approx(440.0, abs=1.0)
+    assert peak_hz(play(data[2], "mp3", 16_000)) == pytest.approx(880.0, abs=1.0)
+
+
+def test_streams_that_are_never_ended() -> None:
+    """Streams that were dropped are gone, and of too many the one that was used least lately is forgotten."""
+    streams = Streams()
+    payload = to_base64(tone(0.01))
+
+    def is_new(stream: int) -> bool:
+        return streams.encode(Encode(stream, "wav", sample_rate_hz=16_000), payload)[1].startswith(b"RIFF")
+
+    assert is_new(1)
+    assert not is_new(1)
+    streams.drop(1)
+    streams.drop(1)
+    assert is_new(1)
+    assert all(is_new(stream) for stream in range(2, STREAMS_LIMIT + 1))
+    assert not is_new(1)
+    assert is_new(STREAMS_LIMIT + 1)
+    assert len(streams) == STREAMS_LIMIT
+    assert not is_new(1)
+    assert is_new(2)
