@@ -15,6 +15,7 @@ from starlette.applications import Starlette
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from jarvis_core import log
+from jarvis_core.codec.request import TranscribeRequest
 from jarvis_core.container import Container, open_container
 from jarvis_core.handlers import openapi
 from jarvis_core.handlers.call import Call, Reply
@@ -22,6 +23,7 @@ from jarvis_core.handlers.chat import ChatHandlers
 from jarvis_core.handlers.health import HealthHandlers
 from jarvis_core.handlers.realtime import Realtime
 from jarvis_core.handlers.router import Route, Router
+from jarvis_core.handlers.voice import VoiceHandlers
 from jarvis_core.handlers.wire import (
     ChangeConversation,
     ChatReply,
@@ -32,17 +34,23 @@ from jarvis_core.handlers.wire import (
     Deleted,
     HealthBody,
     HistoryPage,
+    LanguageBody,
     NotReadyBody,
     ReadyBody,
     ResponseState,
     ServiceState,
     ServiceStates,
+    SynthesizeReply,
+    SynthesizeRequest,
+    TranscribeReply,
+    VoiceBody,
 )
 from jarvis_core.settings import Settings
 
 logger = log.get(__name__)
 
 
+UPLOADS = ("multipart/form-data", "audio/*", "video/webm", "video/mp4", "application/ogg", "application/octet-stream")
 GC_THRESHOLDS = (10_000, 20, 50)
 """A request leaves no cycles behind, so looking for them seldom is enough; the default is (700, 10, 10)."""
 
@@ -133,6 +141,8 @@ def realtime_for(container: Container) -> Realtime:
     realtime = Realtime(
         container.turns,
         container.conversations,
+        container.transcriber,
+        container.synthesizer,
         container.credentials,
         container.settings.llm,
         container.settings.server.cors_origins,
@@ -147,6 +157,12 @@ def routes_for(container: Container) -> list[Route]:
     health = HealthHandlers(container.metrics, lambda: service_states(container), lambda: not_ready_reasons(container))
     chat = ChatHandlers(
         container.turns, container.conversations, body_limit_bytes=container.settings.server.body_limit_bytes
+    )
+    voice = VoiceHandlers(
+        container.transcriber,
+        container.synthesizer,
+        container.voices,
+        body_limit_bytes=container.settings.server.body_limit_bytes,
     )
     page = (
         ("limit", "integer", "How many at most."),
@@ -182,7 +198,20 @@ def routes_for(container: Container) -> list[Route]:
               "Delete a conversation with its messages; a running turn is cancelled.", response=Deleted),
         Route("GET", "/api/chat/history/{id}", chat.history, "Messages of a conversation, oldest first.",
               response=HistoryPage, query=page),
+        Route("POST", "/api/voice/transcribe", voice.transcribe, "What a recording says.",
+              request=TranscribeRequest, response=TranscribeReply, uploads=UPLOADS,
+              query=(("language", "string", "Where the body names none."),
+                     ("format", "string", "pcm16 for 16-bit samples without a header."),
+                     ("sample_rate", "integer", "Of samples without a header, where the body names none."))),
+        Route("POST", "/api/voice/synthesize", voice.synthesize, "Speak a text; with Accept: audio/* as it is made.",
+              request=SynthesizeRequest, response=SynthesizeReply,
+              media=("audio/wav", "audio/mpeg", "audio/ogg", "audio/pcm", "audio/x-float32")),
+        Route("GET", "/api/voice/voices", voice.voices, "Who can speak.", response=list[VoiceBody]),
+        Route("GET", "/api/voice/languages", voice.languages, "What can be spoken.", response=list[LanguageBody]),
     ]  # fmt: skip
+
+
+WORST_FIRST: tuple[ServiceState, ...] = ("unavailable", "degraded", "healthy")
 
 
 def service_states(container: Container) -> ServiceStates:
@@ -192,10 +221,11 @@ def service_states(container: Container) -> ServiceStates:
         transport = container.neighbours.get(name)
         return "disabled" if transport is None else transport.health.state
 
+    # The language model is the bridges' business for whoever looks at /health, also where another server does it.
+    bridges = {state(name) for name in ("llm", "python_bridges") if name in container.neighbours}
     return ServiceStates(
         database="healthy" if container.pool.healthy else "unavailable",
-        # The language model is the bridges' business for whoever looks at /health, also where another server does it.
-        python_bridges=state("llm") if "llm" in container.neighbours else state("python_bridges"),
+        python_bridges=next((one for one in WORST_FIRST if one in bridges), "disabled"),
         audio_engine=state("audio_engine"),
         cache="disabled",
     )

@@ -6,21 +6,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from jarvis_core import log
+from jarvis_core.codec.client import Codec
 from jarvis_core.conversation import Conversations
 from jarvis_core.credentials import Credentials
 from jarvis_core.errors import StartError, Unavailable
 from jarvis_core.metrics import Metrics
 from jarvis_core.models import LanguageModel
 from jarvis_core.services import python_bridges
+from jarvis_core.services.audio_engine import AudioEngine
+from jarvis_core.services.bridges_speech import BridgesSpeech
+from jarvis_core.services.no_speech import NoSpeech
 from jarvis_core.services.openai_compatible import OpenAiModel
 from jarvis_core.services.python_bridges import BridgesModel
 from jarvis_core.services.tokens import TokenMint
 from jarvis_core.services.transport import Transport
 from jarvis_core.settings import Database, Settings
+from jarvis_core.speech import Synthesizer, Transcriber, Voices
 from jarvis_core.store.conversations import ConversationStore
 from jarvis_core.store.migrations import migrate
 from jarvis_core.store.pool import Pool
@@ -33,6 +39,8 @@ START_DEADLINE_S = 30.0
 """How long a start waits for a database that is starting too."""
 DATABASE_PROBE_INTERVAL_S = 1.0
 FORGET_INTERVAL_S = 3_600.0
+CODEC_PROCESSES_LIMIT = 4
+"""Each has about 60 MB while there is audio to work on."""
 
 
 class Container:
@@ -45,6 +53,10 @@ class Container:
         pool: Pool,
         turns: Turns,
         conversations: Conversations,
+        transcriber: Transcriber,
+        synthesizer: Synthesizer,
+        voices: Voices,
+        codec: Codec,
         neighbours: dict[str, Transport],
         metrics: Metrics,
         credentials: Credentials,
@@ -53,6 +65,10 @@ class Container:
         self.pool = pool
         self.turns = turns
         self.conversations = conversations
+        self.transcriber = transcriber
+        self.synthesizer = synthesizer
+        self.voices = voices
+        self.codec = codec
         self.neighbours = neighbours
         """By the name under which /health shows them, and ``llm``."""
         self.metrics = metrics
@@ -83,7 +99,18 @@ async def open_container(settings: Settings) -> AsyncIterator[Container]:
             if url is not None:
                 neighbours[name] = Transport(name, url, settings.neighbours)
                 stack.push_async_callback(_quietly, name, neighbours[name].close)
-        turns = Turns(turn_store, _language_model(settings, neighbours), settings.llm)
+        mint = TokenMint(settings.auth.jwt_secret) if settings.auth.jwt_secret is not None else None
+        turns = Turns(turn_store, _language_model(settings, neighbours, mint), settings.llm)
+        codec = Codec(limit=max(1, min(CODEC_PROCESSES_LIMIT, len(os.sched_getaffinity(0)))))
+        stack.push_async_callback(_quietly, "the audio codec", codec.close)
+        bridges = neighbours.get("python_bridges")
+        speech = NoSpeech() if bridges is None else BridgesSpeech(bridges, settings.neighbours, mint)
+        engine = None
+        if "audio_engine" in neighbours:
+            engine = AudioEngine(neighbours["audio_engine"], settings.neighbours)
+            stack.push_async_callback(_quietly, "the audio engine", engine.close)
+        voices = Voices(speech, settings.speech)
+        stack.push_async_callback(_quietly, "the voices", voices.close)
         closed = await turn_store.close_abandoned()
         if closed:
             logger.warning("turns that the last run left were closed as incomplete", turns=closed)
@@ -92,6 +119,10 @@ async def open_container(settings: Settings) -> AsyncIterator[Container]:
             pool=pool,
             turns=turns,
             conversations=Conversations(ConversationStore(pool), turns),
+            transcriber=Transcriber(codec, speech, engine, settings.speech),
+            synthesizer=Synthesizer(codec, speech, voices),
+            voices=voices,
+            codec=codec,
             neighbours=neighbours,
             metrics=Metrics(),
             credentials=Credentials(settings.auth),
@@ -106,11 +137,10 @@ async def open_container(settings: Settings) -> AsyncIterator[Container]:
             await turns.close(drain_timeout_s=settings.server.drain_timeout_s)
 
 
-def _language_model(settings: Settings, neighbours: dict[str, Transport]) -> LanguageModel:
+def _language_model(settings: Settings, neighbours: dict[str, Transport], mint: TokenMint | None) -> LanguageModel:
     if "llm" in neighbours:
         return OpenAiModel(neighbours["llm"], settings.llm)
     if "python_bridges" in neighbours:
-        mint = TokenMint(settings.auth.jwt_secret) if settings.auth.jwt_secret is not None else None
         return BridgesModel(neighbours["python_bridges"], settings.llm, mint)
     raise StartError("PYTHON_BRIDGES_URL or LLM_URL: no language model was given, and none was started")
 
@@ -167,6 +197,7 @@ async def _keep_house(container: Container, turn_store: TurnStore) -> None:
 
 def _describe(container: Container) -> None:
     container.metrics.gauge("turns_running", "Turns that run here.", lambda: container.turns.running)
+    container.metrics.gauge("codec_processes", "Processes of the audio codec.", lambda: container.codec.processes)
     container.metrics.gauge("tasks", "Tasks on the event loop.", lambda: len(asyncio.all_tasks()))
 
     def up() -> dict[str, float]:

@@ -61,13 +61,15 @@ class Conversations:
         """
         return await self._store.fetch_history(owner, conversation_id, limit=limit, after=after)
 
-    async def add_message(self, owner: str, conversation_id: str | None, role: Role, content: str) -> tuple[str, str]:
+    async def add_message(
+        self, owner: str, conversation_id: str | None, role: Role, content: str, *, message_id: str | None = None
+    ) -> tuple[str, str]:
         """
-        Store a message that no turn has to answer yet; None makes a conversation.
+        Store a message that no turn has to answer yet; no conversation makes one, and no id a new one.
 
         Returns the ids of the conversation and the message.
         """
-        message_id = new_id()
+        message_id = message_id or new_id()
         title = title_from(content) if conversation_id is None else None
         conversation_id = conversation_id or new_id()
         await self._store.add_message(owner, conversation_id, title, message_id, role, content)

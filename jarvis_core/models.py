@@ -1,4 +1,4 @@
-"""The domain: conversations, messages, what a model is asked and what it says."""
+"""The domain: conversations, messages, what a model is asked and what it says, what is heard and spoken."""
 
 from __future__ import annotations
 
@@ -132,6 +132,93 @@ class LanguageModel(Protocol):
         the answer was read to its end. Raises ``Unavailable``, ``BadGateway``, ``DeadlineExceeded`` or
         ``InvalidRequest``; once text has arrived a loss is a ``Finish`` instead.
         """
+        ...
+
+
+class Segment(Struct, frozen=True):
+    """A stretch of a transcript."""
+
+    start_ms: int
+    """From the clip's beginning."""
+    end_ms: int
+    text: str
+
+
+class Transcript(Struct, frozen=True):
+    """What was said in a clip."""
+
+    text: str
+    language: str
+    """Its code, as the neighbour names it."""
+    confidence: float
+    """0..1."""
+    segments: list[Segment]
+
+
+class Voice(Struct, frozen=True):
+    """A voice that can be asked for."""
+
+    id: str
+    name: str
+    language: str
+    """ISO 639-1; empty where the id does not tell."""
+    gender: Literal["female", "male", "unknown"]
+
+
+class SpokenAudio(Struct, frozen=True):
+    """What a neighbour said: samples, or a file whose first bytes tell what it is."""
+
+    audio: bytes
+    encoding: Literal["base64", "container"]
+    """``base64``: of float32 little-endian mono samples."""
+    sample_rate_hz: int
+    """Of the samples; a file tells its own."""
+    voice: str
+    """Who spoke; empty where the neighbour does not say."""
+
+
+class SpeechToText(Protocol):
+    """What listens: an adapter under ``services/``."""
+
+    async def transcribe(self, audio: bytes, language: str | None, caller: Caller) -> Transcript:
+        """
+        Return what is said in *audio*: float32 little-endian mono samples at 16 kHz in base64, at most 117 s of them.
+
+        Without *language* the neighbour finds out. Raises ``Unavailable``, ``BadGateway``, ``DeadlineExceeded`` or
+        ``RateLimited``.
+        """
+        ...
+
+
+class TextToSpeech(Protocol):
+    """What speaks: an adapter under ``services/``."""
+
+    async def synthesize(self, text: str, voice: str | None, speed: float, caller: Caller) -> SpokenAudio:
+        """
+        Return *text* (1..5,000 characters) as speech at 0.5..2 times the voice's own speed.
+
+        Raises ``Unavailable``, ``BadGateway``, ``DeadlineExceeded`` or ``RateLimited``.
+        """
+        ...
+
+    async def fetch_voices(self, caller: Caller) -> list[Voice]:
+        """Return the voices that there are; raises as ``synthesize`` does."""
+        ...
+
+
+class Enhancer(Protocol):
+    """What takes the noise out of speech: an adapter under ``services/``."""
+
+    async def enhance(self, audio: bytes, duration_s: float) -> bytes | None:
+        """
+        Return *audio* (16 kHz samples as for ``SpeechToText``) without its noise, unchecked.
+
+        None where that cannot be had in time; never raises for a neighbour that fails.
+        """
+        ...
+
+    def reject(self, complaint: str) -> None:
+        """Take note that the last answer could not be used."""
         ...
 
 

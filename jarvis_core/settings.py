@@ -130,6 +130,11 @@ class Speech(Struct, frozen=True, forbid_unknown_fields=True):
     """Spoken language."""
 
     default_language: Annotated[str, Meta(min_length=2, max_length=10, extra={"env": "DEFAULT_LANGUAGE"})] = "fr"
+    """What is heard and spoken where a request names no language; ``auto`` lets the speech model find out."""
+    buffer_limit_bytes: Annotated[int, Meta(ge=36 << 20, le=1 << 40, extra={"env": "AUDIO_BUFFER_LIMIT_BYTES"})] = (
+        256 << 20
+    )
+    """Most bytes of recorded audio that are worked on at a time; more is refused as overload."""
 
 
 class Auth(Struct, frozen=True, forbid_unknown_fields=True):

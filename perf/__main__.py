@@ -20,6 +20,7 @@ from pathlib import Path
 
 import uvloop
 
+from perf import voice
 from perf.load import Latencies, repeat, request, streams
 from perf.processes import Process, bridges, core, floor
 
@@ -41,10 +42,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="jarvis-perf-", dir="/tmp") as name:
         directory = Path(name)
         directory.chmod(0o711)
-        for scenario in (boot_and_memory, health, chat, turn_streams, idle_sockets):
+        for scenario in SCENARIOS:
             if not wanted or scenario.__name__ in wanted:
                 print(f"{scenario.__name__} …", file=sys.stderr, flush=True)
-                rows += scenario(directory / "data")
+                rows += scenario(directory / "data", ROUNDS)
     table = ["| what | measured | aim |", "|---|---|---|", *(f"| {a} | {b} | {c} |" for a, b, c in rows)]
     print("\n".join(table))
     if not wanted:
@@ -70,13 +71,13 @@ def cpu_name() -> str:
     return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "unknown")
 
 
-def boot_and_memory(data: Path) -> list[Row]:
+def boot_and_memory(data: Path, rounds: int) -> list[Row]:
     """Time from the start of the process to /ready over existing data; memory with everything open and idle."""
     times = []
     with bridges(shape="ndjson") as model:
         with core(data, url(model)):
             pass  # makes the data directory
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             started = time.perf_counter()
             with core(data, url(model)) as process:
                 times.append(time.perf_counter() - started)
@@ -92,12 +93,12 @@ def boot_and_memory(data: Path) -> list[Row]:
     ]
 
 
-def health(data: Path) -> list[Row]:
+def health(data: Path, rounds: int) -> list[Row]:
     """CPU per GET /health against the bare ASGI handler's."""
     message = request("GET", "/health")
     ratios, ours, bare = [], [], []
     with bridges(shape="ndjson") as model, core(data, url(model)) as process, floor() as lowest:
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             bare.append(cpu_per(lowest, HEALTH_REQUESTS, lambda: load(lowest, message, HEALTH_REQUESTS)))
             ours.append(cpu_per(process, HEALTH_REQUESTS, lambda: load(process, message, HEALTH_REQUESTS)))
             ratios.append(ours[-1] / bare[-1])
@@ -105,12 +106,12 @@ def health(data: Path) -> list[Row]:
     return [("GET /health, CPU per request / bare ASGI handler's", figures, "≤ 1.25")]
 
 
-def chat(data: Path) -> list[Row]:
+def chat(data: Path, rounds: int) -> list[Row]:
     """CPU of a durable turn with a model that answers at once."""
     figures, latencies = [], []
     with bridges(shape="ndjson", join_deltas=100) as model, core(data, url(model)) as process:
         load(process, CHAT, CHAT_REQUESTS // 4)
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             run = lambda: latencies.append(load(process, CHAT, CHAT_REQUESTS))  # noqa: E731
             figures.append(cpu_per(process, CHAT_REQUESTS, run))
     rate = statistics.median(one.finished / one.seconds for one in latencies)
@@ -124,7 +125,7 @@ def chat(data: Path) -> list[Row]:
     ]
 
 
-def turn_streams(data: Path) -> list[Row]:
+def turn_streams(data: Path, rounds: int) -> list[Row]:
     """Time to the first delta through the core less the model's own, and CPU per forwarded delta."""
     rows: list[Row] = []
     for at_once, deltas, delay_s in ((1, 50, 0.02), (100, 50, 0.1), (1_000, 20, 0.5)):
@@ -134,7 +135,7 @@ def turn_streams(data: Path) -> list[Row]:
         spread_s = 2.0 if at_once > 1 else 0.0
         mode: dict[str, object] = {"shape": "ndjson", "answer": answer, "delta_delay_s": delay_s, "first_delay_s": 0.2}
         with bridges(**mode) as model, core(data, url(model)) as process, floor() as lowest:
-            for _ in range(ROUNDS if at_once < 1_000 else min(ROUNDS, 2)):
+            for _ in range(rounds if at_once < 1_000 else min(rounds, 2)):
                 used = lowest.cpu_s()
                 follow(lowest, plain, b"output_text.delta", at_once, spread_s)
                 bare.append((lowest.cpu_s() - used) / (at_once * deltas))
@@ -153,7 +154,7 @@ def turn_streams(data: Path) -> list[Row]:
     return rows
 
 
-def idle_sockets(data: Path) -> list[Row]:
+def idle_sockets(data: Path, _rounds: int) -> list[Row]:
     """Memory of an open WebSocket that nothing happens on."""
     with bridges(shape="ndjson") as model, core(data, url(model)) as process, floor() as lowest:
         figures = []
@@ -206,6 +207,8 @@ def cpu_per(process: Process, count: int, run: Callable[[], object]) -> float:
     run()
     return 1e6 * (process.cpu_s() - before) / count
 
+
+SCENARIOS = (boot_and_memory, health, chat, turn_streams, idle_sockets, *voice.SCENARIOS)
 
 if __name__ == "__main__":
     sys.exit(main())

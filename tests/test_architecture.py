@@ -32,10 +32,10 @@ LAYERS = (
     ("app",),
     ("container",),
     ("handlers",),
-    ("turn", "turn_log", "conversation", "memory", "speech"),
-    ("services", "store", "cache", "local"),
-    ("credentials", "metrics"),
-    ("models", "errors", "settings", "log"),
+    ("turn", "turn_log", "conversation", "memory", "speech", "narration"),
+    ("services", "store", "cache", "local", "codec"),
+    ("credentials", "metrics", "sentences", "workers"),
+    ("models", "errors", "settings", "log", "process"),
 )
 """From the top down. A module imports from its own package and from what lies lower, never across or up."""
 
@@ -49,10 +49,10 @@ OUT_OF_REACH = {
 }
 """What lies lower and is not for everybody above: parts are reached through the container and the domain."""
 
-STAND_INS_MAY_USE = {"local", "errors"}
+STAND_INS_MAY_USE = {"local", "errors", "process", "workers"}
 """The stand-ins are neighbours: they know nothing of the core that asks them."""
 
-SHARED_SERVICES = {"transport", "contract", "lines", "tokens"}
+SHARED_SERVICES = {"transport", "contract", "lines", "tokens", "breaker"}
 """Modules below ``services`` that are no adapters; every other one is, and knows no other adapter."""
 
 FOREIGN = {
@@ -64,6 +64,13 @@ FOREIGN = {
     "granian": ("__main__",),
     "uvloop": ("__main__",),
     "xllamacpp": ("local",),
+    "faster_whisper": ("local",),
+    "kokoro_onnx": ("local",),
+    "webrtc_noise_gain": ("local",),
+    "av": ("codec",),
+    "soxr": ("codec",),
+    "python_multipart": ("codec",),
+    "numpy": ("codec", "local"),
 }
 """Who may import what is not ours."""
 
@@ -81,8 +88,14 @@ SQL = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 
-HEAVY = ("coredis", "jwt", "prometheus_client", "xllamacpp", "numpy", "av", f"{PACKAGE}.local")
-"""Imported when first needed, never for a start that has no need of it."""
+HEAVY = (
+    "coredis", "jwt", "prometheus_client", "xllamacpp", "numpy", "av", "soxr", f"{PACKAGE}.local",
+)  # fmt: skip
+"""
+Imported when first needed, never for a start that has no need of it.
+
+(python_multipart is imported by Starlette wherever it is installed: 2 ms.)
+"""
 
 
 class Module(NamedTuple):
@@ -406,6 +419,7 @@ async def application(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[app_modu
     parts = SimpleNamespace(
         settings=settings, credentials=Credentials(settings.auth), metrics=Metrics(), draining=False, neighbours={},
         pool=SimpleNamespace(healthy=True), turns=SimpleNamespace(running=0), conversations=SimpleNamespace(),
+        transcriber=SimpleNamespace(), synthesizer=SimpleNamespace(), voices=SimpleNamespace(), codec=SimpleNamespace(),
     )  # fmt: skip
 
     @asynccontextmanager

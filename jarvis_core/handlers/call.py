@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
@@ -15,6 +16,11 @@ from jarvis_core.models import Caller
 T = TypeVar("T")
 
 JSON = b"application/json"
+
+DISCARD_LIMIT_BYTES = 64 << 20
+DISCARD_PAUSE_S = 0.2
+"""A client that sends nothing for so long may be waiting for the answer (``Expect: 100-continue``)."""
+DISCARD_TIMEOUT_S = 10.0
 
 
 class ClientLeft(Exception):
@@ -41,7 +47,7 @@ class Reply:
 class Call:
     """One request: what a handler gets."""
 
-    __slots__ = ("caller", "cors", "receive", "request_id", "scope", "send", "status", "variable")
+    __slots__ = ("caller", "cors", "more", "receive", "request_id", "scope", "send", "status", "variable")
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, request_id: str, variable: str) -> None:
         self.scope = scope
@@ -54,6 +60,8 @@ class Call:
         self.cors: Sequence[tuple[bytes, bytes]] = ()
         self.status = 0
         """Of an answer whose start was sent by the handler itself."""
+        self.more = True
+        """Whether some of the body may still be to come."""
 
     def header(self, name: bytes) -> str:
         """Return the first header *name* (lower case), empty when there is none."""
@@ -72,30 +80,57 @@ class Call:
         except ValueError as exc:
             raise InvalidRequest.field("query", "is not a well-formed UTF-8 query") from exc
 
+    def declared_length(self, limit_bytes: int) -> int:
+        """Return how long the body says it is, *limit_bytes* if it does not; raises ``TooLarge`` over that."""
+        declared = self.header(b"content-length")
+        if not declared.isdigit():
+            return limit_bytes
+        if int(declared) > limit_bytes:
+            raise _too_large(limit_bytes)
+        return int(declared)
+
     async def body(self, limit_bytes: int) -> bytes:
         """Wait for the whole body; raises ``TooLarge`` over *limit_bytes*, ``ClientLeft`` if it never comes."""
-        declared = self.header(b"content-length")
-        if declared.isdigit() and int(declared) > limit_bytes:
-            raise _too_large(limit_bytes)
+        parts = await self.body_parts(limit_bytes)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def body_parts(self, limit_bytes: int) -> list[bytes]:
+        """Wait for the whole body and return it in the pieces that it came in; raises as ``body`` does."""
+        self.declared_length(limit_bytes)
+        parts: list[bytes] = []
+        length = 0
+        while self.more:
+            parts.append(await self._next_part())
+            length += len(parts[-1])
+            if length > limit_bytes:
+                parts.clear()
+                raise _too_large(limit_bytes)
+        return parts
+
+    async def discard_body(self) -> None:
+        """
+        Take what is left of the body and forget it, so that whoever is still sending it gets to see the answer.
+
+        The connection is reset when it is answered and closed while more is coming. Gives up when ``DISCARD_PAUSE_S``
+        bring nothing, and after ``DISCARD_TIMEOUT_S`` or ``DISCARD_LIMIT_BYTES``; raises ``ClientLeft``.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + DISCARD_TIMEOUT_S
+        length = 0
+        try:
+            while self.more and length < DISCARD_LIMIT_BYTES:
+                async with asyncio.timeout_at(min(deadline, loop.time() + DISCARD_PAUSE_S)):
+                    length += len(await self._next_part())
+        except TimeoutError:
+            return
+
+    async def _next_part(self) -> bytes:
         message = await self.receive()
         if message["type"] == "http.disconnect":
             raise ClientLeft
-        body: bytes = message.get("body", b"")
-        if not message.get("more_body", False):
-            if len(body) > limit_bytes:
-                raise _too_large(limit_bytes)
-            return body
-        parts = [body]
-        length = len(body)
-        while message.get("more_body", False):
-            message = await self.receive()
-            if message["type"] == "http.disconnect":
-                raise ClientLeft
-            parts.append(message.get("body", b""))
-            length += len(parts[-1])
-            if length > limit_bytes:
-                raise _too_large(limit_bytes)
-        return b"".join(parts)
+        self.more = message.get("more_body", False)
+        part: bytes = message.get("body", b"")
+        return part
 
     async def decode(self, decoder: msgspec.json.Decoder[T], limit_bytes: int) -> T:
         """Return the JSON body as a struct; raises the error that names what is wrong with it."""
@@ -108,6 +143,22 @@ class Call:
         """Wait until the client has closed the connection."""
         while (await self.receive())["type"] != "http.disconnect":
             pass
+
+    async def unless_left(self, work: Coroutine[Any, Any, T]) -> T:
+        """Return what *work* returns; it is cancelled when the client leaves first, and ``ClientLeft`` raised."""
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(work)
+        watcher = loop.create_task(self.left())
+        try:
+            await asyncio.wait([task, watcher], return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise ClientLeft
+            return task.result()
+        finally:
+            watcher.cancel()
+            if not task.done():
+                task.cancel()
+                await asyncio.wait([task])
 
 
 ANYBODY = Caller("")

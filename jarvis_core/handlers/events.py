@@ -8,10 +8,12 @@ A response and the assistant's item have the turn's id.
 
 from __future__ import annotations
 
-from typing import Literal
+import base64
+from collections.abc import Callable
+from typing import Annotated, Literal
 
 import msgspec
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from jarvis_core.models import Status
 from jarvis_core.turn_log import Entry, Step, Turn
@@ -58,6 +60,26 @@ class StatusDetails(Struct):
     error: EventError | None = None
 
 
+class PcmFormat(Struct):
+    """16-bit little-endian mono samples; the Realtime API has 24,000 a second, other rates are ours."""
+
+    type: Literal["audio/pcm"] = "audio/pcm"
+    rate: Annotated[int, Meta(ge=8_000, le=48_000)] = 24_000
+
+
+class SpokenOutput(Struct):
+    """How a response sounds."""
+
+    format: PcmFormat
+    voice: str | None
+
+
+class ResponseAudio(Struct):
+    """The sound of a response."""
+
+    output: SpokenOutput
+
+
 class Usage(Struct):
     """Token counts."""
 
@@ -78,6 +100,8 @@ class Response(Struct):
     memories: list[str]
     usage: Usage | None
     output_modalities: list[str] = msgspec.field(default_factory=lambda: ["text"])
+    audio: ResponseAudio | UnsetType = UNSET
+    """Where the response is spoken."""
     object: Literal["realtime.response"] = "realtime.response"
 
 
@@ -127,10 +151,38 @@ class TextDoneEvent(Struct):
     content_index: int = 0
 
 
+class TranscriptDoneEvent(Struct):
+    """``response.output_audio_transcript.done``."""
+
+    type: str
+    event_id: str
+    seq: int
+    response_id: str
+    item_id: str
+    transcript: str
+    output_index: int = 0
+    content_index: int = 0
+
+
+class AudioDoneEvent(Struct):
+    """``response.output_audio.done``."""
+
+    event_id: str
+    seq: int
+    response_id: str
+    item_id: str
+    output_index: int = 0
+    content_index: int = 0
+    type: Literal["response.output_audio.done"] = "response.output_audio.done"
+
+
 _encoder = msgspec.json.Encoder()
 _encode = _encoder.encode
 
 TEXT_DELTA = "response.output_text.delta"
+TRANSCRIPT_DELTA = "response.output_audio_transcript.delta"
+TRANSCRIPT_DONE = "response.output_audio_transcript.done"
+AUDIO_DELTA = "response.output_audio.delta"
 NAMES = {
     Step.CREATED: "response.created",
     Step.ITEM_ADDED: "response.output_item.added",
@@ -156,13 +208,10 @@ class TurnEvents:
 
     __slots__ = ("_delta_head", "_turn")
 
-    def __init__(self, turn: Turn) -> None:
+    def __init__(self, turn: Turn, delta: str = TEXT_DELTA) -> None:
         self._turn = turn
         # Deltas are most of all events and differ only in number and text: everything else is encoded once.
-        self._delta_head = (
-            b'{"type":"%s","response_id":"%s","item_id":"%s","output_index":0,"content_index":0,"event_id":"event_'
-            % (TEXT_DELTA.encode(), turn.id.encode(), turn.id.encode())
-        )
+        self._delta_head = delta_head(delta, turn)
 
     def json(self, seq: int, entry: Entry) -> bytes:
         """Return *entry* as the JSON of an event with the number *seq*."""
@@ -193,7 +242,10 @@ class TurnEvents:
         if not done:
             return Item(turn.id, "assistant", [], "in_progress")
         status: ItemStatus = "completed" if turn.status is Status.COMPLETED else "incomplete"
-        return Item(turn.id, "assistant", [ContentPart("output_text", turn.text())], status)
+        return Item(turn.id, "assistant", [self._content()], status)
+
+    def _content(self) -> ContentPart:
+        return ContentPart("output_text", self._turn.text())
 
     def _response(self, *, ended: bool) -> Response:
         turn = self._turn
@@ -217,3 +269,56 @@ class TurnEvents:
         if turn.error is not None:
             error = EventError("server_error", turn.error.code, turn.error.message)
         return StatusDetails(WORDS[turn.status], REASONS.get(turn.reason, turn.reason), error)
+
+
+class SpokenTurnEvents(TurnEvents):
+    """Writes a turn that is read aloud: its text is the transcript of its sound."""
+
+    __slots__ = ("_audio", "_audio_head", "_interrupted")
+
+    def __init__(self, turn: Turn, audio: SpokenOutput, interrupted: Callable[[], str | None]) -> None:
+        super().__init__(turn, TRANSCRIPT_DELTA)
+        self._audio = audio
+        self._audio_head = delta_head(AUDIO_DELTA, turn)
+        self._interrupted = interrupted
+        """Tells why the voice was stopped before it had said everything."""
+
+    def audio_json(self, seq: int, samples: bytes) -> bytes:
+        """Return *samples* as the JSON of an event with the number *seq*."""
+        return b'%s%d","seq":%d,"delta":"%s"}' % (self._audio_head, seq, seq, base64.b64encode(samples))
+
+    def audio_done_json(self, seq: int) -> bytes:
+        """Return the event that comes after the last of the sound."""
+        return _encode(AudioDoneEvent(f"event_{seq}", seq, self._turn.id, self._turn.id))
+
+    def _event(self, name: str, event_id: str, seq: int, step: Step) -> Struct:
+        turn = self._turn
+        match step:
+            case Step.PART_ADDED | Step.PART_DONE:
+                text = turn.text() if step is Step.PART_DONE else ""
+                return PartEvent(name, event_id, seq, turn.id, turn.id, ContentPart("audio", transcript=text))
+            case Step.TEXT_DONE:
+                return TranscriptDoneEvent(TRANSCRIPT_DONE, event_id, seq, turn.id, turn.id, turn.text())
+            case _:
+                return super()._event(name, event_id, seq, step)
+
+    def _content(self) -> ContentPart:
+        return ContentPart("output_audio", transcript=self._turn.text())
+
+    def _response(self, *, ended: bool) -> Response:
+        response = super()._response(ended=ended)
+        response.output_modalities = ["audio"]
+        response.audio = ResponseAudio(self._audio)
+        if ended and response.status == "completed" and (reason := self._interrupted()):
+            response.status = "cancelled" if reason == "cancelled" else "incomplete"
+            response.status_details = StatusDetails(response.status, REASONS.get(reason, reason))
+        return response
+
+
+def delta_head(name: str, turn: Turn) -> bytes:
+    """Return the JSON of an event *name* up to its number."""
+    return b'{"type":"%s","response_id":"%s","item_id":"%s","output_index":0,"content_index":0,"event_id":"event_' % (
+        name.encode(),
+        turn.id.encode(),
+        turn.id.encode(),
+    )

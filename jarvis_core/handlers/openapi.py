@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typing
 from http import HTTPStatus
 from typing import Any
 
@@ -13,14 +14,26 @@ from jarvis_core.handlers.router import Route
 from jarvis_core.handlers.wire import ErrorBody
 
 REFERENCE = "#/components/schemas/{name}"
+BYTES = {"type": "string", "format": "binary"}
+FORM = {
+    "type": "object",
+    "properties": {
+        "file": BYTES,
+        "language": {"type": "string"},
+        "format": {"type": "string"},
+        "sample_rate": {"type": "integer"},
+    },
+    "required": ["file"],
+}
+"""An upload from a page's form: the file, and what JSON has beside it."""
 
 
 def document(routes: list[Route]) -> bytes:
     """Return the document for *routes* as JSON."""
-    structs = [ErrorBody]
+    kinds: list[Any] = [ErrorBody]
     for route in routes:
-        structs += [kind for kind in (route.request, route.response, *(other[1] for other in route.other)) if kind]
-    _, components = msgspec.json.schema_components(structs, ref_template=REFERENCE)
+        kinds += [kind for kind in (route.request, route.response, *(other[1] for other in route.other)) if kind]
+    _, components = msgspec.json.schema_components(kinds, ref_template=REFERENCE)
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
@@ -60,10 +73,10 @@ def _operation(route: Route) -> dict[str, Any]:
     if route.public:
         operation["security"] = []
     if route.request is not None:
-        operation["requestBody"] = {
-            "required": True,
-            "content": {"application/json": {"schema": _reference(route.request)}},
-        }
+        content: dict[str, Any] = {"application/json": {"schema": _reference(route.request)}}
+        for kind in route.uploads:
+            content[kind] = {"schema": FORM if kind == "multipart/form-data" else BYTES}
+        operation["requestBody"] = {"required": True, "content": content}
     return operation
 
 
@@ -89,6 +102,8 @@ def _responses(route: Route) -> dict[str, Any]:
         ok["content"] = {"application/json": {"schema": _reference(route.response)}}
     else:
         ok["content"] = {route.media_type: {"schema": {"type": "string"}}}
+    for kind in route.media:
+        ok["content"][kind] = {"schema": BYTES}
     responses: dict[str, Any] = {"200": ok}
     for status, struct, description in route.other:
         if struct is None:
@@ -111,5 +126,7 @@ def _responses(route: Route) -> dict[str, Any]:
     return responses
 
 
-def _reference(struct: type) -> dict[str, str]:
-    return {"$ref": REFERENCE.format(name=struct.__name__)}
+def _reference(kind: Any) -> dict[str, Any]:
+    if typing.get_origin(kind) is list:
+        return {"type": "array", "items": _reference(typing.get_args(kind)[0])}
+    return {"$ref": REFERENCE.format(name=kind.__name__)}

@@ -11,12 +11,53 @@ from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from jarvis_core.handlers.events import EventError, Item
+from jarvis_core.handlers.events import EventError, Item, PcmFormat
 from jarvis_core.handlers.wire import SystemPrompt, Temperature
 
 MaxOutputTokens = Annotated[int, Meta(ge=1, le=32_000)] | Literal["inf"]
 Modality = Literal["text", "audio"]
+Language = Annotated[str, Meta(min_length=2, max_length=10)]
+VoiceName = Annotated[str, Meta(min_length=1, max_length=100)]
 EventId = Annotated[str, Meta(max_length=512)]
+
+
+class Transcription(Struct):
+    """How speech is understood; which model does it is not the client's choice."""
+
+    language: Language | None = None
+    """ISO 639-1, or ``auto``; null is the server's own."""
+
+
+class VoiceId(Struct):
+    """A voice by its id, as newer clients name it."""
+
+    id: VoiceName
+
+
+class AudioInputConfig(Struct):
+    """What a client says of the audio that it sends."""
+
+    format: PcmFormat | UnsetType = UNSET
+    transcription: Transcription | UnsetType | None = UNSET
+    turn_detection: Any = UNSET
+    """Only null is served: the client commits."""
+    create_response: bool | UnsetType = UNSET
+    """Ours: whether a committed buffer is answered without ``response.create``."""
+
+
+class AudioOutputConfig(Struct):
+    """What a client wants of the audio that it gets."""
+
+    format: PcmFormat | UnsetType = UNSET
+    voice: VoiceName | VoiceId | UnsetType = UNSET
+    speed: Annotated[float, Meta(ge=0.1, le=3)] | UnsetType = UNSET
+
+
+class AudioConfig(Struct):
+    """Both ways."""
+
+    input: AudioInputConfig | UnsetType = UNSET
+    output: AudioOutputConfig | UnsetType = UNSET
 
 
 class SessionConfig(Struct):
@@ -26,6 +67,7 @@ class SessionConfig(Struct):
     output_modalities: list[Modality] | UnsetType = UNSET
     max_output_tokens: MaxOutputTokens | UnsetType = UNSET
     temperature: Temperature | UnsetType = UNSET
+    audio: AudioConfig | UnsetType = UNSET
 
 
 class ResponseConfig(SessionConfig):
@@ -79,19 +121,21 @@ class ResponseCancel(Struct, tag_field="type", tag="response.cancel"):
 
 
 class AudioAppend(Struct, tag_field="type", tag="input_audio_buffer.append"):
-    """Audio; not served yet."""
+    """Add audio to the input buffer."""
 
+    audio: str
+    """Base64."""
     event_id: EventId | None = None
 
 
 class AudioCommit(Struct, tag_field="type", tag="input_audio_buffer.commit"):
-    """Audio; not served yet."""
+    """Make the input buffer a user's message."""
 
     event_id: EventId | None = None
 
 
 class AudioClear(Struct, tag_field="type", tag="input_audio_buffer.clear"):
-    """Audio; not served yet."""
+    """Empty the input buffer."""
 
     event_id: EventId | None = None
 
@@ -105,6 +149,31 @@ class EventHead(Struct):
     event_id: str | None = None
 
 
+class AudioInputBody(Struct):
+    """The audio that a client sends."""
+
+    format: PcmFormat
+    transcription: Transcription
+    turn_detection: None = None
+    create_response: bool = False
+
+
+class AudioOutputBody(Struct):
+    """The audio that a client gets."""
+
+    format: PcmFormat
+    voice: str | None = None
+    """Null is the voice of the language that was heard last."""
+    speed: float = 1.0
+
+
+class AudioBody(Struct):
+    """Both ways."""
+
+    input: AudioInputBody
+    output: AudioOutputBody
+
+
 class SessionBody(Struct):
     """A session as clients see it."""
 
@@ -115,6 +184,7 @@ class SessionBody(Struct):
     output_modalities: list[Modality]
     max_output_tokens: MaxOutputTokens
     temperature: float
+    audio: AudioBody
     model: str = "jarvis"
     type: Literal["realtime"] = "realtime"
     object: Literal["realtime.session"] = "realtime.session"
@@ -135,9 +205,68 @@ class ConversationItemEvent(Struct):
     type: str
     event_id: str
     seq: int
-    conversation_id: str
+    conversation_id: str | None
+    """Null for audio that would begin a conversation, until its words are known."""
     previous_item_id: str | None
     item: Item
+
+
+class CommittedEvent(Struct):
+    """``input_audio_buffer.committed``."""
+
+    event_id: str
+    seq: int
+    previous_item_id: str | None
+    item_id: str
+    type: Literal["input_audio_buffer.committed"] = "input_audio_buffer.committed"
+
+
+class ClearedEvent(Struct):
+    """``input_audio_buffer.cleared``."""
+
+    event_id: str
+    seq: int
+    type: Literal["input_audio_buffer.cleared"] = "input_audio_buffer.cleared"
+
+
+class DurationUsage(Struct):
+    """How much was listened to."""
+
+    seconds: float
+    type: Literal["duration"] = "duration"
+
+
+class TranscriptionCompletedEvent(Struct):
+    """``conversation.item.input_audio_transcription.completed``; an empty transcript where nobody speaks."""
+
+    event_id: str
+    seq: int
+    item_id: str
+    transcript: str
+    usage: DurationUsage
+    conversation_id: str | None
+    """Ours; null while nothing was said in the conversation."""
+    language: str
+    """Ours."""
+    enhanced: bool
+    """Ours: whether the audio had passed through the audio engine."""
+    content_index: int = 0
+    type: Literal["conversation.item.input_audio_transcription.completed"] = (
+        "conversation.item.input_audio_transcription.completed"
+    )
+
+
+class TranscriptionFailedEvent(Struct):
+    """``conversation.item.input_audio_transcription.failed``."""
+
+    event_id: str
+    seq: int
+    item_id: str
+    error: EventError
+    content_index: int = 0
+    type: Literal["conversation.item.input_audio_transcription.failed"] = (
+        "conversation.item.input_audio_transcription.failed"
+    )
 
 
 class ErrorEvent(Struct):

@@ -55,6 +55,10 @@ class Route(NamedTuple):
     """(name, description) of each header of its own."""
     other: tuple[tuple[int, Any, str], ...] = ()
     """(status, struct, description) of other answers than errors."""
+    uploads: tuple[str, ...] = ()
+    """Media types of bodies that may come in place of JSON."""
+    media: tuple[str, ...] = ()
+    """Media types, other than JSON, of the answer with status 200."""
 
 
 class _Target(NamedTuple):
@@ -200,7 +204,7 @@ class Router:
             return [(b"vary", b"Origin")]
         return [
             (b"access-control-allow-origin", origin),
-            (b"access-control-expose-headers", b"X-Request-ID, Retry-After"),
+            (b"access-control-expose-headers", b"X-Request-ID, Retry-After, X-Sample-Rate, X-Voice"),
             (b"vary", b"Origin"),
         ]
 

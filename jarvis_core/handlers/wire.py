@@ -167,3 +167,66 @@ class Deleted(Struct, frozen=True):
 
     id: str
     deleted: Literal[True] = True
+
+
+class SegmentBody(Struct, frozen=True):
+    """A stretch of a transcript, from the audio's beginning."""
+
+    start_ms: int
+    end_ms: int
+    text: str
+
+
+class TranscribeReply(Struct, frozen=True):
+    """What the audio says; an empty text where nobody speaks."""
+
+    text: str
+    language: str
+    confidence: Annotated[float, Meta(ge=0, le=1)]
+    duration_ms: int
+    """Length of the audio."""
+    segments: list[SegmentBody]
+    enhanced: bool
+    """Whether the audio had passed through the audio engine."""
+
+
+class SynthesizeRequest(Struct, frozen=True):
+    """A text to be spoken."""
+
+    text: Annotated[str, Meta(min_length=1, max_length=5_000)]
+    voice: Annotated[str, Meta(min_length=1, max_length=100)] | None = None
+    """One of ``/api/voice/voices``; another gives way to one that there is, which the answer names."""
+    language: Annotated[str, Meta(min_length=2, max_length=10)] | None = None
+    """Chooses a voice that speaks it."""
+    speed: Annotated[float, Meta(ge=0.1, le=3)] = 1.0
+    format: Literal["wav", "mp3", "opus", "pcm16", "f32"] | UnsetType = UNSET
+    """wav, unless Accept names another; wav has 16-bit samples, opus comes in Ogg, pcm16 and f32 are little-endian without a header."""
+
+
+class SynthesizeReply(Struct, frozen=True):
+    """A text as speech."""
+
+    audio_data: str
+    """Base64."""
+    format: Literal["wav", "mp3", "opus", "pcm16", "f32"]
+    sample_rate: int
+    duration_ms: int
+    """Length of the audio."""
+    voice: str
+
+
+class VoiceBody(Struct, frozen=True):
+    """A voice."""
+
+    id: str
+    name: str
+    language: str
+    """ISO 639-1; empty where the service does not tell."""
+    gender: Literal["female", "male", "unknown"]
+
+
+class LanguageBody(Struct, frozen=True):
+    """A language that can be spoken."""
+
+    code: str
+    name: str

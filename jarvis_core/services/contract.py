@@ -7,6 +7,9 @@ from typing import Literal
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
+FAILURE_MARK = "Error: "
+"""How the text of a failure of the bridges starts, in an answer with status 200 and without counts or segments."""
+
 
 class ChatMessage(Struct):
     """One message of a chat prompt (OpenAI's vocabulary)."""
@@ -98,3 +101,50 @@ class Models(Struct):
     """``GET /models``."""
 
     data: list[Model] = []
+
+
+class TranscribedSegment(Struct):
+    """A stretch of a transcript, in seconds."""
+
+    start: float = 0.0
+    end: float = 0.0
+    text: str = ""
+
+
+class TranscribeAnswer(Struct):
+    """What the bridges heard; a failure is a text that starts with ``Error: ``."""
+
+    text: str
+    language: str = ""
+    confidence: float | None = None
+    segments: list[TranscribedSegment] = []
+
+
+class SynthesizeRequest(Struct, omit_defaults=True):
+    """``POST /api/tts/synthesize`` of the bridges: an explicit null is answered with 400 or 500."""
+
+    text: str
+    voice: str | UnsetType = UNSET
+    speed: float | UnsetType = UNSET
+    """0.5..2.0; what is outside passes their validation and then fails."""
+
+
+class SynthesizeAnswer(Struct):
+    """Speech; a failure has no samples."""
+
+    audio_data: str
+    """Base64 of float32 little-endian mono samples."""
+    sample_rate: int
+    voice: str = ""
+
+
+class Voices(Struct):
+    """``GET /api/tts/voices``: labels by id."""
+
+    voices: dict[str, str]
+
+
+class ProcessAnswer(Struct):
+    """``POST /process`` of the audio engine; ``frames`` and ``latency_ms`` are not used."""
+
+    audio_data: str

@@ -1,5 +1,5 @@
 """
-The Python bridges: so far their language model.
+The Python bridges' language model.
 
 Their prompt is single-shot: the history is packed into ``prompt`` within 10,000 code points, the latest messages first.
 The chat form goes along as ``messages`` for those who understand it.
@@ -15,7 +15,7 @@ import msgspec
 
 from jarvis_core.errors import BadGateway, RequestError
 from jarvis_core.models import Caller, Finish, Prompt, Utterance
-from jarvis_core.services.contract import ChatMessage, GenerateAnswer, GenerateRequest
+from jarvis_core.services.contract import FAILURE_MARK, ChatMessage, GenerateAnswer, GenerateRequest
 from jarvis_core.services.lines import LineBuffer
 from jarvis_core.services.tokens import TokenMint
 from jarvis_core.services.transport import Stream, Transport
@@ -25,8 +25,6 @@ PROMPT_LIMIT_CHARS = 10_000
 SYSTEM_LIMIT_CHARS = 5_000
 PROBE_TIMEOUT_S = 5.0
 ANSWER_LIMIT_BYTES = 4 << 20
-FAILURE_MARK = "Error: "
-"""How the text of a failure starts, in an answer with status 200 and no tokens."""
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(GenerateAnswer)

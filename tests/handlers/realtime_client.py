@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -30,7 +31,10 @@ class Tally:
         self.active: str | None = None
         """The response that was created and is not done."""
         self.text = ""
-        """Its deltas, or the last response's."""
+        """Its deltas, or the last response's; of its transcript where it is spoken."""
+        self.sound = b""
+        """The samples that came with it."""
+        self._sound_ended = False
         self._ended: set[str] = set()
         self._event_ids: set[str] = set()
 
@@ -48,22 +52,38 @@ class Tally:
                 self.active = event["response"]["id"]
                 assert self.active not in self._ended
                 assert event["response"]["status"] == "in_progress"
-                self.text = ""
-            case "response.output_text.delta":
+                self.text, self.sound, self._sound_ended = "", b"", False
+            case "response.output_text.delta" | "response.output_audio_transcript.delta":
                 assert event["delta"]
                 self.text += event["delta"]
+            case "response.output_audio.delta":
+                assert not self._sound_ended
+                sound = base64.b64decode(event["delta"], validate=True)
+                assert sound
+                self.sound += sound
+            case "response.output_audio.done":
+                self._sound_ended = True
             case "response.output_text.done":
                 assert event["text"] == self.text
+            case "response.output_audio_transcript.done":
+                assert self._sound_ended
+                assert event["transcript"] == self.text
             case "response.content_part.done":
-                assert event["part"]["text"] == self.text
+                assert words_of(event["part"]) == self.text
             case "response.output_item.done":
-                assert event["item"]["content"][0]["text"] == self.text
+                assert words_of(event["item"]["content"][0]) == self.text
             case "response.done":
                 response = event["response"]
                 assert response["id"] == self.active
-                assert "".join(item["content"][0]["text"] for item in response["output"]) == self.text
+                assert "".join(words_of(item["content"][0]) for item in response["output"]) == self.text
                 self._ended.add(response["id"])
                 self.active = None
+
+
+def words_of(part: Event) -> str:
+    """Return the words of a part that is written or spoken."""
+    words: str = part["text"] if part["type"] in ("text", "output_text") else part["transcript"]
+    return words
 
 
 class Socket:

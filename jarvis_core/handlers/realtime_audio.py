@@ -1,0 +1,129 @@
+"""The audio of a session: its settings, and the buffer that its client fills."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from contextlib import ExitStack
+
+import msgspec
+from msgspec import UNSET
+
+from jarvis_core.errors import InvalidRequest, TooLarge
+from jarvis_core.handlers.events import PcmFormat
+from jarvis_core.handlers.realtime_wire import (
+    AudioBody,
+    AudioConfig,
+    AudioInputBody,
+    AudioInputConfig,
+    AudioOutputBody,
+    AudioOutputConfig,
+    Transcription,
+    VoiceId,
+)
+from jarvis_core.speech import CLIP_LIMIT_S, Transcriber
+
+SAMPLE_BYTES = 2
+RESERVED_BYTES = 1 << 20
+"""Room is reserved in steps of this."""
+PART_BYTES = 1 << 18
+"""Frames are put together up to this: thousands of small ones would take more memory than their samples."""
+
+
+class Recording:
+    """What was in the buffer when it was committed; holds its room until it is closed."""
+
+    def __init__(self, parts: list[bytes], sample_rate_hz: int, room: ExitStack) -> None:
+        self.parts = parts
+        self.sample_rate_hz = sample_rate_hz
+        self._room = room
+
+    def close(self) -> None:
+        """Give the room back."""
+        self.parts = []
+        self._room.close()
+
+
+class InputBuffer:
+    """16-bit samples that a client has sent and not committed yet; at most ten minutes of them."""
+
+    def __init__(self, transcriber: Transcriber) -> None:
+        self._transcriber = transcriber
+        self._parts: list[bytes] = []
+        self._last = bytearray()
+        """What is not yet enough for a part."""
+        self._length = 0
+        self._reserved = 0
+        self._room = ExitStack()
+
+    def append_base64(self, audio: str, sample_rate_hz: int) -> None:
+        """Add samples in base64; raises as ``append`` does."""
+        try:
+            samples = base64.b64decode(audio, validate=True)
+        except (binascii.Error, ValueError) as exc:
+            raise InvalidRequest.field("$.audio", "is not base64") from exc
+        self.append(samples, sample_rate_hz)
+
+    def append(self, samples: bytes, sample_rate_hz: int) -> None:
+        """Add samples; raises ``TooLarge`` over ten minutes and ``Overloaded`` without room, and adds nothing then."""
+        if self._length + len(samples) > CLIP_LIMIT_S * sample_rate_hz * SAMPLE_BYTES:
+            raise TooLarge(
+                f"The buffer holds at most {CLIP_LIMIT_S:g} s; commit or clear it.", details={"limit_s": CLIP_LIMIT_S}
+            )
+        missing = self._length + len(samples) - self._reserved
+        if missing > 0:
+            step = max(missing, RESERVED_BYTES)
+            self._room.enter_context(self._transcriber.room(step))
+            self._reserved += step
+        if not self._length:
+            self._transcriber.expect()
+        self._last += samples
+        self._length += len(samples)
+        if len(self._last) >= PART_BYTES:
+            self._parts.append(bytes(self._last))
+            self._last.clear()
+
+    def commit(self, sample_rate_hz: int) -> Recording:
+        """Return all samples, leaving none; raises ``InvalidRequest`` where there are none."""
+        if not self._length:
+            raise InvalidRequest("The input audio buffer is empty; append audio first.", details={"path": "$.type"})
+        recording = Recording([*self._parts, bytes(self._last)], sample_rate_hz, self._room.pop_all())
+        self._forget()
+        return recording
+
+    def clear(self) -> None:
+        """Forget all samples."""
+        self._forget()
+        self._room.close()
+
+    def _forget(self) -> None:
+        self._parts, self._last, self._length, self._reserved = [], bytearray(), 0, 0
+
+
+def default_audio() -> AudioBody:
+    """Return the settings of a session that were not changed."""
+    return AudioBody(AudioInputBody(PcmFormat(), Transcription()), AudioOutputBody(PcmFormat()))
+
+
+def configured_audio(body: AudioBody, config: AudioConfig, path: str) -> AudioBody:
+    """Return *body* with what *config* sets; raises ``InvalidRequest`` for what is not served."""
+    return AudioBody(
+        body.input if config.input is UNSET else _configured_input(body.input, config.input, f"{path}.input"),
+        body.output if config.output is UNSET else _configured_output(body.output, config.output),
+    )
+
+
+def _configured_input(body: AudioInputBody, config: AudioInputConfig, path: str) -> AudioInputBody:
+    if config.turn_detection is not UNSET and config.turn_detection is not None:
+        raise InvalidRequest.field(f"{path}.turn_detection", "only null is served: commit the buffer at a turn's end")
+    changes = {name: value for name in ("format", "create_response") if (value := getattr(config, name)) is not UNSET}
+    if config.transcription is not UNSET:
+        changes["transcription"] = config.transcription or Transcription()
+    return msgspec.structs.replace(body, **changes)
+
+
+def _configured_output(body: AudioOutputBody, config: AudioOutputConfig) -> AudioOutputBody:
+    changes = {name: value for name in ("format", "speed") if (value := getattr(config, name)) is not UNSET}
+    if config.voice is not UNSET:
+        changes["voice"] = config.voice.id if isinstance(config.voice, VoiceId) else config.voice
+    return msgspec.structs.replace(body, **changes)

@@ -1,0 +1,208 @@
+"""Voice: audio to text and text to audio, and who can speak."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import Iterator
+
+import msgspec
+from msgspec import UNSET
+
+from jarvis_core import log
+from jarvis_core.codec.messages import OutputFormat
+from jarvis_core.errors import InvalidRequest, Overloaded, RequestError, TooLarge
+from jarvis_core.handlers.call import Call, ClientLeft, Reply, integer_field, text_field
+from jarvis_core.handlers.wire import SynthesizeReply, SynthesizeRequest
+from jarvis_core.speech import (
+    CLIP_LIMIT_BYTES,
+    Heard,
+    SpeechOptions,
+    Synthesizer,
+    Transcriber,
+    Voices,
+    pieces_of,
+)
+
+logger = log.get(__name__)
+
+UPLOAD_LIMIT_BYTES = CLIP_LIMIT_BYTES * 4 // 3 + (64 << 10)
+"""Base64 is a third longer than the audio, and stands in JSON or between multipart's lines."""
+LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 1_000, 384_000
+BASE64_SLICE_BYTES = 3 << 19
+"""A multiple of 3, whose base64 is made in a few milliseconds."""
+MEDIA_TYPES: dict[OutputFormat, bytes] = {
+    "wav": b"audio/wav",
+    "mp3": b"audio/mpeg",
+    "opus": b"audio/ogg; codecs=opus",
+    "pcm16": b"audio/pcm",
+    "f32": b"audio/x-float32",
+}
+ACCEPTED: dict[str, OutputFormat] = {
+    "audio/wav": "wav",
+    "audio/x-wav": "wav",
+    "audio/wave": "wav",
+    "audio/mpeg": "mp3",
+    "audio/mp3": "mp3",
+    "audio/ogg": "opus",
+    "audio/opus": "opus",
+    "audio/pcm": "pcm16",
+    "audio/x-float32": "f32",
+}
+"""What Accept may ask for where the body names no format."""
+
+_encoder = msgspec.json.Encoder()
+_synthesize_decoder = msgspec.json.Decoder(SynthesizeRequest)
+
+
+class VoiceHandlers:
+    """The routes below ``/api/voice``."""
+
+    def __init__(
+        self, transcriber: Transcriber, synthesizer: Synthesizer, voices: Voices, *, body_limit_bytes: int
+    ) -> None:
+        self._transcriber = transcriber
+        self._synthesizer = synthesizer
+        self._voices = voices
+        self._body_limit_bytes = body_limit_bytes
+
+    async def transcribe(self, call: Call) -> Reply:
+        """Answer ``POST /api/voice/transcribe``."""
+        content_type = call.header(b"content-type")
+        query = call.query()
+        language = query.get("language") or None
+        if language is not None and len(language) > 10:
+            raise InvalidRequest.field("query.language", "must have at most 10 characters")
+        rate_hz = integer_field(query, "sample_rate", 0, LOWEST_RATE_HZ, HIGHEST_RATE_HZ) or None
+        try:
+            with self._transcriber.room(call.declared_length(UPLOAD_LIMIT_BYTES)):
+                self._transcriber.expect()
+                parts = await call.body_parts(UPLOAD_LIMIT_BYTES)
+                heard: Heard = await call.unless_left(
+                    self._transcriber.transcribe_upload(
+                        parts,
+                        content_type,
+                        call.caller,
+                        language=language,
+                        sample_rate_hz=rate_hz,
+                        format_hint=query.get("format"),
+                    )
+                )
+        except (TooLarge, Overloaded):
+            await call.discard_body()
+            raise
+        return Reply(_encoder.encode(heard))
+
+    async def synthesize(self, call: Call) -> Reply | None:
+        """Answer ``POST /api/voice/synthesize``, as JSON or, where audio is accepted, as it is made."""
+        request = await call.decode(_synthesize_decoder, self._body_limit_bytes)
+        accepted = _accepted(call.header(b"accept"))
+        output_format = accepted or "wav" if request.format is UNSET else request.format
+        pieces = pieces_of(text_field("$.text", request.text))
+        if not pieces:
+            raise InvalidRequest.field("$.text", "has nothing in it that can be spoken")
+        options = SpeechOptions(output_format, request.voice, request.language, request.speed)
+        if accepted is None:
+            return await call.unless_left(self._whole(call, pieces, options))
+        await self._stream(call, pieces, options)
+        return None
+
+    async def voices(self, call: Call) -> Reply:
+        """Answer ``GET /api/voice/voices``."""
+        return Reply(_encoder.encode(await self._voices.fetch(call.caller)))
+
+    async def languages(self, call: Call) -> Reply:
+        """Answer ``GET /api/voice/languages``."""
+        return Reply(_encoder.encode(await self._voices.languages(call.caller)))
+
+    async def _whole(self, call: Call, pieces: list[str], options: SpeechOptions) -> Reply:
+        chunks: list[bytes] = []
+        duration_ms = 0.0
+        sample_rate_hz = 0
+        async with self._synthesizer.utterer(options, call.caller) as utterer:
+            for text in pieces:
+                piece = await utterer.say(text)
+                chunks.append(piece.data)
+                duration_ms += piece.duration_ms
+                sample_rate_hz = piece.sample_rate_hz
+            chunks.append((await utterer.finish()).data)
+            voice = utterer.voice or ""
+        audio = b"".join(chunks)
+        if options.output_format == "wav":
+            audio = _with_sizes(audio)
+        body = SynthesizeReply("", options.output_format, sample_rate_hz, round(duration_ms), voice)
+        # The base64 goes between the quotes of the empty text: as a field it would be scanned and copied once more.
+        head, _, tail = _encoder.encode(body).partition(b'""')
+        encoded = [head, b'"']
+        for part in _slices(audio):
+            encoded.append(base64.b64encode(part))
+            await asyncio.sleep(0)
+        return Reply(b"".join([*encoded, b'"', tail]))
+
+    async def _stream(self, call: Call, pieces: list[str], options: SpeechOptions) -> None:
+        """Send speech as it is made, the head with the first of it: until then an error is an answer of its own."""
+        watcher = asyncio.get_running_loop().create_task(call.left())
+        try:
+            async with self._synthesizer.utterer(options, call.caller) as utterer:
+                for number, text in enumerate(pieces):
+                    said = asyncio.get_running_loop().create_task(utterer.say(text))
+                    try:
+                        await asyncio.wait([said, watcher], return_when=asyncio.FIRST_COMPLETED)
+                        if watcher.done():
+                            raise ClientLeft
+                        piece = said.result()
+                    finally:
+                        if not said.done():
+                            said.cancel()
+                            await asyncio.wait([said])
+                    if number == 0:
+                        await self._send_head(call, options.output_format, piece.sample_rate_hz, utterer.voice)
+                    await call.send({"type": "http.response.body", "body": piece.data, "more_body": True})
+                await call.send({"type": "http.response.body", "body": (await utterer.finish()).data})
+        except RequestError as error:
+            if not call.status:
+                raise
+            # Too late for a status: the answer ends without its end, which every client takes for broken off.
+            logger.warning("speech was broken off", error=error.message)
+            raise ClientLeft from error
+        finally:
+            watcher.cancel()
+
+    async def _send_head(self, call: Call, output_format: OutputFormat, rate_hz: int, voice: str | None) -> None:
+        call.status = 200
+        kind = MEDIA_TYPES[output_format]
+        if output_format in ("pcm16", "f32"):
+            kind += b"; rate=%d; channels=1" % rate_hz
+        headers = [
+            (b"content-type", kind),
+            (b"cache-control", b"no-store"),
+            (b"x-accel-buffering", b"no"),
+            (b"x-request-id", call.request_id.encode()),
+            (b"x-sample-rate", b"%d" % rate_hz),
+            (b"x-voice", (voice or "").encode("ascii", "replace")),
+            *call.cors,
+        ]
+        await call.send({"type": "http.response.start", "status": 200, "headers": headers})
+
+
+def _accepted(accept: str) -> OutputFormat | None:
+    """Return the format that Accept asks for as audio; None where it does not ask for audio."""
+    for one in accept.split(","):
+        kind = one.partition(";")[0].strip().lower()
+        if kind.startswith("audio/"):
+            return ACCEPTED.get(kind, "wav")
+    return None
+
+
+def _slices(audio: bytes) -> Iterator[memoryview]:
+    view = memoryview(audio)
+    for start in range(0, len(view), BASE64_SLICE_BYTES):
+        yield view[start : start + BASE64_SLICE_BYTES]
+
+
+def _with_sizes(wav: bytes) -> bytes:
+    """Return a WAV file that was made as a stream with its sizes in its header of 44 bytes."""
+    size = len(wav) - 44
+    return b"".join(
+        [wav[:4], (size + 36).to_bytes(4, "little"), wav[8:40], size.to_bytes(4, "little"), memoryview(wav)[44:]]
+    )

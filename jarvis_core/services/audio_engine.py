@@ -1,0 +1,89 @@
+"""
+The audio engine: an enhancement that nothing may wait for.
+
+Whatever it does wrong, the original is used: a clip waits for its answer no longer than 250 ms and half the clip's own
+length (its contract), and not at all while the engine is known to fail. Whether it is back is found out with a copy of
+a clip that goes on without waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+
+from jarvis_core import log
+from jarvis_core.errors import BadGateway, RequestError
+from jarvis_core.services.breaker import Breaker
+from jarvis_core.services.contract import ProcessAnswer
+from jarvis_core.services.transport import Transport
+from jarvis_core.settings import Neighbours
+
+logger = log.get(__name__)
+
+PATIENCE_S = 0.25
+PATIENCE_SHARE = 0.5
+"""Of the clip's length, besides ``PATIENCE_S``."""
+JSON_HEADERS = {"Content-Type": "application/json"}
+
+_decoder = msgspec.json.Decoder(ProcessAnswer)
+
+
+class AudioEngine:
+    """An audio engine behind ``POST /process``; owns the task of a probe, ``close`` ends it."""
+
+    def __init__(self, transport: Transport, settings: Neighbours) -> None:
+        self._transport = transport
+        self._timeout_s = settings.audio_engine_timeout_s
+        self._breaker = Breaker(settings.breaker_open_s)
+        self._probe: asyncio.Task[None] | None = None
+
+    async def enhance(self, audio: bytes, duration_s: float) -> bytes | None:
+        """Return *audio* enhanced, as ``Enhancer`` has it."""
+        if not self._breaker.closed or self._transport.health.state == "unavailable":
+            self._look_again(audio, duration_s)
+            return None
+        try:
+            return await self._process(audio, duration_s)
+        except RequestError as exc:
+            logger.debug("a clip is used as it is", error=str(exc))
+            self._breaker.failed()
+            return None
+
+    def reject(self, complaint: str) -> None:
+        """Take note that an answer was unusable; the engine is asked again, as it did not keep anybody waiting."""
+        self._transport.health.learn("degraded", complaint)
+
+    async def close(self) -> None:
+        """Give up a probe that is still waiting."""
+        if self._probe is not None:
+            self._probe.cancel()
+            await asyncio.wait([self._probe])
+
+    def _look_again(self, audio: bytes, duration_s: float) -> None:
+        if self._breaker.closed:
+            # Its health check failed before any clip came by.
+            self._breaker.failed()
+        if self._breaker.try_probe():
+            self._probe = asyncio.get_running_loop().create_task(self._try(audio, duration_s))
+
+    async def _try(self, audio: bytes, duration_s: float) -> None:
+        try:
+            await self._process(audio, duration_s)
+        except RequestError:
+            self._breaker.failed()
+        except BaseException:
+            self._breaker.failed()
+            raise
+        else:
+            self._breaker.succeeded()
+
+    async def _process(self, audio: bytes, duration_s: float) -> bytes:
+        timeout_s = min(self._timeout_s, PATIENCE_S + PATIENCE_SHARE * duration_s)
+        body = b'{"audio_data":"%s"}' % audio
+        answer = await self._transport.call("POST", "/process", body=body, headers=JSON_HEADERS, timeout_s=timeout_s)
+        try:
+            return _decoder.decode(answer.body).audio_data.encode("ascii")
+        except (msgspec.DecodeError, UnicodeError) as exc:
+            self.reject("it answered nonsense")
+            raise BadGateway(f"{self._transport.name} sent what is not its contract.") from exc

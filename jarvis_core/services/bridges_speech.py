@@ -1,0 +1,163 @@
+"""The Python bridges' speech: text to speech and speech to text, with every trap of theirs turned into an error."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import msgspec
+from msgspec import UNSET
+
+from jarvis_core import log
+from jarvis_core.errors import BadGateway
+from jarvis_core.models import Caller, Segment, SpokenAudio, Transcript, Voice
+from jarvis_core.services.contract import FAILURE_MARK, SynthesizeAnswer, SynthesizeRequest, TranscribeAnswer, Voices
+from jarvis_core.services.tokens import TokenMint
+from jarvis_core.services.transport import Answer, Refused, Transport
+from jarvis_core.settings import Neighbours
+
+T = TypeVar("T")
+
+logger = log.get(__name__)
+
+SPEEDS = (0.5, 2.0)
+SYNTHESIZE = "/api/tts/synthesize"
+OTHER_SYNTHESIZE = "/synthesize"
+"""Where another deployed version speaks, as a file."""
+VOICES_TIMEOUT_S = 5.0
+KOKORO_LANGUAGES = {
+    "a": "en",
+    "b": "en",
+    "e": "es",
+    "f": "fr",
+    "h": "hi",
+    "i": "it",
+    "j": "ja",
+    "p": "pt",
+    "z": "zh",
+}
+"""What the first letter of Kokoro's voices stands for (``ff_siwis``: French, female)."""
+FEMALE = ("femme", "woman", "female", "féminin")
+MALE = ("homme", "man", "male", "masculin")
+
+_encoder = msgspec.json.Encoder()
+_transcript_decoder = msgspec.json.Decoder(TranscribeAnswer)
+_speech_decoder = msgspec.json.Decoder(SynthesizeAnswer)
+_voices_decoder = msgspec.json.Decoder(Voices)
+
+
+class BridgesSpeech:
+    """``SpeechToText`` and ``TextToSpeech`` behind the bridges' HTTP service."""
+
+    def __init__(self, transport: Transport, settings: Neighbours, mint: TokenMint | None) -> None:
+        self._transport = transport
+        self._settings = settings
+        self._mint = mint
+        self._synthesize_path = SYNTHESIZE
+
+    async def transcribe(self, audio: bytes, language: str | None, caller: Caller) -> Transcript:
+        """Ask for the words, as ``SpeechToText`` has it."""
+        # By hand: encoding megabytes of base64 once more would cost more than all the rest.
+        tail = b"}" if language is None else b',"language":%s}' % _encoder.encode(language[:10])
+        answer = await self._transport.call(
+            "POST",
+            "/api/stt/transcribe",
+            body=b'{"audio_data":"%s"%s' % (audio, tail),
+            headers=self._headers(caller),
+            timeout_s=self._settings.stt_timeout_s,
+        )
+        heard = self._decode(_transcript_decoder, answer)
+        if heard.text.startswith(FAILURE_MARK) and not heard.segments:
+            raise self._failed("transcription", heard.text)
+        return Transcript(
+            text=heard.text.strip(),
+            language=heard.language or language or "",
+            confidence=min(max(heard.confidence or 0.0, 0.0), 1.0),
+            segments=[
+                Segment(round(1_000 * part.start), round(1_000 * part.end), part.text.strip())
+                for part in heard.segments
+            ],
+        )
+
+    async def synthesize(self, text: str, voice: str | None, speed: float, caller: Caller) -> SpokenAudio:
+        """Ask for speech, as ``TextToSpeech`` has it; a voice that they fail with is left out."""
+        low, high = SPEEDS
+        request = SynthesizeRequest(text, voice or UNSET, UNSET if speed == 1 else min(max(speed, low), high))
+        try:
+            answer = await self._ask_for_speech(request, caller)
+        except Refused as exc:
+            if voice is None or exc.status not in (400, 500):
+                raise
+            logger.warning("speech is asked for without its voice", neighbour=self._transport.name, voice=voice)
+            request.voice = UNSET
+            answer = await self._ask_for_speech(request, caller)
+        if answer.content_type != "application/json":
+            if not answer.body:
+                raise self._failed("speech", "an empty file")
+            return SpokenAudio(answer.body, "container", 0, voice or "")
+        spoken = self._decode(_speech_decoder, answer)
+        if not spoken.audio_data:
+            raise self._failed("speech", "no audio")
+        return SpokenAudio(
+            spoken.audio_data.encode("ascii", "replace"), "base64", spoken.sample_rate, spoken.voice or voice or ""
+        )
+
+    async def fetch_voices(self, caller: Caller) -> list[Voice]:
+        """Return the voices, as ``TextToSpeech`` has it."""
+        answer = await self._transport.call(
+            "GET", "/api/tts/voices", headers=self._headers(caller), timeout_s=VOICES_TIMEOUT_S
+        )
+        return [voice_of(name, label) for name, label in self._decode(_voices_decoder, answer).voices.items()]
+
+    async def _ask_for_speech(self, request: SynthesizeRequest, caller: Caller) -> Answer:
+        body = _encoder.encode(request)
+        headers = self._headers(caller)
+        timeout_s = self._settings.tts_timeout_s
+        path = self._synthesize_path
+        try:
+            return await self._transport.call("POST", path, body=body, headers=headers, timeout_s=timeout_s)
+        except Refused as exc:
+            if exc.status != 404:
+                raise
+        # One version may have given way to the other while this server ran.
+        path = SYNTHESIZE if path == OTHER_SYNTHESIZE else OTHER_SYNTHESIZE
+        answer = await self._transport.call("POST", path, body=body, headers=headers, timeout_s=timeout_s)
+        self._synthesize_path = path
+        return answer
+
+    def _headers(self, caller: Caller) -> dict[str, str]:
+        headers = {"Content-Type": "application/json"}
+        if self._mint is not None:
+            headers["Authorization"] = "Bearer " + self._mint.token(caller)
+        return headers
+
+    def _decode(self, decoder: msgspec.json.Decoder[T], answer: Answer) -> T:
+        try:
+            return decoder.decode(answer.body)
+        except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+            self._transport.health.learn("degraded", "it answered nonsense")
+            raise BadGateway(f"{self._transport.name} sent what is not its contract.") from exc
+
+    def _failed(self, what: str, why: str) -> BadGateway:
+        self._transport.health.learn("degraded", f"{what}: {why[:200]}")
+        return BadGateway(
+            f"{self._transport.name} reported that its {what} failed.", details={"neighbour": self._transport.name}
+        )
+
+
+def voice_of(name: str, label: str) -> Voice:
+    """Return the voice with the id *name*, its language and gender read from the id and the label."""
+    language = ""
+    gender = ""
+    head, _, rest = name.partition("_")
+    if len(head) == 2 and head[1:] in ("f", "m") and head[0] in KOKORO_LANGUAGES and rest.islower():
+        language, gender = KOKORO_LANGUAGES[head[0]], head[1]
+    else:
+        code = name.replace("-", "_").partition("_")[0]
+        if len(code) == 2 and code.isalpha():
+            language = code.lower()
+    words = label.lower().replace("(", " ").replace(")", " ").split()
+    if gender == "f" or any(word in words for word in FEMALE):
+        return Voice(name, label or name, language, "female")
+    if gender == "m" or any(word in words for word in MALE):
+        return Voice(name, label or name, language, "male")
+    return Voice(name, label or name, language, "unknown")

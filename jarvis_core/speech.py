@@ -1,0 +1,367 @@
+"""
+Speech: audio in, text out; text in, audio out.
+
+``Transcriber`` hears: decoded audio goes window by window through the audio engine, where that is well, and to the
+speech model; what nobody said is never asked for, because speech models invent words for silence. ``Synthesizer``
+speaks a whole text, piece by piece. ``Voices`` knows who can speak.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import Literal
+
+from msgspec import Struct
+
+from jarvis_core import log
+from jarvis_core.codec.client import Clip, Codec, EncodedPiece, SpeechEncoder, Window
+from jarvis_core.codec.messages import OutputFormat
+from jarvis_core.errors import InvalidRequest, Overloaded, RequestError
+from jarvis_core.models import Caller, Enhancer, Segment, SpeechToText, TextToSpeech, Voice
+from jarvis_core.sentences import speakable, split
+from jarvis_core.settings import Speech
+
+logger = log.get(__name__)
+
+CLIP_LIMIT_S = 600.0
+"""Ten minutes: the API's limit."""
+CLIP_LIMIT_BYTES = 25 << 20
+PIECE_CHARS = 240
+"""Sentences are spoken together up to this length, the first alone: each call counts in the bridges' 20 a minute."""
+SPEED_RANGE = (0.5, 2.0)
+"""What the neighbours' own speed may be; the rest is done here."""
+VOICES_FRESH_S = 3_600.0
+"""The bridges answer the question for their voices 50 times an hour."""
+VOICES_RETRY_S = 30.0
+LANGUAGE_NAMES = {
+    "ar": "العربية",
+    "cs": "Čeština",
+    "da": "Dansk",
+    "de": "Deutsch",
+    "el": "Ελληνικά",
+    "en": "English",
+    "es": "Español",
+    "fi": "Suomi",
+    "fr": "Français",
+    "hi": "हिन्दी",
+    "hu": "Magyar",
+    "it": "Italiano",
+    "ja": "日本語",
+    "ko": "한국어",
+    "nl": "Nederlands",
+    "no": "Norsk",
+    "pl": "Polski",
+    "pt": "Português",
+    "ro": "Română",
+    "ru": "Русский",
+    "sv": "Svenska",
+    "tr": "Türkçe",
+    "uk": "Українська",
+    "vi": "Tiếng Việt",
+    "zh": "中文",
+}
+"""Languages by their ISO 639-1 codes, each in its own words."""
+DETECT = "auto"
+"""In place of a language: the speech model is to find out."""
+
+
+class Heard(Struct, frozen=True):
+    """What a clip says."""
+
+    text: str
+    """Empty where nobody speaks."""
+    language: str
+    confidence: float
+    """0..1, weighed by the length of what was heard; 0 for silence."""
+    duration_ms: int
+    segments: list[Segment]
+    enhanced: bool
+    """Whether all that was transcribed had passed through the audio engine."""
+
+
+class Language(Struct, frozen=True):
+    """A language that can be spoken."""
+
+    code: str
+    name: str
+
+
+class Transcriber:
+    """Hears; holds at most ``buffer_limit_bytes`` of audio at a time."""
+
+    def __init__(self, codec: Codec, listener: SpeechToText, enhancer: Enhancer | None, settings: Speech) -> None:
+        self._codec = codec
+        self._listener = listener
+        self._enhancer = enhancer
+        self._settings = settings
+        self._held_bytes = 0
+
+    @contextmanager
+    def room(self, length_bytes: int) -> Iterator[None]:
+        """Reserve room for so many bytes of audio that are about to arrive; raises ``Overloaded``."""
+        if self._held_bytes + length_bytes > self._settings.buffer_limit_bytes:
+            raise Overloaded("Too much audio is being worked on; try again in a moment.", retry_after_s=2)
+        self._held_bytes += length_bytes
+        try:
+            yield
+        finally:
+            self._held_bytes -= length_bytes
+
+    def expect(self) -> None:
+        """Have the codec ready: audio is on its way."""
+        self._codec.start()
+
+    async def transcribe_upload(
+        self,
+        parts: Sequence[bytes],
+        content_type: str,
+        caller: Caller,
+        *,
+        language: str | None = None,
+        sample_rate_hz: int | None = None,
+        format_hint: str | None = None,
+    ) -> Heard:
+        """
+        Return what the body of a request says.
+
+        Raises ``InvalidJson``, ``InvalidRequest``, ``TooLarge`` or ``UnsupportedMediaType`` for a body that is not
+        audio, and what ``SpeechToText`` raises.
+        """
+        clip = await self._codec.decode_upload(
+            parts,
+            content_type,
+            sample_rate_hz=sample_rate_hz,
+            format_hint=format_hint,
+            limit_s=CLIP_LIMIT_S,
+            limit_bytes=CLIP_LIMIT_BYTES,
+        )
+        return await self._transcribe(clip, clip.language or language, caller)
+
+    async def transcribe_pcm(
+        self,
+        parts: Sequence[bytes],
+        encoding: Literal["pcm16", "f32"],
+        sample_rate_hz: int,
+        caller: Caller,
+        *,
+        language: str | None = None,
+    ) -> Heard:
+        """Return what samples say; raises as ``transcribe_upload`` does."""
+        clip = await self._codec.decode_pcm(parts, encoding, sample_rate_hz, limit_s=CLIP_LIMIT_S)
+        return await self._transcribe(clip, language, caller)
+
+    async def _transcribe(self, clip: Clip, language: str | None, caller: Caller) -> Heard:
+        asked = language_code(language or self._settings.default_language)
+        texts: list[str] = []
+        segments: list[Segment] = []
+        spoken_ms = 0
+        weighed = 0.0
+        heard_language = "" if asked is None else asked
+        enhanced = True
+        for window in clip.windows:
+            if not window.audio:
+                continue
+            audio = await self._enhance(window)
+            enhanced = enhanced and audio is not None
+            transcript = await self._listener.transcribe(audio or window.audio, asked, caller)
+            if transcript.text:
+                texts.append(transcript.text)
+            segments += [
+                Segment(
+                    min(window.start_ms + max(part.start_ms, 0), clip.duration_ms),
+                    min(window.start_ms + max(part.end_ms, 0), clip.duration_ms),
+                    part.text,
+                )
+                for part in transcript.segments
+            ]
+            if not spoken_ms:
+                heard_language = transcript.language or heard_language
+            spoken_ms += window.duration_ms
+            weighed += transcript.confidence * window.duration_ms
+        return Heard(
+            text=" ".join(texts),
+            language=heard_language,
+            confidence=round(weighed / spoken_ms, 4) if spoken_ms else 0.0,
+            duration_ms=clip.duration_ms,
+            segments=segments,
+            enhanced=enhanced and spoken_ms > 0,
+        )
+
+    async def _enhance(self, window: Window) -> bytes | None:
+        """Return a window's samples without their noise; None where the engine is absent, late or wrong."""
+        if self._enhancer is None:
+            return None
+        answer = await self._enhancer.enhance(window.audio, window.duration_ms / 1_000)
+        if answer is None:
+            return None
+        # Base64 tells the number of samples: 4 bytes each, 4 characters for 3 bytes.
+        samples = (len(window.audio) // 4 * 3 - window.audio[-2:].count(b"=")) // 4
+        checked, complaint = await self._codec.check_enhanced(answer, samples)
+        if complaint:
+            self._enhancer.reject(complaint)
+            return None
+        return checked
+
+
+class SpeechOptions(Struct, frozen=True):
+    """How a text is to be spoken."""
+
+    output_format: OutputFormat
+    voice: str | None = None
+    language: str | None = None
+    speed: float = 1.0
+    """0.1..3 times the voice's own."""
+    sample_rate_hz: int | None = None
+    """None leaves the voice's own."""
+    strict: bool = True
+    """Whether a language that no voice speaks is an error; else the default voice speaks it."""
+
+
+class Voices:
+    """Who can speak, as the neighbour last said."""
+
+    def __init__(self, speaker: TextToSpeech, settings: Speech) -> None:
+        self._speaker = speaker
+        self._default_language = settings.default_language
+        self._known: list[Voice] | None = None
+        self._asked_at = -VOICES_FRESH_S
+        self._asking: asyncio.Task[list[Voice]] | None = None
+        self._error: RequestError | None = None
+
+    async def fetch(self, caller: Caller) -> list[Voice]:
+        """
+        Return the voices: from memory, else from the neighbour, else the last known ones.
+
+        Raises what ``TextToSpeech`` raises while they were never known.
+        """
+        loop = asyncio.get_running_loop()
+        patience_s = VOICES_RETRY_S if self._error is not None else VOICES_FRESH_S
+        if loop.time() >= self._asked_at + patience_s and self._asking is None:
+            self._asking = loop.create_task(self._ask(caller))
+        if self._asking is not None and self._known is None:
+            await asyncio.wait([self._asking])
+        if self._known is not None:
+            return self._known
+        if self._error is None:
+            raise AssertionError("a question for voices ends with voices or an error")
+        raise self._error.with_traceback(None)
+
+    async def languages(self, caller: Caller) -> list[Language]:
+        """Return what can be spoken, the default language first; raises as ``fetch`` does."""
+        codes = {voice.language for voice in await self.fetch(caller) if voice.language}
+        default = language_code(self._default_language)
+        ordered = sorted(codes, key=lambda code: (code != default, code))
+        return [Language(code, LANGUAGE_NAMES.get(code, code)) for code in ordered]
+
+    async def choose(self, options: SpeechOptions, caller: Caller) -> str | None:
+        """
+        Return the id of the voice to ask for; None leaves it to the neighbour.
+
+        A voice that there is not gives way to one of *language*, or of the default language: the neighbours fail with
+        it. Raises ``InvalidRequest`` where no voice speaks the language, if that was to be strict.
+        """
+        voice, language = options.voice, options.language
+        try:
+            known = await self.fetch(caller)
+        except RequestError:
+            return voice
+        if voice is not None:
+            for one in known:
+                if one.id.lower() == voice.lower():
+                    return one.id
+        code = language_code(language) if language is not None else None
+        if code is None:
+            code = language_code(self._default_language)
+            return next((one.id for one in known if one.language == code), None)
+        chosen = next((one.id for one in known if one.language == code), None)
+        if chosen is None and options.strict and any(one.language for one in known):
+            codes = sorted({one.language for one in known if one.language})
+            raise InvalidRequest.field("$.language", f"no voice speaks it; there are {', '.join(codes)}")
+        return chosen
+
+    async def close(self) -> None:
+        """Give up a question that is still being asked."""
+        if self._asking is not None:
+            self._asking.cancel()
+            await asyncio.wait([self._asking])
+
+    async def _ask(self, caller: Caller) -> list[Voice]:
+        try:
+            self._known = await self._speaker.fetch_voices(caller)
+            self._error = None
+        except RequestError as exc:
+            self._error = exc
+        finally:
+            self._asked_at = asyncio.get_running_loop().time()
+            self._asking = None
+        return self._known or []
+
+
+class Utterer:
+    """One stream of speech: sentences go in one after another, bytes to send come out."""
+
+    def __init__(
+        self, encoder: SpeechEncoder, speaker: TextToSpeech, voice: str | None, speed: float, caller: Caller
+    ) -> None:
+        self._encoder = encoder
+        self._speaker = speaker
+        self._caller = caller
+        self._speed = speed
+        self.voice = voice
+        """Who speaks, once the first piece was said; None where the neighbour does not tell."""
+
+    async def say(self, text: str) -> EncodedPiece:
+        """Return *text* (1..5,000 characters) as speech; raises what ``TextToSpeech`` raises."""
+        spoken = await self._speaker.synthesize(text, self.voice, self._speed, self._caller)
+        self.voice = spoken.voice or self.voice
+        return await self._encoder.feed(spoken)
+
+    async def finish(self) -> EncodedPiece:
+        """Return the rest of the stream."""
+        return await self._encoder.finish()
+
+
+class Synthesizer:
+    """Speaks."""
+
+    def __init__(self, codec: Codec, speaker: TextToSpeech, voices: Voices) -> None:
+        self._codec = codec
+        self._speaker = speaker
+        self._voices = voices
+
+    @asynccontextmanager
+    async def utterer(self, options: SpeechOptions, caller: Caller) -> AsyncIterator[Utterer]:
+        """Lend what speaks one stream; raises ``InvalidRequest`` where no voice speaks the language."""
+        voice = await self._voices.choose(options, caller)
+        low, high = SPEED_RANGE
+        speed = min(max(options.speed, low), high)
+        async with self._codec.encode(
+            options.output_format, output_rate_hz=options.sample_rate_hz, tempo=options.speed / speed
+        ) as encoder:
+            yield Utterer(encoder, self._speaker, voice, speed, caller)
+
+
+def pieces_of(text: str) -> list[str]:
+    """
+    Return what is spoken in one call each: the first sentence, then as many as fit ``PIECE_CHARS``.
+
+    Markdown and what else a voice cannot say is left out; empty where nothing is left.
+    """
+    pieces: list[str] = []
+    for sentence in split(text, PIECE_CHARS):
+        words = speakable(sentence)
+        if not words:
+            continue
+        if len(pieces) > 1 and len(pieces[-1]) + 1 + len(words) <= PIECE_CHARS:
+            pieces[-1] = f"{pieces[-1]} {words}"
+        else:
+            pieces.append(words)
+    return pieces
+
+
+def language_code(language: str) -> str | None:
+    """Return the ISO 639 code in front of ``fr-FR`` or ``fr_FR``; None where it is to be found out."""
+    code = language.replace("_", "-").partition("-")[0].lower()
+    return None if code == DETECT else code
