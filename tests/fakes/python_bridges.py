@@ -76,8 +76,12 @@ class BridgesMode(StreamMode, frozen=True, kw_only=True):
     """Of the speech."""
     speech_s_per_char: float = 0.05
     """How long the speech is at speed 1."""
+    voices: dict[str, str] = msgspec.field(default_factory=lambda: FRENCH_VOICES)
+    """Id → label; the first one speaks where none is named."""
     speech: Literal["tone", "odd", "nan", "not_base64"] = "tone"
     """The speech's samples: "odd" is not a multiple of 4 bytes."""
+    hold_text: str | None = None
+    """Speech of a text that has this in it waits for the gate."""
     dimension: int = 384
     """Of the vectors."""
     vectors: Literal["words", "zero", "nan", "short", "missing"] = "words"
@@ -231,10 +235,12 @@ class FakeBridges(FakeServer[BridgesMode]):
             return await self._speak(request)
         body = await self._read(request)
         text = _text(body, "text", 5_000, required=True)
-        voice = _text(body, "voice", 100) or next(iter(FRENCH_VOICES))
+        voice = _text(body, "voice", 100) or next(iter(mode.voices))
         speed = _number(body, "speed", 0.1, 3, 1.0)
-        if not 0.5 <= speed <= 2.0 or voice not in FRENCH_VOICES:
+        if not 0.5 <= speed <= 2.0 or voice not in mode.voices:
             raise Refusal(500, "Text-to-speech failed")
+        if mode.hold_text is not None and mode.hold_text in text:
+            await self.gate.enter()
         audio = b"" if mode.error_200 else tone(len(text) * mode.speech_s_per_char / speed, mode.sample_rate_hz)
         if mode.speech == "nan":
             audio = struct.pack("<f", math.nan) * (len(audio) // 4)
@@ -260,7 +266,7 @@ class FakeBridges(FakeServer[BridgesMode]):
 
     async def _voices(self, request: web.Request) -> web.Response:
         self._admit(request)
-        return json_response({"voices": FRENCH_VOICES})
+        return json_response({"voices": self.mode.voices})
 
     async def _embed(self, request: web.Request) -> web.Response:
         body = await self._read(request)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import array
+import base64
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 import msgspec
@@ -13,17 +15,32 @@ import openai
 import pytest
 from openai.resources.realtime.realtime import AsyncRealtimeConnection
 from openai.types.realtime import (
+    ConversationItemAdded,
     ConversationItemDone,
+    ConversationItemInputAudioTranscriptionCompletedEvent,
+    ConversationItemInputAudioTranscriptionFailedEvent,
+    InputAudioBufferClearedEvent,
+    InputAudioBufferCommittedEvent,
     RealtimeErrorEvent,
     RealtimeServerEvent,
+    ResponseAudioDeltaEvent,
+    ResponseAudioDoneEvent,
+    ResponseAudioTranscriptDeltaEvent,
+    ResponseAudioTranscriptDoneEvent,
+    ResponseContentPartAddedEvent,
+    ResponseContentPartDoneEvent,
     ResponseCreatedEvent,
     ResponseDoneEvent,
+    ResponseOutputItemAddedEvent,
+    ResponseOutputItemDoneEvent,
     ResponseTextDeltaEvent,
     ResponseTextDoneEvent,
     SessionCreatedEvent,
     SessionUpdatedEvent,
 )
 
+from tests.fakes.content import tone
+from tests.fakes.faults import Fault
 from tests.fakes.python_bridges import BridgesMode, FakeBridges
 from tests.handlers.conftest import ALICE
 from tests.handlers.event_source import EventSource, Message
@@ -32,6 +49,11 @@ from tests.system.server import Server
 
 BASES = ("/v1", "/ws")
 """The client puts /realtime behind what it is given."""
+
+RECORDING = array.array("h", (round(32_767 * value) for value in array.array("f", tone(1.0, 24_000)))).tobytes()
+"""A second of sound as 16-bit samples."""
+
+EventT = TypeVar("EventT")
 
 
 @asynccontextmanager
@@ -62,6 +84,12 @@ async def events_until(connection: AsyncRealtimeConnection, kind: type) -> list[
         if isinstance(event, kind):
             return events
     raise AssertionError(f"the connection ended before {kind.__name__}: {events}")
+
+
+def one(events: list[RealtimeServerEvent], kind: type[EventT]) -> EventT:
+    """Return the only event of this kind."""
+    [event] = [event for event in events if isinstance(event, kind)]
+    return event
 
 
 @pytest.mark.parametrize("base", BASES)
@@ -119,6 +147,81 @@ async def test_cancel(server: Server, bridges: FakeBridges, base: str) -> None:
         done = (await events_until(connection, ResponseDoneEvent))[-1]
         assert isinstance(done, ResponseDoneEvent)
         assert done.response.status == "completed"
+
+
+@pytest.mark.parametrize("base", BASES)
+async def test_spoken_turn(server: Server, bridges: FakeBridges, base: str) -> None:
+    """OpenAI's client sends its recording as its documentation says, and hears the answer, all in typed events."""
+    bridges.mode = BridgesMode(
+        shape="ndjson", transcript="Quelle heure est-il ?", answer="Il est midi. À table !", speech_s_per_char=0.02
+    )
+    pcm: Any = {"type": "audio/pcm", "rate": 24_000}
+    async with connected(server, base) as connection:
+        [created] = await events_until(connection, SessionCreatedEvent)
+        assert isinstance(created, SessionCreatedEvent)
+        await connection.session.update(
+            session={
+                "type": "realtime",
+                "output_modalities": ["audio"],
+                "audio": {
+                    "input": {
+                        "format": pcm,
+                        "transcription": {"model": "gpt-4o-transcribe", "language": "fr"},
+                        "noise_reduction": {"type": "near_field"},
+                        "turn_detection": None,
+                    },
+                    "output": {"format": pcm, "voice": "marin", "speed": 1.0},
+                },
+            }
+        )
+        await events_until(connection, SessionUpdatedEvent)
+        sound = RECORDING
+        for start in range(0, len(sound), 9_600):
+            await connection.input_audio_buffer.append(audio=base64.b64encode(sound[start : start + 9_600]).decode())
+        await connection.input_audio_buffer.commit()
+        await connection.response.create()
+        events = await events_until(connection, ResponseDoneEvent)
+        assert one(events, InputAudioBufferCommittedEvent).item_id == one(events, ConversationItemAdded).item.id
+        words = one(events, ConversationItemInputAudioTranscriptionCompletedEvent)
+        assert words.transcript == "Quelle heure est-il ?"
+        assert words.usage.to_dict() == {"type": "duration", "seconds": 1.0}
+        assert one(events, ResponseOutputItemAddedEvent).item.id == one(events, ResponseCreatedEvent).response.id
+        assert one(events, ResponseContentPartAddedEvent).part.type == "audio"
+        transcript = [event.delta for event in events if isinstance(event, ResponseAudioTranscriptDeltaEvent)]
+        assert transcript == ["Il est midi. ", "À table !"]
+        assert one(events, ResponseAudioTranscriptDoneEvent).transcript == "Il est midi. À table !"
+        assert one(events, ResponseContentPartDoneEvent).part.transcript == "Il est midi. À table !"
+        one(events, ResponseAudioDoneEvent)
+        assert one(events, ResponseOutputItemDoneEvent).item.to_dict()["status"] == "completed"
+        heard = b"".join(
+            base64.b64decode(event.delta) for event in events if isinstance(event, ResponseAudioDeltaEvent)
+        )
+        assert len(heard) == pytest.approx(2 * 24_000 * 0.02 * len("Il est midi.À table !"), abs=4)
+        response = one(events, ResponseDoneEvent).response
+        assert (response.status, response.output_modalities) == ("completed", ["audio"])
+        assert not any(isinstance(event, RealtimeErrorEvent) for event in events)
+
+
+async def test_interrupted(server: Server, bridges: FakeBridges) -> None:
+    """OpenAI's client interrupts the voice and clears its recording, and is told when it cannot be understood."""
+    bridges.mode = BridgesMode(shape="ndjson", answer="Un deux trois. " * 8, speech_s_per_char=1.0)
+    async with connected(server, "/v1") as connection:
+        await connection.session.update(session={"type": "realtime", "output_modalities": ["audio"]})
+        await say(connection, "speak")
+        await connection.response.create()
+        await events_until(connection, ResponseAudioDeltaEvent)
+        await connection.input_audio_buffer.append(audio=base64.b64encode(RECORDING).decode())
+        await connection.response.cancel()
+        done = one(await events_until(connection, ResponseDoneEvent), ResponseDoneEvent)
+        assert done.response.status == "cancelled"
+        await connection.input_audio_buffer.clear()
+        await events_until(connection, InputAudioBufferClearedEvent)
+        bridges.mode = BridgesMode(shape="ndjson", faults={"/api/stt/transcribe": Fault(status=503)})
+        await connection.input_audio_buffer.append(audio=base64.b64encode(RECORDING).decode())
+        await connection.input_audio_buffer.commit()
+        failed = (await events_until(connection, ConversationItemInputAudioTranscriptionFailedEvent))[-1]
+        assert isinstance(failed, ConversationItemInputAudioTranscriptionFailedEvent)
+        assert failed.error.code == "unavailable"
 
 
 async def test_mistake(server: Server) -> None:

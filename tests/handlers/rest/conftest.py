@@ -1,8 +1,8 @@
 """
-Two real servers for the whole run, and their neighbour anew for each test on a port that stays.
+Three real servers for the whole run, and their neighbours anew for each test on ports that stay.
 
 ``api`` asks the open server with the default limits; ``strict`` asks one with credentials, short deadlines and a low
-limit of bodies.
+limit of bodies; ``enhanced`` asks one that has an audio engine, where the test runs one.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
+from tests.fakes.audio_engine import FakeAudioEngine
 from tests.fakes.python_bridges import BridgesMode, FakeBridges
 from tests.handlers.rest.api import Api
 from tests.system.server import Server, free_port
@@ -33,6 +34,8 @@ STRICT = {
     "LLM_FIRST_TOKEN_TIMEOUT_S": "0.4",
     "LLM_STALL_TIMEOUT_S": "0.6",
     "LLM_TOTAL_TIMEOUT_S": "1.5",
+    "STT_TIMEOUT_S": "0.7",
+    "TTS_TIMEOUT_S": "0.7",
     "RUST_LOG": "info",
 }
 
@@ -104,6 +107,41 @@ async def strict_bridges(strict_server: tuple[Server, int]) -> AsyncIterator[Fak
 async def strict(strict_server: tuple[Server, int], strict_bridges: FakeBridges) -> AsyncIterator[Api]:
     """Ask the strict server as the user zoé."""
     async with Api(strict_server[0].url, token=make_token("zoé")) as api:
+        yield api
+
+
+@pytest.fixture(scope="session")
+def enhanced_server(postgres_conninfo: str) -> Iterator[tuple[Server, int, int]]:
+    """Run the server with an audio engine, and with room for one long recording; give the neighbours' ports too."""
+    engine_port = free_port()
+    environment = {
+        "AUDIO_ENGINE_URL": f"http://127.0.0.1:{engine_port}",
+        "AUDIO_ENGINE_TIMEOUT_S": "60",
+        "BREAKER_OPEN_S": "0.3",
+        "AUDIO_BUFFER_LIMIT_BYTES": str(36 << 20),
+    }
+    with serving(postgres_conninfo, "handlers_enhanced", **environment) as (server, port):
+        yield server, port, engine_port
+
+
+@pytest.fixture
+async def listener(enhanced_server: tuple[Server, int, int]) -> AsyncIterator[FakeBridges]:
+    """Run the bridges of the server with an audio engine."""
+    async with FakeBridges(port=enhanced_server[1]) as bridges:
+        yield bridges
+
+
+@pytest.fixture
+async def engine(enhanced_server: tuple[Server, int, int]) -> AsyncIterator[FakeAudioEngine]:
+    """Run the audio engine."""
+    async with FakeAudioEngine(port=enhanced_server[2]) as engine:
+        yield engine
+
+
+@pytest.fixture
+async def enhanced(enhanced_server: tuple[Server, int, int], listener: FakeBridges) -> AsyncIterator[Api]:
+    """Ask the server with an audio engine."""
+    async with Api(enhanced_server[0].url) as api:
         yield api
 
 

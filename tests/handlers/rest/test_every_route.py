@@ -49,6 +49,8 @@ async def test_document_has_every_route_of_the_contract(api: Api) -> None:
         ("POST", f"/api/chat/response/{UNKNOWN}/cancel"), ("GET", "/api/chat/conversations"),
         ("POST", "/api/chat/conversation"), ("PATCH", f"/api/chat/conversation/{UNKNOWN}"),
         ("DELETE", f"/api/chat/conversation/{UNKNOWN}"), ("GET", f"/api/chat/history/{UNKNOWN}"),
+        ("POST", "/api/voice/transcribe"), ("POST", "/api/voice/synthesize"),
+        ("GET", "/api/voice/voices"), ("GET", "/api/voice/languages"),
     } <= set(await routes(api))  # fmt: skip
 
 
@@ -134,6 +136,8 @@ async def test_head(api: Api) -> None:
         f"/api/chat/history/{conversation}",
         "/openapi.json",
         f"/api/chat/history/{UNKNOWN}",
+        "/api/voice/voices",
+        "/api/voice/languages",
     ):
         headers = {"X-Request-ID": "same"}
         got, asked = await api.get(path, headers=headers), await api.ask("HEAD", path, headers=headers)
@@ -147,7 +151,7 @@ async def test_head(api: Api) -> None:
 
 async def test_cross_origin_request(api: Api) -> None:
     """A page of an allowed origin may read answers and errors and their headers; another may not; caches tell them apart."""
-    for path in ("/health", "/no/such/path", "/api/chat/conversations"):
+    for path in ("/health", "/no/such/path", "/api/chat/conversations", "/api/voice/voices"):
         allowed = await api.get(path, headers={"Origin": ORIGIN})
         assert allowed.headers["Access-Control-Allow-Origin"] == ORIGIN
         assert {"X-Request-ID", "Retry-After"} <= set(allowed.headers["Access-Control-Expose-Headers"].split(", "))
