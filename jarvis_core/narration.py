@@ -68,6 +68,11 @@ class Narration:
         self._utterer: Utterer | None = None
         self._said_chars = 0
 
+    @property
+    def voice(self) -> str | None:
+        """Who speaks, once somebody has spoken."""
+        return None if self._utterer is None else self._utterer.voice
+
     def silence(self, reason: str) -> None:
         """Stop the voice; what is being spoken is given up."""
         if not self._quiet.is_set():

@@ -62,7 +62,7 @@ _PLACES = (
 _REGIONAL = "".join(map(chr, range(0x1F1E6, 0x1F200)))
 """The letters of which two make a flag."""
 
-_FENCE = re.compile(r"^\s*(?:```|~~~).*$", re.MULTILINE)
+_FENCE = re.compile(r"^\s*(?:(?:```|~~~).*|-{3,}|\*{3,}|_{3,})$", re.MULTILINE)
 _LINK = re.compile(r"(?:!?\[([^\[\]]*))?\]\((?:[^()\s]|\([^()\s]*\))*(?:\s[^)]*)?\)")
 """A link, or the end of one whose text began in the sentence before."""
 _TAG = re.compile(r"</?[A-Za-z][^<>]*>")

@@ -72,6 +72,7 @@ class SpokenOutput(Struct):
 
     format: PcmFormat
     voice: str | None
+    """As it was asked for; at the response's end the one that spoke."""
 
 
 class ResponseAudio(Struct):

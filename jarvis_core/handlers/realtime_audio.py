@@ -52,7 +52,8 @@ class InputBuffer:
         self._parts: list[bytes] = []
         self._last = bytearray()
         """What is not yet enough for a part."""
-        self._length = 0
+        self.length_bytes = 0
+        """How much it holds."""
         self._reserved = 0
         self._room = ExitStack()
 
@@ -66,26 +67,26 @@ class InputBuffer:
 
     def append(self, samples: bytes, sample_rate_hz: int) -> None:
         """Add samples; raises ``TooLarge`` over ten minutes and ``Overloaded`` without room, and adds nothing then."""
-        if self._length + len(samples) > CLIP_LIMIT_S * sample_rate_hz * SAMPLE_BYTES:
+        if self.length_bytes + len(samples) > CLIP_LIMIT_S * sample_rate_hz * SAMPLE_BYTES:
             raise TooLarge(
                 f"The buffer holds at most {CLIP_LIMIT_S:g} s; commit or clear it.", details={"limit_s": CLIP_LIMIT_S}
             )
-        missing = self._length + len(samples) - self._reserved
+        missing = self.length_bytes + len(samples) - self._reserved
         if missing > 0:
             step = max(missing, RESERVED_BYTES)
             self._room.enter_context(self._transcriber.room(step))
             self._reserved += step
-        if not self._length:
+        if not self.length_bytes:
             self._transcriber.expect()
         self._last += samples
-        self._length += len(samples)
+        self.length_bytes += len(samples)
         if len(self._last) >= PART_BYTES:
             self._parts.append(bytes(self._last))
             self._last.clear()
 
     def commit(self, sample_rate_hz: int) -> Recording:
         """Return all samples, leaving none; raises ``InvalidRequest`` where there are none."""
-        if not self._length:
+        if not self.length_bytes:
             raise InvalidRequest("The input audio buffer is empty; append audio first.", details={"path": "$.type"})
         recording = Recording([*self._parts, bytes(self._last)], sample_rate_hz, self._room.pop_all())
         self._forget()
@@ -97,7 +98,7 @@ class InputBuffer:
         self._room.close()
 
     def _forget(self) -> None:
-        self._parts, self._last, self._length, self._reserved = [], bytearray(), 0, 0
+        self._parts, self._last, self.length_bytes, self._reserved = [], bytearray(), 0, 0
 
 
 def default_audio() -> AudioBody:

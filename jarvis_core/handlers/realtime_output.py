@@ -90,6 +90,7 @@ class AudioOutput:
     ) -> None:
         self.turn = turn
         self._narration = Narration(turn, synthesizer, options, caller)
+        self._audio = audio
         self._events = SpokenTurnEvents(turn, audio, lambda: self._narration.silenced)
 
     async def events(self, after: Place) -> AsyncGenerator[Event, None]:
@@ -106,6 +107,8 @@ class AudioOutput:
                     yield Event(place, None, lambda seq, error=entry: _complaint(seq, error))
                 else:
                     step = entry if isinstance(entry, Step) else None
+                    if step is Step.ENDED and self._narration.voice is not None:
+                        self._audio.voice = self._narration.voice
                     yield Event(place, step, lambda seq, entry=entry: events.json(seq, entry))
 
     def silence(self, reason: str) -> None:

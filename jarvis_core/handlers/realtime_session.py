@@ -269,7 +269,12 @@ class Session:
     async def _handle(self, event: ClientEvent) -> None:
         match event:
             case SessionUpdate():
-                self._config = _configured(self._config, event.session, "$.session")
+                config = _configured(self._config, event.session, "$.session")
+                if self._buffer.length_bytes and config.audio.input.format != self._config.audio.input.format:
+                    raise InvalidRequest.field(
+                        "$.session.audio.input.format", "cannot change while the buffer has audio: commit or clear it"
+                    )
+                self._config = config
                 await self._emit(lambda seq: SessionEvent("session.updated", f"event_{seq}", seq, self._config))
             case ItemCreate():
                 await self._add_item(event.item)

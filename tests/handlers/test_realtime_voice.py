@@ -17,7 +17,7 @@ import pytest
 
 from tests.fakes.audio_engine import FakeAudioEngine
 from tests.fakes.faults import Fault
-from tests.fakes.python_bridges import BridgesMode, FakeBridges
+from tests.fakes.python_bridges import FRENCH_VOICES, BridgesMode, FakeBridges
 from tests.handlers.conftest import ALICE, BOB, MakeServer, client_of
 from tests.handlers.realtime_client import Event, Socket, open_socket
 from tests.handlers.shown import (
@@ -283,6 +283,20 @@ async def test_rates(server: Server, bridges: FakeBridges) -> None:
             await commit(socket, 0.7, rate_hz)
             assert (await socket.until(COMPLETED))["transcript"] == "a clip of 0.70 seconds"
             assert bridges.heard[-1].rms == pytest.approx(AMPLITUDE / math.sqrt(2), rel=0.02)
+
+
+async def test_rate_of_what_was_appended(server: Server, bridges: FakeBridges) -> None:
+    """While the buffer has audio its rate stays; after a clear it may change."""
+    wanted = {"audio": {"input": {"format": {"type": "audio/pcm", "rate": 8_000}}}}
+    async with open_socket(server.url, key=ALICE) as socket:
+        await socket.send_raw(tone(0.7))
+        await socket.send("session.update", session=wanted, event_id="late")
+        error = await socket.error()
+        assert (error["event_id"], error["param"]) == ("late", "$.session.audio.input.format")
+        await socket.send("input_audio_buffer.clear")
+        await configure(socket, **wanted)
+        await commit(socket, 0.7, 8_000)
+        assert (await socket.until(COMPLETED))["transcript"] == "a clip of 0.70 seconds"
 
 
 async def test_silence(server: Server, bridges: FakeBridges) -> None:
@@ -589,7 +603,8 @@ async def test_spoken_response(server: Server, bridges: FakeBridges, alice: aioh
     assert parts["response.content_part.done"] == {"type": "audio", "transcript": ANSWER}
     assert (response["status"], response["status_details"]) == ("completed", None)
     assert response["output_modalities"] == ["audio"]
-    assert response["audio"] == {"output": {"format": {"type": "audio/pcm", "rate": RATE_HZ}, "voice": None}}
+    spoken_by = next(iter(FRENCH_VOICES))
+    assert response["audio"] == {"output": {"format": {"type": "audio/pcm", "rate": RATE_HZ}, "voice": spoken_by}}
     assert response["output"][0]["content"] == [{"type": "output_audio", "transcript": ANSWER}]
     assert await history(alice, response["conversation_id"]) == [
         ("user", words["transcript"], "completed"),

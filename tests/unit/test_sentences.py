@@ -308,6 +308,7 @@ def test_graphemes_are_whole(grapheme: str, lead: str) -> None:
         (" \n", ""),
         ("« — » ... !", ""),
         ("---\n", ""),
+        ("---\n\nVoilà.", "Voilà."),
         ("|---|:--:|", ""),
         ("🎉 ❤\ufe0f", ""),
         ("€", "€"),

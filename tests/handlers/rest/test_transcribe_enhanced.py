@@ -106,7 +106,7 @@ async def test_unusable(enhanced: Api, listener: FakeBridges, engine: FakeAudioE
         faulty(kind="trickle"),
         faulty(delay_s=5),
     ],
-    ids=lambda mode: str(mode.faults[PROCESS])[:60],
+    ids=lambda mode: mode.faults[PROCESS].kind + str(mode.faults[PROCESS].status or ""),
 )
 async def test_failing(enhanced: Api, listener: FakeBridges, engine: FakeAudioEngine, mode: AudioEngineMode) -> None:
     """Whatever the engine does instead of answering, the original is used; it is tried again in a while."""
