@@ -9,8 +9,8 @@ speaks a whole text, piece by piece. ``Voices`` knows who can speak.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from typing import Literal
 
 from msgspec import Struct
@@ -28,13 +28,16 @@ logger = log.get(__name__)
 CLIP_LIMIT_S = 600.0
 """Ten minutes: the API's limit."""
 CLIP_LIMIT_BYTES = 25 << 20
+ROOM_STEP_BYTES = 1 << 20
 PIECE_CHARS = 240
 """Sentences are spoken together up to this length, the first alone: each call counts in the bridges' 20 a minute."""
 SPEED_RANGE = (0.5, 2.0)
 """What the neighbours' own speed may be; the rest is done here."""
 VOICES_FRESH_S = 3_600.0
 """The bridges answer the question for their voices 50 times an hour."""
-VOICES_RETRY_S = 30.0
+VOICES_RETRY_S = 15.0
+VOICES_LONGEST_RETRY_S = 120.0
+"""The wait after a failure doubles up to this, so that the 50 times are not used up by failures."""
 LANGUAGE_NAMES = {
     "ar": "العربية",
     "cs": "Čeština",
@@ -109,6 +112,25 @@ class Transcriber:
         finally:
             self._held_bytes -= length_bytes
 
+    @contextmanager
+    def growing_room(self) -> Iterator[Callable[[int], None]]:
+        """
+        Lend what reserves room as audio arrives: it is told how many bytes there are, and raises ``Overloaded``.
+
+        Whoever only says that much will come takes nothing from the others.
+        """
+        reserved = 0
+        with ExitStack() as rooms:
+
+            def grow(length_bytes: int) -> None:
+                nonlocal reserved
+                if length_bytes > reserved:
+                    step = max(length_bytes - reserved, min(ROOM_STEP_BYTES, reserved))
+                    rooms.enter_context(self.room(step))
+                    reserved += step
+
+            yield grow
+
     def expect(self) -> None:
         """Have the codec ready: audio is on its way."""
         self._codec.start()
@@ -153,6 +175,11 @@ class Transcriber:
         return await self._transcribe(clip, language, caller)
 
     async def _transcribe(self, clip: Clip, language: str | None, caller: Caller) -> Heard:
+        # A small file may be a long clip.
+        with self.room(sum(len(window.audio) for window in clip.windows)):
+            return await self._hear(clip, language, caller)
+
+    async def _hear(self, clip: Clip, language: str | None, caller: Caller) -> Heard:
         asked = language_code(language or self._settings.default_language)
         texts: list[str] = []
         segments: list[Segment] = []
@@ -227,6 +254,8 @@ class Voices:
         self._default_language = settings.default_language
         self._known: list[Voice] | None = None
         self._asked_at = -VOICES_FRESH_S
+        self._patience_s = VOICES_FRESH_S
+        """How long the last answer holds."""
         self._asking: asyncio.Task[list[Voice]] | None = None
         self._error: RequestError | None = None
 
@@ -237,8 +266,7 @@ class Voices:
         Raises what ``TextToSpeech`` raises while they were never known.
         """
         loop = asyncio.get_running_loop()
-        patience_s = VOICES_RETRY_S if self._error is not None else VOICES_FRESH_S
-        if loop.time() >= self._asked_at + patience_s and self._asking is None:
+        if loop.time() >= self._asked_at + self._patience_s and self._asking is None:
             self._asking = loop.create_task(self._ask(caller))
         if self._asking is not None and self._known is None:
             await asyncio.wait([self._asking])
@@ -290,8 +318,10 @@ class Voices:
     async def _ask(self, caller: Caller) -> list[Voice]:
         try:
             self._known = await self._speaker.fetch_voices(caller)
-            self._error = None
+            self._error, self._patience_s = None, VOICES_FRESH_S
         except RequestError as exc:
+            self._patience_s = VOICES_RETRY_S if self._error is None else self._patience_s * 2
+            self._patience_s = min(self._patience_s, VOICES_LONGEST_RETRY_S)
             self._error = exc
         finally:
             self._asked_at = asyncio.get_running_loop().time()

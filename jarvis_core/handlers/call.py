@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
@@ -17,6 +17,8 @@ T = TypeVar("T")
 
 JSON = b"application/json"
 
+BODY_PAUSE_S = 20.0
+"""How long a client may take to send the next part of its request."""
 DISCARD_LIMIT_BYTES = 64 << 20
 DISCARD_PAUSE_S = 0.2
 """A client that sends nothing for so long may be waiting for the answer (``Expect: 100-continue``)."""
@@ -90,12 +92,23 @@ class Call:
         return int(declared)
 
     async def body(self, limit_bytes: int) -> bytes:
-        """Wait for the whole body; raises ``TooLarge`` over *limit_bytes*, ``ClientLeft`` if it never comes."""
+        """
+        Wait for the whole body.
+
+        Raises ``TooLarge`` over *limit_bytes*, ``ClientLeft`` if it never comes, and ``InvalidRequest`` where nothing
+        comes for ``BODY_PAUSE_S``.
+        """
         parts = await self.body_parts(limit_bytes)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    async def body_parts(self, limit_bytes: int) -> list[bytes]:
-        """Wait for the whole body and return it in the pieces that it came in; raises as ``body`` does."""
+    async def body_parts(
+        self, limit_bytes: int, arriving: Callable[[int], None] = lambda _length_bytes: None
+    ) -> list[bytes]:
+        """
+        Wait for the whole body and return it in the pieces that it came in; raises as ``body`` does.
+
+        *arriving* is told how much has come with each piece, and may raise.
+        """
         self.declared_length(limit_bytes)
         parts: list[bytes] = []
         length = 0
@@ -105,6 +118,7 @@ class Call:
             if length > limit_bytes:
                 parts.clear()
                 raise _too_large(limit_bytes)
+            arriving(length)
         return parts
 
     async def discard_body(self) -> None:
@@ -125,7 +139,11 @@ class Call:
             return
 
     async def _next_part(self) -> bytes:
-        message = await self.receive()
+        try:
+            async with asyncio.timeout(BODY_PAUSE_S):
+                message = await self.receive()
+        except TimeoutError as exc:
+            raise InvalidRequest(f"The body stopped arriving: nothing came for {BODY_PAUSE_S:g} s.") from exc
         if message["type"] == "http.disconnect":
             raise ClientLeft
         self.more = message.get("more_body", False)

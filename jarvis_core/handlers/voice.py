@@ -75,9 +75,10 @@ class VoiceHandlers:
             raise InvalidRequest.field("query.language", "must have at most 10 characters")
         rate_hz = integer_field(query, "sample_rate", 0, LOWEST_RATE_HZ, HIGHEST_RATE_HZ) or None
         try:
-            with self._transcriber.room(call.declared_length(UPLOAD_LIMIT_BYTES)):
+            with self._transcriber.growing_room() as grow:
+                call.declared_length(UPLOAD_LIMIT_BYTES)
                 self._transcriber.expect()
-                parts = await call.body_parts(UPLOAD_LIMIT_BYTES)
+                parts = await call.body_parts(UPLOAD_LIMIT_BYTES, grow)
                 heard: Heard = await call.unless_left(
                     self._transcriber.transcribe_upload(
                         parts,
@@ -179,7 +180,7 @@ class VoiceHandlers:
             (b"x-accel-buffering", b"no"),
             (b"x-request-id", call.request_id.encode()),
             (b"x-sample-rate", b"%d" % rate_hz),
-            (b"x-voice", (voice or "").encode("ascii", "replace")),
+            (b"x-voice", _printable(voice or "")),
             *call.cors,
         ]
         await call.send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -192,6 +193,11 @@ def _accepted(accept: str) -> OutputFormat | None:
         if kind.startswith("audio/"):
             return ACCEPTED.get(kind, "wav")
     return None
+
+
+def _printable(text: str) -> bytes:
+    """Return *text*, which a neighbour sent, as the value of a header."""
+    return "".join(character if character.isprintable() else "?" for character in text).encode("ascii", "replace")
 
 
 def _slices(audio: bytes) -> Iterator[memoryview]:

@@ -115,7 +115,7 @@ class TranscribeAnswer(Struct):
     """What the bridges heard; a failure is a text that starts with ``Error: ``."""
 
     text: str
-    language: str = ""
+    language: str | None = None
     confidence: float | None = None
     segments: list[TranscribedSegment] = []
 

@@ -308,7 +308,7 @@ async def test_voices_are_asked_for_again(pass_time: Any) -> None:
 
 
 async def test_last_known_voices(pass_time: Any) -> None:
-    """Voices that were known stay while the neighbour fails, which is asked again from time to time."""
+    """Voices that were known stay while the neighbour fails, which is asked again after waits that double."""
     speaker = StubSpeaker([SIWIS], Unavailable("away"), Unavailable("away"), [AMY])
     voices = Voices(speaker, Speech())
     await voices.fetch(ANN)
@@ -320,7 +320,11 @@ async def test_last_known_voices(pass_time: Any) -> None:
             if asked == 4:
                 break
         assert speaker.asked == asked
-        pass_time(speech.VOICES_RETRY_S)
+        wait_s = speech.VOICES_RETRY_S * 2 ** (asked - 2)
+        pass_time(wait_s - 1)
+        assert await voices.fetch(ANN) == [AMY if asked == 4 else SIWIS]
+        assert speaker.asked == asked
+        pass_time(1)
     assert await voices.fetch(ANN) == [AMY]
     assert speaker.asked == 4
 
@@ -333,7 +337,7 @@ async def test_voices_that_were_never_known(pass_time: Any) -> None:
         for _ in range(3):
             with pytest.raises(kind):
                 await voices.fetch(ANN)
-        pass_time(speech.VOICES_RETRY_S)
+        pass_time(2 * speech.VOICES_RETRY_S)
     assert await voices.fetch(ANN) == [SIWIS]
     assert speaker.asked == 3
 
@@ -522,3 +526,25 @@ def test_pieces_can_be_said() -> None:
 def test_language_code(language: str, code: str | None) -> None:
     """A language is known by the code in front; "auto" is none."""
     assert language_code(language) == code
+
+
+async def test_room_for_what_was_decoded() -> None:
+    """A small file that is a long clip is refused where there is no room for its samples, and takes none then."""
+    clip = Clip(600_000, [Window(0, 600_000, bytes(40 << 20))], None)
+    one, _ = transcriber(clip, StubListener(), buffer_limit_bytes=36 << 20)
+    with pytest.raises(Overloaded):
+        await hear(one)
+    with one.room(36 << 20):
+        pass
+
+
+def test_growing_room() -> None:
+    """Room is taken as audio arrives, not before, and given back at the end."""
+    one, _ = transcriber(Clip(0, [], None), StubListener(), buffer_limit_bytes=36 << 20)
+    with one.growing_room() as grow, one.room(35 << 20):
+        grow(1 << 19)
+        grow(1 << 20)
+        with pytest.raises(Overloaded):
+            grow((1 << 20) + 1)
+    with one.room(36 << 20):
+        pass

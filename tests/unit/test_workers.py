@@ -444,4 +444,7 @@ def test_processes_end_with_their_parent(tmp_path: Path) -> None:
         family = family_of(parent.pid)
         assert len(family) == 3
         parent.kill()
-    assert not wait_gone(family)
+    left = wait_gone(family)
+    for process in left:
+        os.kill(process.pid, signal.SIGKILL)
+    assert not left

@@ -1,0 +1,63 @@
+"""A request's body, as it arrives or does not."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from starlette.types import Message
+
+from jarvis_core.errors import InvalidRequest, TooLarge
+from jarvis_core.handlers import call as call_module
+from jarvis_core.handlers.call import Call, ClientLeft
+
+
+def make_call(*messages: Message | None) -> Call:
+    """Make a call whose client sends *messages*; None is nothing for ever."""
+    waiting = list(messages)
+
+    async def receive() -> Message:
+        message = waiting.pop(0)
+        if message is None:
+            await asyncio.Event().wait()
+            raise AssertionError
+        return message
+
+    async def send(_: Message) -> None:
+        raise AssertionError
+
+    return Call({"type": "http", "headers": []}, receive, send, "id", "")
+
+
+def part(body: bytes, *, more: bool) -> Message:
+    return {"type": "http.request", "body": body, "more_body": more}
+
+
+async def test_body_in_pieces() -> None:
+    """The pieces of a body are given as they came, and each is told of as it comes."""
+    seen: list[int] = []
+    call = make_call(part(b"ab", more=True), part(b"", more=True), part(b"c", more=False))
+    assert await call.body_parts(3, seen.append) == [b"ab", b"", b"c"]
+    assert seen == [2, 2, 3]
+
+
+async def test_body_that_is_too_long() -> None:
+    """A body is refused as soon as it is over its limit."""
+    call = make_call(part(b"ab", more=True), part(b"cd", more=True), None)
+    with pytest.raises(TooLarge):
+        await call.body(3)
+
+
+async def test_body_that_stops_arriving(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that sends half of its body and then nothing is told so."""
+    monkeypatch.setattr(call_module, "BODY_PAUSE_S", 0.01)
+    call = make_call(part(b"ab", more=True), None)
+    with pytest.raises(InvalidRequest, match="stopped arriving"):
+        await call.body(3)
+
+
+async def test_client_that_leaves() -> None:
+    """A client that leaves in the middle of its body is not answered."""
+    call = make_call(part(b"ab", more=True), {"type": "http.disconnect"})
+    with pytest.raises(ClientLeft):
+        await call.body(3)
