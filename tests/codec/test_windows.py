@@ -94,7 +94,7 @@ def test_cut_in_silence_is_late() -> None:
 
 
 def test_window_fits_the_neighbour() -> None:
-    """The longest window of 110 s stays under ten million characters of base64."""
+    """Even a window of 110 s stays under ten million characters of base64."""
     longest = max((window for _, window in cut_windows(silence(300.0), 110.0)), key=len)
     assert len(longest) > 109 * RATE_HZ
     assert len(to_base64(longest)) <= 10_000_000

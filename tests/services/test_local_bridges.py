@@ -20,8 +20,9 @@ import pytest
 
 from jarvis_core.errors import StartError
 from jarvis_core.local import launcher
+from jarvis_core.local.catalogue import CATALOGUE
 from jarvis_core.local.launcher import LocalBridges
-from jarvis_core.local.weights import CATALOGUE, ensure
+from jarvis_core.local.weights import ensure
 
 CACHE = Path(__file__).parents[2] / ".cache" / "models"
 CONTEXT_TOKENS = 256

@@ -10,12 +10,19 @@ import aiohttp
 import pytest
 
 from jarvis_core.local import weights
+from jarvis_core.local.catalogue import CATALOGUE
 from tests.handlers.events import read_events, text_of
 from tests.system.server import REPOSITORY, Server, processes_naming, wait_gone
 
 MODEL = "smollm2-135m"
 CACHE = REPOSITORY / ".cache" / "models"
 ANSWER_LIMIT_S = 60.0
+NOWHERE = "http://127.0.0.1:9"
+
+
+def commands(server: Server) -> list[bytes]:
+    """Return the command lines of *server* and its children."""
+    return [Path(f"/proc/{process.pid}/cmdline").read_bytes() for process in server.family()]
 
 
 @pytest.mark.model
@@ -27,15 +34,17 @@ async def test_alone(directory: Path) -> None:
     """
     if importlib.util.find_spec("xllamacpp") is None:
         pytest.skip("the local engine is not installed")
-    await asyncio.to_thread(weights.ensure, weights.CATALOGUE[MODEL], CACHE)
+    await asyncio.to_thread(weights.ensure, CATALOGUE[MODEL], CACHE)
     data = directory / "alone"
     data.mkdir(mode=0o711)
     (data / "models").symlink_to(CACHE)
-    server = Server(directory, {"DATA_DIR": str(data), "LOCAL_LLM_MODEL": MODEL, "LLM_TEMPERATURE": "0"})
+    environment = {"DATA_DIR": str(data), "LOCAL_LLM_MODEL": MODEL, "LLM_TEMPERATURE": "0", "LOCAL_SPEECH": "off"}
+    server = Server(directory, environment)
     try:
         await asyncio.to_thread(server.start)
         family = server.family()
         assert f"  embedded: language model {MODEL}" in server.stdout
+        assert "speech" not in server.stdout
         timeout = aiohttp.ClientTimeout(total=ANSWER_LIMIT_S)
         async with aiohttp.ClientSession(server.url, timeout=timeout) as client:
             async with client.post("/api/chat", json={"content": "What is the capital of France?"}) as response:
@@ -66,3 +75,76 @@ async def test_alone(directory: Path) -> None:
         assert wait_gone(family) == processes_naming(data) == set()
     finally:
         server.kill()
+
+
+@pytest.mark.model
+async def test_speech_alone(directory: Path, database: str) -> None:
+    """
+    Without bridges the product speaks, and understands what it said, also where the language model is elsewhere.
+
+    Killed, it leaves nothing.
+    """
+    if any(importlib.util.find_spec(name) is None for name in ("faster_whisper", "kokoro_onnx")):
+        pytest.skip("the local engines are not installed")
+    for name in ("whisper-base", "kokoro-82m"):
+        await asyncio.to_thread(weights.ensure, CATALOGUE[name], CACHE)
+    data = directory / "speaking"
+    data.mkdir(mode=0o711)
+    (data / "models").symlink_to(CACHE)
+    server = Server(directory, {"DATA_DIR": str(data), "DATABASE_URL": database, "LLM_URL": NOWHERE})
+    try:
+        await asyncio.to_thread(server.start)
+        assert "  embedded: speech to text whisper-base, text to speech kokoro-82m" in server.stdout
+        assert "  embedded: noise suppression" in server.stdout
+        assert "language model" not in server.stdout
+        assert "missing" not in server.stdout
+        timeout = aiohttp.ClientTimeout(total=ANSWER_LIMIT_S)
+        async with aiohttp.ClientSession(server.url, timeout=timeout) as client:
+            body = {"text": "Quelle est la capitale de l'Italie ?"}
+            async with client.post("/api/voice/synthesize", json=body) as response:
+                spoken = await response.json()
+            assert (response.status, spoken["voice"], spoken["format"]) == (200, "ff_siwis", "wav"), spoken
+            body = {"audio_data": spoken["audio_data"], "language": "fr"}
+            async with client.post("/api/voice/transcribe", json=body) as response:
+                heard = await response.json()
+            assert response.status == 200, heard
+            assert "capitale de l'Italie" in heard["text"].replace("’", "'")
+        family = server.family()
+        server.kill()
+        assert wait_gone(family) == processes_naming(data) == set()
+    finally:
+        server.kill()
+
+
+async def test_speech_that_cannot_be_had(directory: Path, database: str) -> None:
+    """Where the weights of speech cannot be fetched the start says what is missing and goes on, and voice is 503."""
+    if importlib.util.find_spec("faster_whisper") is None:
+        pytest.skip("the local engines are not installed")
+    data = directory / "speechless"
+    data.mkdir(mode=0o711)
+    offline = {"https_proxy": NOWHERE, "http_proxy": NOWHERE, "no_proxy": "localhost,127.0.0.1"}
+    index = {"PIP_INDEX_URL": f"{NOWHERE}/simple", "PIP_EXTRA_INDEX_URL": "", "PIP_CONFIG_FILE": "/dev/null"}
+    server = Server(
+        directory, {"DATA_DIR": str(data), "DATABASE_URL": database, "LLM_URL": NOWHERE, **offline, **index}
+    )
+    try:
+        await asyncio.to_thread(server.start)
+        for what in ("speech to text", "text to speech", "audio engine"):
+            assert f"  missing:  {what} " in server.stdout
+        assert "LOCAL_SPEECH=false" in server.stderr
+        assert "whisper-base cannot be fetched" in server.stderr
+        assert server.ask("GET", "/health").body["services"]["audio_engine"] == "disabled"
+        assert server.ask("POST", "/api/voice/synthesize", {"text": "Oui."}).status == 503
+        assert not any(b"local.bridges" in command for command in commands(server))
+        assert await asyncio.to_thread(server.stop) == 0
+    finally:
+        server.kill()
+
+
+def test_a_speech_model_that_is_none(directory: Path, database: str) -> None:
+    """A directory that a setting names, and that holds no model, stops the start with one line."""
+    server = Server(directory, {"DATABASE_URL": database, "LLM_URL": NOWHERE, "LOCAL_STT_MODEL": "/nowhere"})
+    server.launch()
+    assert server.wait() == 1
+    assert server.stderr.startswith("jarvis-core: LOCAL_STT_MODEL=/nowhere is neither a directory with model.bin ")
+    assert len(server.stderr.splitlines()) == 1

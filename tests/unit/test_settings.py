@@ -110,9 +110,29 @@ def test_lists_from_environment() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "on"),
+    [
+        ("true", True),
+        ("1", True),
+        ("on", True),
+        ("Yes", True),
+        ("FALSE", False),
+        ("0", False),
+        ("off", False),
+        ("no", False),
+    ],
+)
+def test_switches(text: str, on: bool) -> None:
+    """A switch is written as people write them; one that is empty is as it was."""
+    assert load({"LOCAL_SPEECH": text}).local.speech is on
+    assert load({"LOCAL_SPEECH": ""}).local.speech is True
+
+
+@pytest.mark.parametrize(
     ("name", "value"),
     [
         ("PORT", "eighty"),
+        ("LOCAL_SPEECH", "perhaps"),
         ("PORT", "65536"),
         ("PORT", "-1"),
         ("PORT", "81.5"),
@@ -288,6 +308,8 @@ def test_shipped_file_has_every_setting(shipped: str, section: str, field: msgsp
 
 def as_toml(value: object) -> str:
     """Write a default as TOML."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
     if isinstance(value, tuple):
         return "[" + ", ".join(map(as_toml, value)) + "]"
     # JSON's strings are TOML's too.

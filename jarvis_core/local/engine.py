@@ -1,0 +1,142 @@
+"""
+A speech engine in a process of its own: what its two sides say to each other.
+
+The process (``whisper.py``, ``kokoro.py``) is started, and its model loaded, with the first request: who never speaks
+has the memory for something else. It answers one request after another. A request whose client has left cannot be
+taken back, so its process is killed, and another one loads the model at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import msgspec
+
+from jarvis_core.errors import BadGateway, DeadlineExceeded, InvalidRequest, RequestError, Unavailable
+from jarvis_core.workers import Message, Part, Workers, serve
+
+LOAD_LIMIT_S = 120.0
+"""For half a second's work, on a machine that has much else to do."""
+
+ReplyT = TypeVar("ReplyT", bound=msgspec.Struct)
+
+
+class Load(msgspec.Struct, frozen=True, tag="load"):
+    """Be ready for the next request; answered by ``Loaded``."""
+
+
+class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
+    """The model is in memory."""
+
+
+class Failed(msgspec.Struct, frozen=True, tag="failed"):
+    """There is no answer."""
+
+    error: str
+    """One line for a person."""
+    client: bool = False
+    """Whether it is the request's fault."""
+
+
+class BadRequest(Exception):
+    """What the engine's process raises for a request that nothing can be made of."""
+
+
+class Engine(Generic[ReplyT]):
+    """
+    An engine, seen from the server.
+
+    *module* is run as ``python -m MODULE --parent PID --threads N DIRECTORY``; it answers with a *reply* and payloads.
+    """
+
+    def __init__(self, name: str, module: str, reply: type[ReplyT], directory: Path, threads: int) -> None:
+        self._workers = Workers(name, module, ["--threads", str(threads), str(directory)], kill_cancelled=True)
+        self._decoder: msgspec.json.Decoder[ReplyT | Loaded | Failed] = msgspec.json.Decoder(reply | Loaded | Failed)
+        self._name = name
+        self._loading: set[asyncio.Task[None]] = set()
+        self.broken = False
+        """Whether the last request failed, and not by its own fault."""
+
+    async def ask(
+        self, request: msgspec.Struct, payloads: Sequence[Part] = (), *, timeout_s: float
+    ) -> tuple[ReplyT, list[bytes]]:
+        """
+        Return the engine's answer to *request*.
+
+        Raises ``InvalidRequest``, ``BadGateway`` when the engine fails, ``Unavailable`` when its process ends, and
+        ``DeadlineExceeded``.
+        """
+        try:
+            answer = await self._workers.call(msgspec.json.encode(request), payloads, timeout_s=timeout_s)
+        except (asyncio.CancelledError, DeadlineExceeded):
+            self._load()
+            raise
+        except Unavailable:
+            self.broken = True
+            raise
+        reply = self._decoder.decode(answer[0])
+        if isinstance(reply, Failed):
+            if reply.client:
+                raise InvalidRequest(reply.error)
+            self.broken = True
+            raise BadGateway(f"the {self._name} failed: {reply.error}")
+        self.broken = False
+        assert not isinstance(reply, Loaded)  # noqa: S101 - only `_load` asks for that
+        return reply, answer[1:]
+
+    async def close(self) -> None:
+        """End the process."""
+        for task in self._loading:
+            task.cancel()
+        await self._workers.close()
+
+    def _load(self) -> None:
+        """Have the next process load its model in the background, in place of the one that was killed."""
+
+        async def load() -> None:
+            with suppress(RequestError):
+                await self._workers.call(msgspec.json.encode(Load()), timeout_s=LOAD_LIMIT_S)
+
+        task = asyncio.get_running_loop().create_task(load())
+        self._loading.add(task)
+        task.add_done_callback(self._loading.discard)
+
+
+class Options(argparse.Namespace):
+    """The command line of an engine's process."""
+
+    parent: int
+    threads: int
+    directory: Path
+
+
+Answer = tuple[msgspec.Struct, Sequence[Part]]
+
+
+def run(handle: Callable[[Message, Options], Answer]) -> None:
+    """
+    Answer requests with *handle*, the engine's process' side; returns when the parent goes away.
+
+    What *handle* raises is told to the parent: ``BadRequest`` as the client's fault.
+    """
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--parent", type=int, required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("directory", type=Path)
+    options = parser.parse_args(namespace=Options())
+
+    def answer(message: Message) -> Sequence[Part]:
+        try:
+            reply, payloads = handle(message, options)
+        except BadRequest as exc:
+            reply, payloads = Failed(str(exc), client=True), ()
+        except Exception as exc:  # noqa: BLE001 - whatever an engine may raise is told, and the next request may do
+            reply, payloads = Failed(f"{type(exc).__name__}: {exc}".partition("\n")[0][:300]), ()
+        return [msgspec.json.encode(reply), *payloads]
+
+    serve(answer, options.parent)
