@@ -173,6 +173,10 @@ def run_server(settings: Settings, remarks: list[str]) -> int:
     """Serve until a signal; return the exit code. Raises ``StartError``."""
     import uvloop
 
+    from jarvis_core.process import give_memory_back
+
+    give_memory_back()
+
     return uvloop.run(_serve(settings, remarks))
 
 

@@ -18,7 +18,7 @@ from msgspec import Struct
 from jarvis_core import log
 from jarvis_core.codec.client import Clip, Codec, EncodedPiece, SpeechEncoder, Window
 from jarvis_core.codec.messages import OutputFormat
-from jarvis_core.errors import InvalidRequest, Overloaded, RequestError
+from jarvis_core.errors import InvalidRequest, Overloaded, RequestError, Unavailable
 from jarvis_core.models import Caller, Enhancer, Segment, SpeechToText, TextToSpeech, Voice
 from jarvis_core.sentences import speakable, split
 from jarvis_core.settings import Speech
@@ -29,6 +29,7 @@ CLIP_LIMIT_S = 600.0
 """Ten minutes: the API's limit."""
 CLIP_LIMIT_BYTES = 25 << 20
 ROOM_STEP_BYTES = 1 << 20
+READING_TIMEOUT_S = 60.0
 PIECE_CHARS = 240
 """Sentences are spoken together up to this length, the first alone: each call counts in the bridges' 20 a minute."""
 SPEED_RANGE = (0.5, 2.0)
@@ -100,6 +101,8 @@ class Transcriber:
         self._enhancer = enhancer
         self._settings = settings
         self._held_bytes = 0
+        self._reading: dict[str, tuple[asyncio.Lock, int]] = {}
+        """By user: whose upload is being read, and how many of theirs are or wait."""
 
     @contextmanager
     def room(self, length_bytes: int) -> Iterator[None]:
@@ -131,9 +134,12 @@ class Transcriber:
 
             yield grow
 
-    def expect(self) -> None:
-        """Have the codec ready: audio is on its way."""
-        self._codec.start()
+    def expect(self, *, upload: bool = False) -> None:
+        """Have the codec ready: a file is on its way, or else samples."""
+        if upload:
+            self._codec.expect_upload()
+        else:
+            self._codec.start()
 
     async def transcribe_upload(
         self,
@@ -151,15 +157,42 @@ class Transcriber:
         Raises ``InvalidJson``, ``InvalidRequest``, ``TooLarge`` or ``UnsupportedMediaType`` for a body that is not
         audio, and what ``SpeechToText`` raises.
         """
-        clip = await self._codec.decode_upload(
-            parts,
-            content_type,
-            sample_rate_hz=sample_rate_hz,
-            format_hint=format_hint,
-            limit_s=CLIP_LIMIT_S,
-            limit_bytes=CLIP_LIMIT_BYTES,
-        )
+        async with self._turn_of(caller):
+            clip = await self._codec.decode_upload(
+                parts,
+                content_type,
+                sample_rate_hz=sample_rate_hz,
+                format_hint=format_hint,
+                limit_s=CLIP_LIMIT_S,
+                limit_bytes=CLIP_LIMIT_BYTES,
+            )
         return await self._transcribe(clip, clip.language or language, caller)
+
+    @asynccontextmanager
+    async def _turn_of(self, caller: Caller) -> AsyncIterator[None]:
+        """
+        Wait until no other upload of *caller* is being read: who sends many has them read one after another.
+
+        Raises ``Overloaded`` after ``READING_TIMEOUT_S``.
+        """
+        lock, waiting = self._reading.get(caller.user_id, (asyncio.Lock(), 0))
+        self._reading[caller.user_id] = lock, waiting + 1
+        try:
+            try:
+                async with asyncio.timeout(READING_TIMEOUT_S):
+                    await lock.acquire()
+            except TimeoutError as exc:
+                raise Overloaded("Your other recordings are still being read.", retry_after_s=5) from exc
+            try:
+                yield
+            finally:
+                lock.release()
+        finally:
+            lock, waiting = self._reading[caller.user_id]
+            if waiting > 1:
+                self._reading[caller.user_id] = lock, waiting - 1
+            else:
+                del self._reading[caller.user_id]
 
     async def transcribe_pcm(
         self,
@@ -208,7 +241,7 @@ class Transcriber:
             spoken_ms += window.duration_ms
             weighed += transcript.confidence * window.duration_ms
         return Heard(
-            text=" ".join(texts),
+            text=" ".join(texts).replace("\0", ""),
             language=heard_language,
             confidence=round(weighed / spoken_ms, 4) if spoken_ms else 0.0,
             duration_ms=clip.duration_ms,
@@ -225,7 +258,12 @@ class Transcriber:
             return None
         # Base64 tells the number of samples: 4 bytes each, 4 characters for 3 bytes.
         samples = (len(window.audio) // 4 * 3 - window.audio[-2:].count(b"=")) // 4
-        checked, complaint = await self._codec.check_enhanced(answer, samples)
+        try:
+            checked, complaint = await self._codec.check_enhanced(answer, samples)
+        except RequestError as exc:
+            # Nothing that is only for the better makes a call fail.
+            logger.info("an enhanced clip was not checked", error=exc.message)
+            return None
         if complaint:
             self._enhancer.reject(complaint)
             return None
@@ -273,7 +311,7 @@ class Voices:
         if self._known is not None:
             return self._known
         if self._error is None:
-            raise AssertionError("a question for voices ends with voices or an error")
+            raise Unavailable("The voices are not known yet.", retry_after_s=5)
         raise self._error.with_traceback(None)
 
     async def languages(self, caller: Caller) -> list[Language]:

@@ -34,6 +34,9 @@ END_LOOK_INTERVAL_S = 0.01
 END_LOOKS = 50
 """A worker that is told to end does nothing but end: it is killed after half a second."""
 
+CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE}
+"""What a process does to itself; SIGKILL comes from elsewhere: the system's memory is short, or somebody has a reason."""
+
 Part = bytes | bytearray | memoryview
 Message = list[bytes]
 """The header and the payloads."""
@@ -69,20 +72,21 @@ class _Worker:
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
 
-    async def ask(self, message: Sequence[Part]) -> Message:
-        """Send *message* and return the answer; raises ``WorkerDied``."""
+    async def ask(self, message: Sequence[Part], begin: Callable[[], None]) -> Message:
+        """Send *message* once its turn has come, which *begin* is told, and return the answer; raises ``WorkerDied``."""
         async with self._lock:
             if self.dead:
                 raise WorkerDied(crashed=False, begun=False)
             self.current = asyncio.current_task()
+            begin()
             if self._reader is None or self._writer is None:
                 self._reader, self._writer = await asyncio.open_connection(sock=self._connection)
             try:
                 return await self._exchange(self._reader, self._writer, message)
             except (OSError, EOFError) as exc:
-                crashed = (await self.ended()) < 0
+                status = await self.ended()
                 self.kill()
-                raise WorkerDied(crashed=crashed) from exc
+                raise WorkerDied(crashed=-status in CRASHES) from exc
             except BaseException:
                 # In the middle of a message nobody else can follow.
                 self.kill()
@@ -145,9 +149,13 @@ class Session:
         self._worker = worker
 
     async def call(self, header: bytes, payloads: Sequence[Part] = (), *, timeout_s: float) -> Message:
-        """As ``Workers.call``, but always of the same worker; raises ``WorkerDied`` once that is gone."""
+        """
+        As ``Workers.call``, but always of the same worker, and never refused: it was let in with the session.
+
+        Raises ``WorkerDied`` once that worker is gone.
+        """
         deadline = asyncio.get_running_loop().time() + timeout_s
-        return await self._workers._call(self._worker, [header, *payloads], deadline)
+        return await self._workers._call(self._worker, [header, *payloads], deadline, timeout_s)
 
 
 class Workers:
@@ -155,7 +163,7 @@ class Workers:
     A pool of at most *limit* processes that each run ``python -m MODULE ARGUMENTS``, whose ``main`` calls ``serve``.
 
     *idle_s* seconds after its last request a process is ended; None keeps it. More than *waiting_limit* requests at a
-    time are refused. With *kill_cancelled* a process whose request was cancelled is killed, so that it does not work on
+    time, and more than *session_limit* sessions, are refused. With *kill_cancelled* a process whose request was cancelled is killed, so that it does not work on
     for nobody; otherwise it finishes, and the answer is thrown away. Use it from one event loop, in the main thread: a
     child ends with the thread that made it.
     """
@@ -169,6 +177,7 @@ class Workers:
         limit: int = 1,
         idle_s: float | None = None,
         waiting_limit: int = 64,
+        session_limit: int = 128,
         kill_cancelled: bool = False,
     ) -> None:
         self.name = name
@@ -176,6 +185,7 @@ class Workers:
         self._limit = limit
         self._idle_s = idle_s
         self._waiting_limit = waiting_limit
+        self._session_limit = session_limit
         self._kill_cancelled = kill_cancelled
         self._workers: list[_Worker] = []
         self._leaving: set[_Worker] = set()
@@ -202,15 +212,17 @@ class Workers:
         """
         Have a worker answer *header* with *payloads*; return the answer's header and payloads.
 
-        Waits at most *timeout_s* seconds, the time behind other requests included. Raises ``DeadlineExceeded`` (the
-        process is killed), ``WorkerDied``, ``Overloaded`` when too many wait or they took all the time, ``Unavailable``
-        when no process can be started.
+        Waits at most *timeout_s* seconds for its turn, and as long again for the answer. Raises ``DeadlineExceeded``
+        (the process is killed), ``WorkerDied``, ``Overloaded`` when too many wait or its turn did not come in time,
+        ``Unavailable`` when no process can be started.
         """
+        if self.pending >= self._waiting_limit:
+            raise self._overloaded()
         deadline = asyncio.get_running_loop().time() + timeout_s
         message = [header, *payloads]
         while True:
             try:
-                return await self._call(self._pick(), message, deadline)
+                return await self._call(self._pick(), message, deadline, timeout_s)
             except WorkerDied as exc:
                 # What the process died of was another request, behind which this one waited.
                 if exc.begun:
@@ -218,7 +230,13 @@ class Workers:
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[Session]:
-        """Lend one worker for several requests that build on one another; others may use it in between."""
+        """
+        Lend one worker for several requests that build on one another; others may use it in between.
+
+        Raises ``Overloaded`` when there are too many sessions, ``Unavailable`` when no process can be started.
+        """
+        if sum(worker.sessions for worker in self._workers) >= self._session_limit:
+            raise self._overloaded()
         worker = self._pick()
         worker.sessions += 1
         worker.stay()
@@ -239,40 +257,58 @@ class Workers:
         if tasks := self._calls | self._reapers:
             await asyncio.wait(tasks)
 
-    async def _call(self, worker: _Worker, message: Sequence[Part], deadline: float) -> Message:
-        if self.pending >= self._waiting_limit:
-            raise self._overloaded()
+    async def _call(self, worker: _Worker, message: Sequence[Part], deadline: float, work_s: float) -> Message:
+        """Wait until *deadline* for the worker's turn, and *work_s* seconds from then for its answer."""
+        loop = asyncio.get_running_loop()
+        limit = asyncio.timeout_at(deadline)
+        expiry: asyncio.TimerHandle | None = None
+        expired = False
+
+        def begin() -> None:
+            # A timer of its own: whoever waits may have left, but no process is to hang for ever.
+            nonlocal expiry
+            expiry = loop.call_later(work_s, expire)
+
+        def expire() -> None:
+            nonlocal expired
+            expired = True
+            worker.kill()
+
         worker.stay()
         worker.pending += 1
-        task = asyncio.get_running_loop().create_task(worker.ask(message))
+        task = loop.create_task(worker.ask(message, begin))
         self._calls.add(task)
-        task.add_done_callback(lambda _: self._done(worker, task))
+
+        def done(_: asyncio.Task[Message]) -> None:
+            if expiry is not None:
+                expiry.cancel()
+            self._done(worker, task)
+
+        task.add_done_callback(done)
         try:
-            async with asyncio.timeout_at(deadline):
-                return await asyncio.shield(task)
-        except TimeoutError as exc:
-            if self._give_up(worker, task, kill=True):
-                raise DeadlineExceeded(f"The {self.name} did not answer in time.") from exc
-            raise self._overloaded() from exc
+            while True:
+                try:
+                    async with limit:
+                        return await asyncio.shield(task)
+                except TimeoutError as exc:
+                    if worker.current is not task:
+                        task.cancel()
+                        raise self._overloaded() from exc
+                    # Its turn has come meanwhile: from here on its own time counts.
+                    limit = asyncio.timeout(None)
+        except WorkerDied as exc:
+            if expired:
+                raise DeadlineExceeded(f"The {self.name} did not answer within {work_s:g} s.") from exc
+            raise
         except asyncio.CancelledError:
-            self._give_up(worker, task, kill=self._kill_cancelled)
+            if worker.current is not task:
+                task.cancel()
+            elif self._kill_cancelled:
+                worker.kill()
             raise
 
     def _overloaded(self) -> Overloaded:
         return Overloaded(f"Too many requests wait for the {self.name}.", retry_after_s=1)
-
-    def _give_up(self, worker: _Worker, task: asyncio.Task[Message], *, kill: bool) -> bool:
-        """
-        Take a request back that waits behind others, or end the process that works on it if it is to be killed.
-
-        Returns whether it was being worked on.
-        """
-        if worker.current is not task:
-            task.cancel()
-            return False
-        if kill:
-            worker.kill()
-        return True
 
     def _done(self, worker: _Worker, task: asyncio.Task[Message]) -> None:
         self._calls.discard(task)

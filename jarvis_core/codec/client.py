@@ -32,8 +32,8 @@ from jarvis_core.workers import Session, WorkerDied, Workers
 T = TypeVar("T", Decoded, Checked, Encoded)
 
 MODULE = "jarvis_core.codec"
-DECODE_TIMEOUT_S = 30.0
-"""For ten minutes of audio, which take one or two seconds of an idle core."""
+DECODE_TIMEOUT_S = 20.0
+"""For ten minutes of audio, which take one or two seconds of an idle core; the process itself gives up after ten."""
 PIECE_TIMEOUT_S = 10.0
 """For a window or a few sentences."""
 PROCESS_IDLE_S = 300.0
@@ -72,27 +72,34 @@ class EncodedPiece(Struct, frozen=True):
 
 class Codec:
     """
-    Decodes and encodes audio in at most *limit* processes, which are started when first needed and end when idle.
+    Decodes and encodes audio in processes that are started when first needed and end when idle.
 
+    At most *limit* read uploads, and as many do all else: nobody's voice waits behind a stranger's file, or dies of it.
     Every call raises ``Overloaded`` where too many wait, and ``Unavailable`` where a process cannot be started or dies
     of something that no client sent.
     """
 
     def __init__(self, *, limit: int) -> None:
+        self._uploads = Workers("audio decoder", MODULE, limit=limit, idle_s=PROCESS_IDLE_S)
         self._workers = Workers("audio codec", MODULE, limit=limit, idle_s=PROCESS_IDLE_S)
         self._streams = itertools.count(1)
 
     @property
     def processes(self) -> int:
         """How many processes there are."""
-        return self._workers.running
+        return self._uploads.running + self._workers.running
+
+    def expect_upload(self) -> None:
+        """Start a process for uploads if there is none: one is on its way."""
+        self._uploads.start()
 
     def start(self) -> None:
-        """Start a process if there is none: audio is on its way."""
+        """Start a process for all else if there is none."""
         self._workers.start()
 
     async def close(self) -> None:
         """End every process."""
+        await self._uploads.close()
         await self._workers.close()
 
     async def decode_upload(
@@ -111,13 +118,13 @@ class Codec:
         Raises ``InvalidJson``, ``InvalidRequest``, ``TooLarge`` or ``UnsupportedMediaType``, naming what is wrong.
         """
         request = DecodeUpload(content_type, sample_rate_hz, format_hint, limit_s=limit_s, limit_bytes=limit_bytes)
-        return await self._decode(request, parts)
+        return await self._decode(self._uploads, request, parts)
 
     async def decode_pcm(
         self, parts: Sequence[bytes], encoding: Literal["pcm16", "f32"], sample_rate_hz: int, *, limit_s: float
     ) -> Clip:
         """Return the clip that *parts* are; raises ``InvalidRequest`` or ``TooLarge``."""
-        return await self._decode(DecodePcm(encoding, sample_rate_hz, limit_s=limit_s), parts)
+        return await self._decode(self._workers, DecodePcm(encoding, sample_rate_hz, limit_s=limit_s), parts)
 
     async def check_enhanced(self, answer: bytes, samples: int) -> tuple[bytes, str]:
         """Return an enhanced window's samples in base64, within ±1, or else what is wrong with them."""
@@ -137,13 +144,19 @@ class Codec:
             finally:
                 await speech_encoder.drop()
 
-    async def _decode(self, request: Request, parts: Sequence[bytes]) -> Clip:
+    async def _decode(self, workers: Workers, request: Request, parts: Sequence[bytes]) -> Clip:
+        header = encoder.encode(request)
         try:
-            message = await self._workers.call(encoder.encode(request), parts, timeout_s=DECODE_TIMEOUT_S)
+            try:
+                message = await workers.call(header, parts, timeout_s=DECODE_TIMEOUT_S)
+            except WorkerDied as exc:
+                if not exc.crashed:
+                    raise
+                # Once may be chance: what it died of is in the file if it dies of it again.
+                message = await workers.call(header, parts, timeout_s=DECODE_TIMEOUT_S)
         except (WorkerDied, errors.DeadlineExceeded) as exc:
             if isinstance(exc, WorkerDied) and not exc.crashed:
                 raise
-            # The process does nothing but read what the client sent: that is what it died of.
             raise errors.InvalidRequest("The audio cannot be decoded.", details={"path": "$"}) from exc
         decoded = _answer(message[0], Decoded)
         windows = [
@@ -167,12 +180,15 @@ class SpeechEncoder:
         self._open = False
 
     async def feed(self, speech: SpokenAudio) -> EncodedPiece:
-        """Add a piece; raises ``BadGateway`` where it is not audio."""
+        """Add a piece, after ``finish`` to another file; raises ``BadGateway`` where it is not audio."""
+        request = self._request(speech.encoding, speech.sample_rate_hz, first=not self._open)
         self._open = True
-        return await self._ask(self._request(speech.encoding, speech.sample_rate_hz), [speech.audio])
+        return await self._ask(request, [speech.audio])
 
     async def finish(self) -> EncodedPiece:
-        """Return the rest, once the last piece was added."""
+        """Return the rest of the file, once its last piece was added."""
+        if not self._open:
+            return EncodedPiece(b"", 0.0, 0)
         piece = await self._ask(self._request(last=True), [])
         self._open = False
         return piece
@@ -187,7 +203,12 @@ class SpeechEncoder:
                 return  # its process is gone, and the stream with it
 
     def _request(
-        self, encoding: Literal["base64", "container"] = "base64", sample_rate_hz: int = 0, *, last: bool = False
+        self,
+        encoding: Literal["base64", "container"] = "base64",
+        sample_rate_hz: int = 0,
+        *,
+        first: bool = False,
+        last: bool = False,
     ) -> Encode:
         return Encode(
             stream=self._stream,
@@ -196,6 +217,7 @@ class SpeechEncoder:
             sample_rate_hz=sample_rate_hz,
             output_rate_hz=self._output_rate_hz,
             tempo=self._tempo,
+            first=first,
             last=last,
         )
 

@@ -90,7 +90,7 @@ class Encode(Struct, frozen=True, tag="encode"):
     """
     One piece of speech on its way out, answered by ``Encoded`` with one payload: what can be sent of it.
 
-    Pieces of one *stream* are one file, in order; the first makes it, and the one with *last* ends it. A piece without
+    Pieces of one *stream* are one file, in order; the one with *first* makes it, and the one with *last* ends it. A piece without
     a payload only ends it.
     """
 
@@ -105,6 +105,8 @@ class Encode(Struct, frozen=True, tag="encode"):
     """What to resample to; None leaves it as the first piece has it (Opus is always 48,000)."""
     tempo: float = 1.0
     """How much faster than it is, at the same pitch, 0.1..10."""
+    first: bool = False
+    """Whether the piece makes the stream; any other's stream has to be there."""
     last: bool = False
 
 

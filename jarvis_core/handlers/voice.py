@@ -31,6 +31,8 @@ UPLOAD_LIMIT_BYTES = CLIP_LIMIT_BYTES * 4 // 3 + (64 << 10)
 LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 1_000, 384_000
 BASE64_SLICE_BYTES = 3 << 19
 """A multiple of 3, whose base64 is made in a few milliseconds."""
+WHOLE_LIMIT_BYTES = 32 << 20
+"""Of speech in one answer: eleven minutes of WAV at 24 kHz; a stream may be longer."""
 MEDIA_TYPES: dict[OutputFormat, bytes] = {
     "wav": b"audio/wav",
     "mp3": b"audio/mpeg",
@@ -77,7 +79,7 @@ class VoiceHandlers:
         try:
             with self._transcriber.growing_room() as grow:
                 call.declared_length(UPLOAD_LIMIT_BYTES)
-                self._transcriber.expect()
+                self._transcriber.expect(upload=True)
                 parts = await call.body_parts(UPLOAD_LIMIT_BYTES, grow)
                 heard: Heard = await call.unless_left(
                     self._transcriber.transcribe_upload(
@@ -124,18 +126,23 @@ class VoiceHandlers:
             for text in pieces:
                 piece = await utterer.say(text)
                 chunks.append(piece.data)
+                if sum(map(len, chunks)) > WHOLE_LIMIT_BYTES:
+                    raise TooLarge(
+                        f"The speech is over {WHOLE_LIMIT_BYTES >> 20} MiB; ask for it as it is made (Accept: audio/*), "
+                        "in another format, or for less.",
+                        details={"limit_bytes": WHOLE_LIMIT_BYTES},
+                    )
                 duration_ms += piece.duration_ms
                 sample_rate_hz = piece.sample_rate_hz
             chunks.append((await utterer.finish()).data)
             voice = utterer.voice or ""
-        audio = b"".join(chunks)
-        if options.output_format == "wav":
-            audio = _with_sizes(audio)
         body = SynthesizeReply("", options.output_format, sample_rate_hz, round(duration_ms), voice)
         # The base64 goes between the quotes of the empty text: as a field it would be scanned and copied once more.
         head, _, tail = _encoder.encode(body).partition(b'""')
+        if options.output_format == "wav":
+            chunks[0] = _with_sizes(chunks[0], sum(map(len, chunks)))
         encoded = [head, b'"']
-        for part in _slices(audio):
+        for part in _slices(chunks):
             encoded.append(base64.b64encode(part))
             await asyncio.sleep(0)
         return Reply(b"".join([*encoded, b'"', tail]))
@@ -197,18 +204,21 @@ def _accepted(accept: str) -> OutputFormat | None:
 
 def _printable(text: str) -> bytes:
     """Return *text*, which a neighbour sent, as the value of a header."""
-    return "".join(character if character.isprintable() else "?" for character in text).encode("ascii", "replace")
+    return "".join(character if character.isprintable() else "?" for character in text[:100]).encode("ascii", "replace")
 
 
-def _slices(audio: bytes) -> Iterator[memoryview]:
-    view = memoryview(audio)
-    for start in range(0, len(view), BASE64_SLICE_BYTES):
-        yield view[start : start + BASE64_SLICE_BYTES]
+def _slices(chunks: list[bytes]) -> Iterator[bytes]:
+    """Give all bytes of *chunks* in pieces of ``BASE64_SLICE_BYTES``, the last one shorter."""
+    piece = bytearray()
+    for chunk in chunks:
+        for start in range(0, len(chunk), BASE64_SLICE_BYTES):
+            piece += chunk[start : start + BASE64_SLICE_BYTES]
+            if len(piece) >= BASE64_SLICE_BYTES:
+                yield bytes(piece[:BASE64_SLICE_BYTES])
+                del piece[:BASE64_SLICE_BYTES]
+    yield bytes(piece)
 
 
-def _with_sizes(wav: bytes) -> bytes:
-    """Return a WAV file that was made as a stream with its sizes in its header of 44 bytes."""
-    size = len(wav) - 44
-    return b"".join(
-        [wav[:4], (size + 36).to_bytes(4, "little"), wav[8:40], size.to_bytes(4, "little"), memoryview(wav)[44:]]
-    )
+def _with_sizes(wav: bytes, length: int) -> bytes:
+    """Return the beginning of a WAV file that was made as a stream, with the sizes of one of *length* bytes."""
+    return wav[:4] + (length - 8).to_bytes(4, "little") + wav[8:40] + (length - 44).to_bytes(4, "little") + wav[44:]

@@ -548,3 +548,60 @@ def test_growing_room() -> None:
             grow((1 << 20) + 1)
     with one.room(36 << 20):
         pass
+
+
+# Turns
+
+
+class SlowCodec(StubCodec):
+    """A codec that reads uploads until it is told to go on."""
+
+    def __init__(self, clip: Clip) -> None:
+        super().__init__(clip)
+        self.reading = 0
+        self.let_go = asyncio.Event()
+
+    async def decode_upload(self, *_: object, **__: object) -> Clip:
+        self.reading += 1
+        try:
+            await self.let_go.wait()
+        finally:
+            self.reading -= 1
+        return self.clip
+
+
+async def test_uploads_of_one_user_are_read_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who sends many recordings has one read at a time, and others' are read beside it; too long a wait is an error."""
+    monkeypatch.setattr(speech, "READING_TIMEOUT_S", 0.05)
+    codec = SlowCodec(Clip(0, [], None))
+    one = Transcriber(codec, StubListener(), None, Speech())  # type: ignore[arg-type]
+    callers = (ANN, ANN, Caller("bob"), ANN)
+    asked = [asyncio.create_task(one.transcribe_upload([b"x"], "audio/wav", caller)) for caller in callers]
+    await asyncio.sleep(0.01)
+    assert codec.reading == 2
+    with pytest.raises(Overloaded):
+        await asked[1]
+    asked[3].cancel()
+    codec.let_go.set()
+    assert (await asked[0]).text == (await asked[2]).text == ""
+    assert (await hear(one)).text == ""
+
+
+async def test_enhancing_never_fails_a_call() -> None:
+    """Where an enhanced window cannot even be checked the original is used."""
+    listener, enhancer = StubListener(said("a")), StubEnhancer(ENHANCED)
+    one, codec = transcriber(Clip(1_000, [Window(0, 1_000, AUDIO)], None), listener, enhancer)
+
+    async def overloaded(answer: bytes, samples: int) -> tuple[bytes, str]:
+        raise Overloaded("no time")
+
+    codec.check_enhanced = overloaded  # type: ignore[method-assign]
+    heard = await hear(one)
+    assert (heard.text, heard.enhanced) == ("a", False)
+    assert listener.asked[0][0] == AUDIO
+
+
+async def test_transcript_without_nul() -> None:
+    """What no text may hold is left out of what was heard."""
+    one, _ = transcriber(Clip(1_000, [Window(0, 1_000, AUDIO)], None), StubListener(said("a\0b")))
+    assert (await hear(one)).text == "ab"

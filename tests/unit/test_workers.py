@@ -161,8 +161,9 @@ async def test_large_payloads(make_workers: MakeWorkers) -> None:
 @pytest.mark.parametrize(
     ("header", "crashed"),
     [
-        (f"signal {int(signal.SIGKILL)}", True),
+        (f"signal {int(signal.SIGSEGV)}", True),
         (f"signal {int(signal.SIGABRT)}", True),
+        (f"signal {int(signal.SIGKILL)}", False),
         ("exit 0", False),
         ("exit 3", False),
         ("raise on purpose", False),
@@ -263,7 +264,34 @@ async def test_timeout_of_one_that_waits(make_workers: MakeWorkers, hold: Callab
     assert await ask(workers) == (pid, 2)
 
 
+async def test_time_begins_with_the_turn(make_workers: MakeWorkers, hold: Callable[..., Held]) -> None:
+    """A request that has waited for its turn has all of its time from then on."""
+    workers = make_workers()
+    first = hold(workers)
+    second = hold(workers, 0.4)
+    await asyncio.sleep(0.25)
+    first.release()
+    await first.task
+    await asyncio.sleep(0.25)
+    second.release()
+    assert (await second.task)[1] == 2
+
+
 # Cancelling
+
+
+async def test_cancelled_while_the_process_hangs(make_workers: MakeWorkers, hold: Callable[..., Held]) -> None:
+    """A process that does not answer is killed when its time is over, also where nobody waits for it any more."""
+    workers = make_workers()
+    pid, _ = await ask(workers)
+    os.kill(pid, signal.SIGSTOP)
+    held = hold(workers, 0.3)
+    await asyncio.sleep(0.05)
+    held.task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await held.task
+    assert (await ask(workers))[1] == 1
+    await gone(pid)
 
 
 async def test_cancelled(make_workers: MakeWorkers, hold: Callable[..., Held]) -> None:
@@ -331,6 +359,25 @@ async def test_too_many_wait(make_workers: MakeWorkers, hold: Callable[..., Held
     first.release()
     assert [number for _, number in await asyncio.gather(first.task, *others)] == [1, 2, 3]
     assert (await ask(workers))[1] == 4
+
+
+async def test_session_is_let_in_once(make_workers: MakeWorkers, hold: Callable[..., Held]) -> None:
+    """So many sessions are lent and no more; the requests of one that was lent are never refused."""
+    workers = make_workers(waiting_limit=1, session_limit=1)
+    async with workers.session() as session:
+        with pytest.raises(Overloaded):
+            async with workers.session():
+                pass
+        first = hold(workers)
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded):
+            await ask(workers)
+        asking = asyncio.create_task(ask(session))
+        await asyncio.sleep(0)
+        first.release()
+        assert (await asking)[1] == 2
+    async with workers.session():
+        pass
 
 
 # Sessions

@@ -472,3 +472,16 @@ async def test_many_at_once(speaker: Api, bridges: FakeBridges) -> None:
         assert abs(len(samples) / rate_hz - expected_s) < 0.1
     assert time.monotonic() - started < 10
     assert await in_flight(speaker) == 1
+
+
+async def test_speech_that_is_too_long_for_one_answer(api: Api, bridges: FakeBridges) -> None:
+    """Speech that would fill the memory is refused as a whole, and to be had as it is made."""
+    bridges.mode = BridgesMode(shape="ndjson", speech_s_per_char=0.2)
+    body = {"text": "a" * 1_000, "speed": 0.5, "format": "f32"}
+    answer = await api.post("/api/voice/synthesize", body)
+    assert answer.error == (413, "too_large")
+    assert "Accept: audio/*" in answer.json["error"]
+    assert bridges.requests_seen["/api/tts/synthesize"] < 5
+    async with api.session.post("/api/voice/synthesize", json=body, headers={"Accept": "audio/*"}) as response:
+        assert response.status == 200
+        assert len(await response.read()) == pytest.approx(400 * 22_050 * 4, rel=0.01)

@@ -1,0 +1,52 @@
+"""The core's side of the codec: whose fault it is when a process dies."""
+
+from __future__ import annotations
+
+import pytest
+
+from jarvis_core.codec.client import Codec
+from jarvis_core.codec.messages import Decoded, encoder
+from jarvis_core.errors import InvalidRequest, Unavailable
+from jarvis_core.workers import Message, WorkerDied
+
+
+class Dying:
+    """Processes that die of their requests as the test says, and then answer."""
+
+    def __init__(self, *deaths: WorkerDied) -> None:
+        self.deaths = list(deaths)
+
+    async def call(self, header: bytes, payloads: object, *, timeout_s: float) -> Message:
+        if self.deaths:
+            raise self.deaths.pop(0)
+        return [encoder.encode(Decoded(0, []))]
+
+
+def crash() -> WorkerDied:
+    return WorkerDied(crashed=True)
+
+
+def kill() -> WorkerDied:
+    return WorkerDied(crashed=False)
+
+
+@pytest.mark.parametrize(
+    ("deaths", "error"),
+    [
+        ([crash()], None),
+        ([crash(), crash()], InvalidRequest),
+        ([kill()], Unavailable),
+        ([crash(), kill()], Unavailable),
+    ],
+)
+async def test_death(deaths: list[WorkerDied], error: type[Exception] | None) -> None:
+    """A file of which two processes crash is not to be decoded; one death is chance, and a kill is nobody's fault."""
+    codec = Codec(limit=1)
+    codec._uploads = Dying(*deaths)  # type: ignore[assignment]
+    asking = codec.decode_upload([b"x"], "audio/wav", limit_s=1, limit_bytes=1)
+    if error is None:
+        assert (await asking).duration_ms == 0
+    else:
+        with pytest.raises(error):
+            await asking
+    await codec._workers.close()
