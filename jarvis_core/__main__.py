@@ -29,6 +29,8 @@ from jarvis_core.settings import Neighbours, Secret, Settings, data_directory, l
 
 SPARE_CONNECTIONS = 4
 """Connections of the embedded server beyond the pool's, for people who look into it."""
+LINGER_S = 0.5
+"""How long clients may take for the rest of their answers, when the time for draining is over."""
 INTERRUPTED = 130
 """The exit code of a start that a signal ended."""
 
@@ -209,8 +211,14 @@ async def _serve(settings: Settings, remarks: list[str]) -> int:
     stops: list[asyncio.Task[None]] = []
 
     async def stop(drain_timeout_s: float) -> None:
+        deadline = loop.time() + drain_timeout_s
         await app.drain(drain_timeout_s)
         server.stop()  # type: ignore[no-untyped-call]  # granian has no annotation there
+        # Granian (2.8.7) would wait for ever for a client that does not read its answer.
+        await asyncio.wait([serving], timeout=max(deadline - loop.time(), LINGER_S))
+        if not serving.done():
+            await app.close()
+            serving.cancel()
 
     def on_signal() -> None:
         if not app.started:
@@ -224,8 +232,9 @@ async def _serve(settings: Settings, remarks: list[str]) -> int:
     try:
         await serving
     except asyncio.CancelledError:
-        # The start itself is cancelled, and what it had opened closed, when this loop ends.
-        return INTERRUPTED
+        if not stops:
+            # The start itself is cancelled, and what it had opened closed, when this loop ends.
+            return INTERRUPTED
     except FatalError:
         if app.failure is None:
             raise

@@ -7,6 +7,7 @@ request more than its work: ``Application`` puts the dictionary router in its pl
 
 from __future__ import annotations
 
+import asyncio
 import gc
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -55,6 +56,10 @@ GC_THRESHOLDS = (10_000, 20, 50)
 """A request leaves no cycles behind, so looking for them seldom is enough; the default is (700, 10, 10)."""
 
 
+TELL_TIMEOUT_S = 0.5
+"""How long requests whose turns were stopped have to tell their clients."""
+
+
 class Application(Starlette):
     """Starlette with our router in place of its middleware stack."""
 
@@ -64,18 +69,30 @@ class Application(Starlette):
         self._on_ready = on_ready
         self._container: Container | None = None
         self._realtime: Realtime | None = None
+        self._routes: Router | None = None
+        self._life: asyncio.Task[None] | None = None
+        """What runs between the start and the stop."""
         self.started = False
         """Whether every part was opened."""
         self.failure: Exception | None = None
         """Why the start failed: a ``StartError``, or a defect."""
 
     async def drain(self, timeout_s: float) -> None:
-        """Be not ready, and wait until the running turns have ended; after *timeout_s* seconds they are stopped."""
-        if self._container is not None:
-            self._container.draining = True
-            await self._container.turns.close(drain_timeout_s=timeout_s)
-        if self._realtime is not None:
-            await self._realtime.close()
+        """Be not ready, and wait until turns and requests have ended; after *timeout_s* seconds they are stopped."""
+        if self._container is None or self._realtime is None or self._routes is None:
+            return  # not started
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        self._container.draining = True
+        await self._container.turns.close(drain_timeout_s=timeout_s)
+        left_s = max(deadline - loop.time(), TELL_TIMEOUT_S)
+        await asyncio.gather(self._routes.drain(left_s), self._realtime.close())
+
+    async def close(self) -> None:
+        """Close every part where the server does not come to it: it waits for clients that do not read."""
+        if self._life is not None and not self._life.done():
+            self._life.cancel()
+            await asyncio.wait([self._life])
 
     def build_middleware_stack(self) -> ASGIApp:
         """Return what requests pass through before the start has finished: only the lifespan."""
@@ -91,10 +108,11 @@ class Application(Starlette):
 
     @asynccontextmanager
     async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
+        self._life = asyncio.current_task()
         try:
             async with open_container(self._settings) as self._container:
                 self._realtime = realtime_for(self._container)
-                self.middleware_stack = router_for(self._container, self._realtime)
+                self.middleware_stack = self._routes = router_for(self._container, self._realtime)
                 # What is there now stays: the collector need not look at it again.
                 gc.collect()
                 gc.freeze()
@@ -102,6 +120,10 @@ class Application(Starlette):
                 self.started = True
                 self._on_ready()
                 yield
+        except asyncio.CancelledError:
+            # By ``close``: it is a stop like any other, and told as such.
+            if not self.started:
+                raise
         except Exception as exc:
             if not self.started:
                 self.failure = exc

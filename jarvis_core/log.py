@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from contextvars import ContextVar
 from typing import Any
 
@@ -43,10 +44,31 @@ QUIET = {
 """Packages whose own chatter starts one level higher than asked, unless a filter names them."""
 
 
+SELDOM_S = 60.0
+
+
 def get(name: str) -> structlog.stdlib.BoundLogger:
     """Return the logger of the module *name*; costs nothing until it is used."""
     logger: structlog.stdlib.BoundLogger = structlog.get_logger(name)
     return logger
+
+
+class Seldom:
+    """Which lines to write of those that a busy hour would write by the thousand: one of each kind and minute."""
+
+    def __init__(self) -> None:
+        self._kinds: dict[str | int, tuple[float, int]] = {}
+        """When the last line was written, and how many were held back since."""
+
+    def held_back(self, kind: str | int) -> int | None:
+        """Return how many lines of *kind* were not written since the last one; None where this one is not to be either."""
+        now = time.monotonic()
+        written_at, count = self._kinds.get(kind, (now - SELDOM_S, 0))
+        if now - written_at < SELDOM_S:
+            self._kinds[kind] = (written_at, count + 1)
+            return None
+        self._kinds[kind] = (now, 0)
+        return count
 
 
 def parse_filters(text: str) -> tuple[int, dict[str, int]]:

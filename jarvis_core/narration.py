@@ -22,6 +22,7 @@ from jarvis_core.speech import SpeechOptions, Synthesizer, Utterer
 from jarvis_core.turn_log import CLOSING, OPENING, Reader, Step, Turn
 
 logger = log.get(__name__)
+_failures = log.Seldom()
 
 AHEAD_SENTENCES = 2
 """Spoken before their time, at most."""
@@ -183,7 +184,9 @@ class Narration:
             if failure is not None:
                 # From here on there are words only.
                 muted = True
-                logger.warning("a voice failed", response_id=self.turn.id, error=failure.message)
+                held_back = _failures.held_back(failure.code)
+                if held_back is not None:
+                    logger.info("a voice failed", response_id=self.turn.id, error=failure.message, held_back=held_back)
                 yield (end, WHOLE), failure
             if piece is not None:
                 self._begin_to_be_heard(piece.duration_ms / 1_000)

@@ -61,7 +61,7 @@ class Codec:
         except RequestError as exc:
             answer, payloads = Failed(exc.code, exc.message, exc.details), []
         except MemoryError:
-            answer, payloads = Failed("too_large", "The audio needs more memory than there is for one request."), []
+            answer, payloads = _no_memory(request), []
         except Exception as exc:  # noqa: BLE001 - a defect; it must not end the process, where other streams are
             _report(exc, type(request).__name__)
             answer, payloads = Failed("internal", "The audio could not be processed, by our own fault."), []
@@ -96,6 +96,18 @@ class Codec:
             case DropStream():
                 self._streams.drop(request.stream)
                 return Encoded(0.0, 0), []
+
+
+def _no_memory(request: Request | None) -> Answer:
+    """Say that *request* needs more memory than there is, by the fault of who made its audio."""
+    complaint = "The audio needs more memory than there is for one request."
+    match request:
+        case CheckEnhanced():
+            return Checked(complaint)
+        case Encode():
+            return Failed("bad_gateway", complaint)
+        case _:
+            return Failed("too_large", complaint)
 
 
 def _answer_clip(clip: Clip, window_s: float, language: str | None) -> tuple[Decoded, list[bytes]]:

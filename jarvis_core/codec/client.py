@@ -181,9 +181,11 @@ class SpeechEncoder:
 
     async def feed(self, speech: SpokenAudio) -> EncodedPiece:
         """Add a piece, after ``finish`` to another file; raises ``BadGateway`` where it is not audio."""
-        request = self._request(speech.encoding, speech.sample_rate_hz, first=not self._open)
+        piece = await self._ask(
+            self._request(speech.encoding, speech.sample_rate_hz, first=not self._open), [speech.audio]
+        )
         self._open = True
-        return await self._ask(request, [speech.audio])
+        return piece
 
     async def finish(self) -> EncodedPiece:
         """Return the rest of the file, once its last piece was added."""

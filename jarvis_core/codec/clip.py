@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import binascii
+import time
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -34,6 +35,22 @@ class Clip(NamedTuple):
 
     samples: Samples
     rate_hz: int
+
+
+class CpuLimit:
+    """Bounds how long the processor works on one clip; the time that others have it does not count."""
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
+        self._end_s = time.process_time() + limit_s
+
+    def check(self) -> None:
+        """Raise ``TooLarge`` where the time is over."""
+        if time.process_time() > self._end_s:
+            raise TooLarge(
+                f"The audio takes more than {self._limit_s:g} s of the processor's time.",
+                details={"limit_cpu_s": self._limit_s},
+            )
 
 
 class ClipBuilder:

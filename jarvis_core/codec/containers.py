@@ -57,6 +57,9 @@ CHANNELS_MAX = 32
 RATE_MIN_HZ = 1_000
 RATE_MAX_HZ = 768_000
 
+BOXES_LIMIT = 10_000
+"""Chunks of a WAV, or boxes of an MP4, that are looked at; those of a recording in fragments go on after its index."""
+
 MISSING_SHARE = 0.05
 MISSING_S = 0.25
 """A file is cut short where more than both is missing of what its header declares."""
@@ -105,14 +108,9 @@ def check_wav(data: bytes, path: str) -> bool:
     Raises ``InvalidRequest`` where its header makes no sense, or it ends before the samples that it declares. A size of
     0 or of about 2 or 4 GiB is what writes a stream that does not know its own: the samples go to the end then.
     """
-    position = 12
     long_size = 0
     shape: tuple[int, int, int, int, int, int] | None = None
-    for _ in range(1_000):
-        if position + 8 > len(data):
-            break
-        name, size = struct.unpack_from("<4sI", data, position)
-        position += 8
+    for name, position, size in _chunks(data, 12):
         if name == b"ds64" and len(data) >= position + 16:
             long_size = struct.unpack_from("<Q", data, position + 8)[0]
         elif name == b"fmt " and len(data) >= position + 16:
@@ -123,10 +121,8 @@ def check_wav(data: bytes, path: str) -> bool:
         elif name == b"data":
             if shape is None:
                 raise InvalidRequest.field(path, "is WAV without a description of its samples")
-            if data[:4] == b"RF64" and size == 0xFFFFFFFF:
-                size = long_size
-            return _check_wav_data(data, position, size, shape, path)
-        position += size + size % 2
+            long = data[:4] == b"RF64" and size == 0xFFFFFFFF
+            return _check_wav_data(data, position, long_size if long else size, shape, path)
     raise InvalidRequest.field(path, "is WAV that ends before its samples")
 
 
@@ -145,12 +141,36 @@ def _check_wav_data(
 
 def _is_chunks(data: bytes, position: int) -> bool:
     """Tell whether chunks, and nothing else, follow to the very end."""
-    while position + 8 <= len(data):
-        name, size = struct.unpack_from("<4sI", data, position)
+    for name, start, size in _chunks(data, position):
         if not (name.isascii() and name.decode().isprintable()):
             return False
-        position += 8 + size + size % 2
+        position = start + size + size % 2
     return position == len(data)
+
+
+def hide_empty_lists(data: bytes) -> bytes:
+    """
+    Return the RIFF file *data* with another name for each chunk LIST that says nothing, not even what it lists.
+
+    FFmpeg 8 refuses the whole file because of one (``wav_read_header``).
+    """
+    empty = [start for name, start, size in _chunks(data, 12) if name == b"LIST" and size < 4]
+    if not empty:
+        return data
+    named = bytearray(data)
+    for start in empty:
+        named[start - 8 : start - 4] = b"JUNK"
+    return bytes(named)
+
+
+def _chunks(data: bytes, position: int) -> Iterator[tuple[bytes, int, int]]:
+    """Give the name, the start and the size of each chunk of a RIFF file, the first of which begins at *position*."""
+    for _ in range(BOXES_LIMIT):
+        if position + 8 > len(data):
+            return
+        name, size = struct.unpack_from("<4sI", data, position)
+        yield name, position + 8, size
+        position += 8 + size + size % 2
 
 
 def check_mp4(data: bytes, path: str) -> None:
@@ -168,7 +188,9 @@ def check_mp4(data: bytes, path: str) -> None:
 def _boxes(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     """Give the name, the start and the end of each box of an MP4 file, which may end after the file."""
     start = 0
-    while start + 8 <= len(data):
+    for _ in range(BOXES_LIMIT):
+        if start + 8 > len(data):
+            return
         size, name = struct.unpack_from(">I4s", data, start)
         if size == 1 and start + 16 <= len(data):
             size = struct.unpack_from(">Q", data, start + 8)[0]

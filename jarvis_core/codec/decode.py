@@ -22,10 +22,10 @@ from jarvis_core.codec.clip import (
     RATE_HZ,
     Clip,
     ClipBuilder,
+    CpuLimit,
     Encoding,
     Samples,
     read_headerless,
-    too_long,
 )
 from jarvis_core.codec.containers import (
     MP4,
@@ -36,16 +36,23 @@ from jarvis_core.codec.containers import (
     check_wav,
     declares_length,
     find_container,
+    hide_empty_lists,
     is_cut,
 )
-from jarvis_core.errors import InvalidRequest, UnsupportedMediaType
+from jarvis_core.errors import InvalidRequest, TooLarge, UnsupportedMediaType
 
-VALUES_PER_S = 32 * 48_000
-"""Samples times channels that may be decoded for each second that a clip may have: a bound of the work."""
+CPU_LIMIT_S = 10.0
+"""For one file; ten minutes take one or two."""
+VALUES_PER_S = 8 * 48_000
+"""Samples times channels that may be decoded for each second that a clip may have."""
+PARTS_PER_S = 1_000
+"""Packets and frames, together, likewise: Opus has 800 at most, where each lasts 2.5 ms."""
 
 BAD_SHARE = 0.1
 BAD_PACKETS = 2
 """Packets that may be beyond decoding: the first and the last of a recording often are."""
+BAD_PATIENCE = 500
+"""Those beyond that after which nothing better is waited for: each takes as long as a good one."""
 
 PLANES_LIMIT = 8
 
@@ -66,17 +73,22 @@ def decode_audio(
         return ClipBuilder(RATE_HZ, limit_s).finish()
     container = find_container(data)
     if container is not None:
-        return decode_file(container, data, path, rate_hz=RATE_HZ, limit_s=limit_s)
+        cpu = CpuLimit(CPU_LIMIT_S)
+        return decode_file(container, data, path, rate_hz=RATE_HZ, limit_s=limit_s, cpu=cpu)
     if claim:
         raise InvalidRequest.field(path, f"is not {claim}, nor another known kind of audio file")
     return read_headerless(data, encoding, headerless_hz, path, limit_s)
 
 
-def decode_file(container: Container, data: bytes, path: str, *, rate_hz: int | None, limit_s: float) -> Clip:
-    """As ``decode_audio``, of a file whose kind is known; *rate_hz* None keeps its own."""
+def decode_file(
+    container: Container, data: bytes, path: str, *, rate_hz: int | None, limit_s: float, cpu: CpuLimit
+) -> Clip:
+    """As ``decode_audio``, of a file whose kind is known, within *cpu*; *rate_hz* None keeps its own."""
     builder = ClipBuilder(rate_hz, limit_s)
-    if container is WAV and not check_wav(data, path):
-        return builder.finish()
+    if container is WAV:
+        if not check_wav(data, path):
+            return builder.finish()
+        data = hide_empty_lists(data)
     if container is MP4:
         check_mp4(data, path)
     try:
@@ -91,7 +103,8 @@ def decode_file(container: Container, data: bytes, path: str, *, rate_hz: int | 
         ) as source:
             stream = _find_stream(source, container, path)
             declared_s = _declared_s(source, stream) if declares_length(container, data) else 0.0
-            reached_s = _decode_stream(source, stream, container, path, builder, limit_s)
+            frames = _Frames(source, stream, limit_s, cpu)
+            reached_s = _decode_frames(frames, container, path, builder)
     except av.FFmpegError as exc:
         raise InvalidRequest.field(path, f"is {container.name} that cannot be read") from exc
     if is_cut(declared_s, reached_s, 1.0):
@@ -128,16 +141,12 @@ def _declared_s(source: InputContainer, stream: AudioStream) -> float:
     return (source.duration or 0) / av.time_base
 
 
-def _decode_stream(
-    source: InputContainer, stream: AudioStream, container: Container, path: str, builder: ClipBuilder, limit_s: float
-) -> float:
-    """Decode *stream* into *builder*; return the time at which its last frame ends, in seconds."""
-    values_left = int(limit_s * VALUES_PER_S)
+def _decode_frames(frames: _Frames, container: Container, path: str, builder: ClipBuilder) -> float:
+    """Move *frames* to *builder*; return the time at which the last of them ends, in seconds."""
     fifo = AudioFifo()
     packer: AudioResampler | None = None
     kind = None
     end_s = 0.0
-    frames = _Frames(source, stream)
     for frame in frames:
         new_kind = (frame.format.name, frame.layout.name, frame.sample_rate)
         if new_kind != kind:
@@ -145,9 +154,6 @@ def _decode_stream(
             check_shape(container, frame.layout.nb_channels, frame.sample_rate, path)
             kind, fifo = new_kind, AudioFifo()
             packer = _open_packer(frame)
-        values_left -= frame.samples * frame.layout.nb_channels
-        if values_left < 0:
-            raise too_long(limit_s)
         if frame.time is not None:
             end_s = frame.time + frame.samples / frame.sample_rate
         # The queue would insist on an unbroken clock.
@@ -174,17 +180,30 @@ def _open_packer(frame: AudioFrame) -> AudioResampler | None:
 
 
 class _Frames:
-    """The frames of *stream*, and how many packets gave some or could not be decoded."""
+    """
+    The frames of *stream*, and how many packets gave some or could not be decoded.
 
-    def __init__(self, source: InputContainer, stream: AudioStream) -> None:
+    Raises ``TooLarge`` where there are more of them, or more in them, than in any honest clip of *limit_s* seconds.
+    """
+
+    def __init__(self, source: InputContainer, stream: AudioStream, limit_s: float, cpu: CpuLimit) -> None:
         self.good = 0
         self.bad = 0
         self._source = source
         self._stream = stream
+        self._cpu = cpu
+        self._parts_left = self._parts_limit = int(limit_s * PARTS_PER_S)
+        self._values_left = self._values_limit = int(limit_s * VALUES_PER_S)
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether so much is beyond decoding that the rest need not be tried."""
+        return self.bad > BAD_SHARE * self.good + BAD_PACKETS + BAD_PATIENCE
 
     def __iter__(self) -> Iterator[AudioFrame]:
         packets = self._source.demux(self._stream)
-        while True:
+        while not self.hopeless:
+            self._spend()
             try:
                 packet = next(packets)
             except StopIteration:
@@ -199,7 +218,22 @@ class _Frames:
                 self.bad += 1
                 continue
             self.good += 1
-            yield from frames
+            for frame in frames:
+                self._spend(frame.samples * frame.layout.nb_channels)
+                yield frame
+
+    def _spend(self, values: int = 0) -> None:
+        self._cpu.check()
+        self._parts_left -= 1
+        if self._parts_left < 0:
+            limit = self._parts_limit
+            raise TooLarge(f"The audio has more than {limit} packets and frames.", details={"limit_parts": limit})
+        self._values_left -= values
+        if self._values_left < 0:
+            limit = self._values_limit
+            raise TooLarge(
+                f"The audio has more than {limit} samples on its channels.", details={"limit_samples": limit}
+            )
 
 
 def _drain(fifo: AudioFifo, builder: ClipBuilder, container: Container, path: str) -> None:

@@ -17,14 +17,14 @@ from av.audio.frame import AudioFrame
 from av.codec import CodecContext
 from av.filter import Graph
 
-from jarvis_core.codec.clip import PIECE_SAMPLES, Clip, Samples
+from jarvis_core.codec.clip import PIECE_SAMPLES, Clip, CpuLimit, Samples
 from jarvis_core.codec.containers import find_container
 from jarvis_core.codec.decode import decode_file
 from jarvis_core.codec.messages import Encode, Encoded, OutputFormat
-from jarvis_core.errors import BadGateway, InvalidRequest, RequestError
+from jarvis_core.errors import BadGateway, InvalidRequest, Overloaded, RequestError, TooLarge, Unavailable
 
 STREAMS_LIMIT = 256
-"""A stream is forgotten when so many others were used since."""
+"""No stream is begun while there are so many."""
 
 RATE_MIN_HZ = 1_000
 RATE_MAX_HZ = 192_000
@@ -32,6 +32,9 @@ DEFAULT_RATE_HZ = 24_000
 """Of a stream without any piece."""
 
 PIECE_LIMIT_S = 600.0
+"""Of a piece, as it is and as it is heard."""
+PIECE_CPU_LIMIT_S = 5.0
+"""Half of what the core waits for a piece; a few sentences take a fraction of a second."""
 
 TEMPO_MIN, TEMPO_MAX = 0.1, 10.0
 
@@ -71,17 +74,27 @@ class Streams:
         """
         Add a piece to the request's stream, which the first one makes; return what can be sent.
 
-        Raises ``BadGateway`` where *payload* is not the sound that it is said to be.
+        Raises ``BadGateway`` where *payload* is not the sound that it is said to be, ``Unavailable`` where there is no
+        such stream, ``Overloaded`` where there are too many for another.
         """
-        clip = _read_piece(request, payload)
-        stream = self._streams.pop(request.stream, None) or _Stream(request, clip.rate_hz)
-        data = stream.add(clip)
+        if request.first:
+            self.drop(request.stream)
+            if len(self._streams) >= STREAMS_LIMIT:
+                raise Overloaded("Too much is being spoken; try again in a moment.")
+        elif request.stream not in self._streams:
+            raise Unavailable("The stream of speech was lost.")
+        cpu = CpuLimit(PIECE_CPU_LIMIT_S)
+        try:
+            clip = _read_piece(request, payload, cpu)
+            # Gone until the piece is in it: half of one would be heard twice.
+            stream = _Stream(request, clip.rate_hz) if request.first else self._streams.pop(request.stream)
+            data = stream.add(clip, cpu)
+        except TooLarge as exc:
+            raise BadGateway(f"The speech cannot be used. {exc.message}") from exc
         if request.last:
             data += stream.end()
         else:
             self._streams[request.stream] = stream
-            if len(self._streams) > STREAMS_LIMIT:
-                del self._streams[next(iter(self._streams))]
         return Encoded(1_000 * len(clip.samples) / clip.rate_hz, stream.rate_hz), data
 
     def drop(self, stream: int) -> None:
@@ -92,7 +105,7 @@ class Streams:
         return len(self._streams)
 
 
-def _read_piece(request: Encode, payload: bytes) -> Clip:
+def _read_piece(request: Encode, payload: bytes, cpu: CpuLimit) -> Clip:
     """Return the samples of *payload*, at the request's tempo."""
     if not TEMPO_MIN <= request.tempo <= TEMPO_MAX:
         raise InvalidRequest.field("tempo", f"must be from {TEMPO_MIN} to {TEMPO_MAX}")
@@ -103,16 +116,21 @@ def _read_piece(request: Encode, payload: bytes) -> Clip:
         return Clip(np.zeros(0, np.float32), rate_hz)
     if not payload:
         raise BadGateway("The speech is empty.")
-    clip = _read_file(payload) if request.encoding == "container" else _read_base64(payload, request.sample_rate_hz)
-    return change_tempo(clip, request.tempo)
+    if request.encoding == "container":
+        clip = _read_file(payload, cpu)
+    else:
+        clip = _read_base64(payload, request.sample_rate_hz)
+    if len(clip.samples) > PIECE_LIMIT_S * clip.rate_hz * min(request.tempo, 1.0):
+        raise BadGateway(f"The speech is longer than {PIECE_LIMIT_S:g} s.")
+    return change_tempo(clip, request.tempo, cpu)
 
 
-def _read_file(payload: bytes) -> Clip:
+def _read_file(payload: bytes, cpu: CpuLimit) -> Clip:
     container = find_container(payload)
     if container is None:
         raise BadGateway("The speech is no known kind of audio file.")
     try:
-        clip = decode_file(container, payload, "speech", rate_hz=None, limit_s=PIECE_LIMIT_S)
+        clip = decode_file(container, payload, "speech", rate_hz=None, limit_s=PIECE_LIMIT_S, cpu=cpu)
     except RequestError as exc:
         raise BadGateway(f"The speech cannot be used. {exc.message}") from exc
     if not len(clip.samples):
@@ -132,8 +150,6 @@ def _read_base64(payload: bytes, rate_hz: int) -> Clip:
     samples = np.frombuffer(data, "<f4")
     if not np.isfinite(samples).all():
         raise BadGateway("The speech has samples that are not numbers.")
-    if len(samples) > PIECE_LIMIT_S * rate_hz:
-        raise BadGateway(f"The speech is longer than {PIECE_LIMIT_S:g} s.")
     return Clip(np.clip(samples, -1.0, 1.0), rate_hz)
 
 
@@ -147,7 +163,7 @@ class _Stream:
         self._resampler: soxr.ResampleStream | None = None
         self._source_hz = self.rate_hz
 
-    def add(self, clip: Clip) -> bytes:
+    def add(self, clip: Clip, cpu: CpuLimit) -> bytes:
         """Return what can be sent now that *clip* has come."""
         if not len(clip.samples):
             return self._encoder.encode(clip.samples)
@@ -157,14 +173,15 @@ class _Stream:
             self._source_hz = clip.rate_hz
             if clip.rate_hz != self.rate_hz:
                 self._resampler = soxr.ResampleStream(clip.rate_hz, self.rate_hz, 1, dtype="float32", quality="HQ")
-        return data + b"".join(self._encoder.encode(piece) for piece in self._resample(clip.samples))
+        return data + b"".join(self._encoder.encode(piece) for piece in self._resample(clip.samples, cpu))
 
     def end(self) -> bytes:
         """Return what is left to be sent."""
         return self._flush() + self._encoder.end()
 
-    def _resample(self, samples: Samples) -> Iterator[Samples]:
+    def _resample(self, samples: Samples, cpu: CpuLimit) -> Iterator[Samples]:
         for start in range(0, len(samples), PIECE_SAMPLES):
+            cpu.check()
             piece = samples[start : start + PIECE_SAMPLES]
             if self._resampler is not None:
                 piece = np.clip(self._resampler.resample_chunk(piece), -1.0, 1.0)
@@ -322,8 +339,8 @@ def _to_frame(samples: Samples, rate_hz: int, position: int) -> AudioFrame | Non
     return frame
 
 
-def change_tempo(clip: Clip, tempo: float) -> Clip:
-    """Return *clip* played *tempo* times as fast, at the same pitch."""
+def change_tempo(clip: Clip, tempo: float, cpu: CpuLimit) -> Clip:
+    """Return *clip* played *tempo* times as fast, at the same pitch, within *cpu*."""
     if tempo == 1.0 or len(clip.samples) < TEMPO_SHORTEST_S * clip.rate_hz:
         return clip
     graph = Graph()
@@ -340,6 +357,7 @@ def change_tempo(clip: Clip, tempo: float) -> Clip:
     graph.configure()
     pieces: list[Samples] = []
     for start in range(0, len(clip.samples), PIECE_SAMPLES):
+        cpu.check()
         graph.push(_to_frame(clip.samples[start : start + PIECE_SAMPLES], clip.rate_hz, start))
         pieces += _pull(graph)
     graph.push(None)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, TypeVar
+from types import TracebackType
+from typing import Any, Self, TypeVar
 from urllib.parse import parse_qsl
 
 import msgspec
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from jarvis_core.errors import InvalidJson, InvalidRequest, TooLarge, UnsupportedMediaType
 from jarvis_core.models import Caller
@@ -19,6 +20,8 @@ JSON = b"application/json"
 
 BODY_PAUSE_S = 20.0
 """How long a client may take to send the next part of its request."""
+SEND_TIMEOUT_S = 30.0
+"""How long a client may take nothing of an answer that is sent as it is made."""
 DISCARD_LIMIT_BYTES = 64 << 20
 DISCARD_PAUSE_S = 0.2
 """A client that sends nothing for so long may be waiting for the answer (``Expect: 100-continue``)."""
@@ -26,7 +29,7 @@ DISCARD_TIMEOUT_S = 10.0
 
 
 class ClientLeft(Exception):
-    """The client closed the connection before its request was whole."""
+    """The client closed the connection before its request was whole, or does not read what is sent to it."""
 
 
 class Reply:
@@ -44,6 +47,53 @@ class Reply:
         self.body = body
         self.status = status
         self.headers = [(b"content-type", content_type), (b"content-length", b"%d" % len(body)), *headers]
+
+
+class BoundedSend:
+    """
+    Sends of which none takes longer than ``SEND_TIMEOUT_S``: then what is done inside (``async with``) is cancelled, and
+    ``ClientLeft`` raised.
+
+    Granian's send waits for as long as the connection is open and nobody reads.
+    """
+
+    __slots__ = ("_loop", "_send", "_since", "_timeout", "_timer")
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._since: float | None = None
+        """When the send began that is going on."""
+        self._timeout = asyncio.timeout(None)
+        self._loop = asyncio.get_running_loop()
+        # One timer that looks at the clock when it fires costs less than a deadline armed anew for every send.
+        self._timer = self._loop.call_later(SEND_TIMEOUT_S, self._look)
+
+    async def __aenter__(self) -> Self:
+        await self._timeout.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._timer.cancel()
+        try:
+            await self._timeout.__aexit__(kind, exc, trace)
+        except TimeoutError as late:
+            raise ClientLeft from late
+
+    async def send(self, message: Message) -> None:
+        """Send *message*."""
+        self._since = self._loop.time()
+        await self._send(message)
+        self._since = None
+
+    def _look(self) -> None:
+        now = self._loop.time()
+        due = SEND_TIMEOUT_S + (now if self._since is None else self._since)
+        if now >= due:
+            self._timeout.reschedule(now)
+        else:
+            self._timer = self._loop.call_at(due, self._look)
 
 
 class Call:

@@ -22,7 +22,7 @@ from starlette.types import Message, Receive, Send
 from jarvis_core import log
 from jarvis_core.conversation import Conversations
 from jarvis_core.errors import Conflict, InvalidRequest, Overloaded, RequestError
-from jarvis_core.handlers.call import decode, text_field
+from jarvis_core.handlers.call import SEND_TIMEOUT_S, BoundedSend, ClientLeft, decode, text_field
 from jarvis_core.handlers.events import ContentPart, Item, SpokenOutput
 from jarvis_core.handlers.failure import INTERNAL
 from jarvis_core.handlers.realtime_audio import InputBuffer, Recording, configured_audio, default_audio
@@ -242,9 +242,17 @@ class Session:
     async def _emit(self, build: Callable[[int], Struct]) -> None:
         if self._gone:
             return
-        async with self._lock:
-            self._seq += 1
-            await self._send({"type": "websocket.send", "text": _encoder.encode(build(self._seq)).decode()})
+        try:
+            async with asyncio.timeout(SEND_TIMEOUT_S), self._lock:
+                self._seq += 1
+                await self._send({"type": "websocket.send", "text": _encoder.encode(build(self._seq)).decode()})
+        except TimeoutError:
+            self._lose()
+
+    def _lose(self) -> None:
+        """Close the socket of a client that does not read; its response can be resumed as after any other loss."""
+        self._gone = True
+        self.close(POLICY)
 
     async def _receive(self, text: str | None, binary: bytes | None) -> None:
         if (binary is not None and len(binary) > BINARY_LIMIT_BYTES) or (
@@ -487,7 +495,7 @@ class Session:
     async def _send_events(self, output: Output, after: Place) -> None:
         """Send the events of a response from the place *after* to its end."""
         try:
-            async with aclosing(output.events(after)) as events:
+            async with BoundedSend(self._send) as client, aclosing(output.events(after)) as events:
                 async for event in events:
                     async with self._lock:
                         self._seq += 1
@@ -497,9 +505,11 @@ class Session:
                         elif event.step is Step.ENDED:
                             # Before it is sent: whoever has seen it may ask for the next response.
                             self._end(output.turn)
-                        await self._send({"type": "websocket.send", "text": event.write(self._seq).decode()})
+                        await client.send({"type": "websocket.send", "text": event.write(self._seq).decode()})
             if self._active:
                 self._end(output.turn)
+        except ClientLeft:
+            self._lose()
         except Exception:
             logger.exception("the events of a response failed through a defect", response_id=output.turn.id)
             self.close(DEFECT)

@@ -8,6 +8,7 @@ body, the counters) is put here, once.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import time
@@ -18,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from jarvis_core import log
 from jarvis_core.credentials import Credentials
-from jarvis_core.errors import MethodNotAllowed, NotFound, RequestError
+from jarvis_core.errors import MethodNotAllowed, NotFound, RequestError, Unavailable
 from jarvis_core.handlers import failure
 from jarvis_core.handlers.call import Call, ClientLeft, Reply
 from jarvis_core.metrics import Metrics, RouteMetrics
@@ -28,6 +29,10 @@ logger = log.get(__name__)
 ACCESS = "jarvis_core.access"
 """The logger with a line for each request, at the level debug."""
 access = logging.getLogger(ACCESS)
+
+CANCEL_TIMEOUT_S = 0.5
+"""How long calls that a stop has cancelled may take to tell their clients."""
+RETRY_AFTER_S = 5
 
 Handler = Callable[[Call], Awaitable[Reply | None]]
 """Answers a call; returns None when it has sent the answer itself."""
@@ -86,6 +91,9 @@ class Router:
         self._metrics = metrics
         self._origins = frozenset(origin.encode() for origin in cors_origins)
         self._any_origin = "*" in cors_origins
+        self._calls: set[asyncio.Task[Any] | None] = set()
+        """What runs for routes that are not public: a stop waits for these."""
+        self._stopped = False
         self._unknown = metrics.route("", "unknown")
         # Unique with the others of this process and, by the random part, of all processes.
         self._request_prefix = os.urandom(6).hex()
@@ -108,6 +116,23 @@ class Router:
             await self._serve(scope, receive, send)
         else:
             await self._serve_websocket(scope, receive, send)
+
+    async def drain(self, timeout_s: float) -> None:
+        """
+        Wait for the running calls; after *timeout_s* seconds they are cancelled.
+
+        Those whose clients were sent nothing yet are answered 503, as are all that come later; the others break off.
+        Public routes go on being answered.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        while (tasks := [task for task in self._calls if task is not None]) and loop.time() < deadline:
+            await asyncio.wait(tasks, timeout=deadline - loop.time())
+        self._stopped = True
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=CANCEL_TIMEOUT_S)
 
     def find(self, path: str) -> tuple[dict[str, _Target] | None, str]:
         """Return the methods of *path* and the value of its variable, an id in the small letters that we write."""
@@ -145,36 +170,49 @@ class Router:
         call = Call(scope, receive, send, request_id, variable)
         if origin:
             call.cors = self._cors(origin)
+        task: asyncio.Task[Any] | None = None
         try:
-            method = scope["method"]
-            target = methods.get(method) if methods is not None else None
-            if target is not None:
-                counters = target.counters
-                if not target.route.public:
-                    call.caller = self._credentials.caller(call.header(b"authorization"))
-                reply = await target.route.handler(call)
-            elif methods is None:
-                raise NotFound("There is no such path.")
-            elif method == "OPTIONS" and origin:
-                reply = _preflight(methods, call)
-            else:
-                raise MethodNotAllowed(f"{method} is not a method of this path.", allow=", ".join(sorted(methods)))
-        except RequestError as error:
-            reply = _failure(error, call)
-        except ClientLeft:
-            metrics.in_flight -= 1
-            return
-        except Exception:
-            logger.exception("a request failed through a defect", method=scope["method"], path=scope["path"])
-            reply = _failure(failure.INTERNAL, call)
-        try:
-            if reply is not None:
-                call.status = reply.status
-                await _send(call, reply)
+            try:
+                method = scope["method"]
+                target = methods.get(method) if methods is not None else None
+                if target is not None:
+                    counters = target.counters
+                    if not target.route.public:
+                        call.caller = self._credentials.caller(call.header(b"authorization"))
+                        if self._stopped:
+                            raise _stopping()
+                        task = asyncio.current_task()
+                        self._calls.add(task)
+                    reply = await target.route.handler(call)
+                elif methods is None:
+                    raise NotFound("There is no such path.")
+                elif method == "OPTIONS" and origin:
+                    reply = _preflight(methods, call)
+                else:
+                    raise MethodNotAllowed(f"{method} is not a method of this path.", allow=", ".join(sorted(methods)))
+            except RequestError as error:
+                reply = _failure(error, call)
+            except ClientLeft:
+                return
+            except asyncio.CancelledError:
+                if not self._stopped:
+                    raise
+                if call.status:
+                    return
+                reply = _failure(_stopping(), call)
+            except Exception:
+                logger.exception("a request failed through a defect", method=scope["method"], path=scope["path"])
+                reply = _failure(failure.INTERNAL, call)
+            try:
+                if reply is not None:
+                    call.status = reply.status
+                    await _send(call, reply)
+            finally:
+                duration_s = time.perf_counter() - started_s
+                counters.observe(call.status, duration_s)
         finally:
             metrics.in_flight -= 1
-            duration_s = time.perf_counter() - started_s
-            counters.observe(call.status, duration_s)
+            self._calls.discard(task)
         if access.isEnabledFor(logging.DEBUG):
             log.get(ACCESS).debug(
                 "answered",
@@ -211,6 +249,10 @@ class Router:
 
 def _failure(error: RequestError, call: Call) -> Reply:
     return Reply(failure.body_of(error, call.request_id), failure.status_of(error), headers=failure.headers_of(error))
+
+
+def _stopping() -> Unavailable:
+    return Unavailable("The server is stopping.", retry_after_s=RETRY_AFTER_S)
 
 
 def _preflight(methods: dict[str, _Target], call: Call) -> Reply:

@@ -2,14 +2,15 @@
 Turns on their way to a client: one whole answer, or server-sent events
 (https://html.spec.whatwg.org/multipage/server-sent-events.html).
 
-The server's ``send`` neither fails nor waits after the client has gone, so the connection is watched by receiving.
+The server's ``send`` neither fails nor waits after the client has gone, so the connection is watched by receiving; while
+a client is there and does not read, it waits.
 """
 
 from __future__ import annotations
 
 import asyncio
 
-from jarvis_core.handlers.call import Call, ClientLeft
+from jarvis_core.handlers.call import BoundedSend, Call, ClientLeft
 from jarvis_core.handlers.events import TurnEvents
 from jarvis_core.turn import Turns
 from jarvis_core.turn_log import Reader, Step, Turn
@@ -42,11 +43,14 @@ async def _leave(call: Call, turns: Turns, turn: Turn) -> None:
 
 
 async def send_events(call: Call, turns: Turns, turn: Turn, after: int = 0) -> None:
-    """Follow *turn* from position *after* to its end, or until the client leaves, as server-sent events."""
+    """
+    Follow *turn* from position *after* to its end, or until the client leaves, as server-sent events.
+
+    Raises ``ClientLeft`` where the client does not read.
+    """
     loop = asyncio.get_running_loop()
     reader = Reader(turn, after)
     events = TurnEvents(turn)
-    send = call.send
     turns.attach(turn)
     watcher = loop.create_task(call.left())
     watcher.add_done_callback(lambda _: reader.wake())
@@ -61,18 +65,19 @@ async def send_events(call: Call, turns: Turns, turn: Turn, after: int = 0) -> N
     try:
         call.status = 200
         headers = [*SSE_HEADERS, (b"x-request-id", call.request_id.encode()), *call.cors]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await call.send({"type": "http.response.start", "status": 200, "headers": headers})
         more = True
-        while more and not watcher.done():
-            taken = await reader.next()
-            more = not turn.ended if not taken else taken[-1][1] is not Step.ENDED
-            body = b"".join([events.server_sent(position, entry) for position, entry in taken])
-            if not taken and more:
-                body = b": still here\n\n"
-            await send({"type": "http.response.body", "body": body, "more_body": more})
-            if reader.behind:
-                # Neither a send nor ``next`` would give way; the others on this loop get their turn here.
-                await asyncio.sleep(0)
+        async with BoundedSend(call.send) as client:
+            while more and not watcher.done():
+                taken = await reader.next()
+                more = not turn.ended if not taken else taken[-1][1] is not Step.ENDED
+                body = b"".join([events.server_sent(position, entry) for position, entry in taken])
+                if not taken and more:
+                    body = b": still here\n\n"
+                await client.send({"type": "http.response.body", "body": body, "more_body": more})
+                if reader.behind:
+                    # Neither a send nor ``next`` would give way; the others on this loop get their turn here.
+                    await asyncio.sleep(0)
     finally:
         heartbeat.cancel()
         watcher.cancel()

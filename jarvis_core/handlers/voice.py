@@ -12,7 +12,7 @@ from msgspec import UNSET
 from jarvis_core import log
 from jarvis_core.codec.messages import OutputFormat
 from jarvis_core.errors import InvalidRequest, Overloaded, RequestError, TooLarge
-from jarvis_core.handlers.call import Call, ClientLeft, Reply, integer_field, text_field
+from jarvis_core.handlers.call import BoundedSend, Call, ClientLeft, Reply, integer_field, text_field
 from jarvis_core.handlers.wire import SynthesizeReply, SynthesizeRequest
 from jarvis_core.speech import (
     CLIP_LIMIT_BYTES,
@@ -25,6 +25,7 @@ from jarvis_core.speech import (
 )
 
 logger = log.get(__name__)
+_failures = log.Seldom()
 
 UPLOAD_LIMIT_BYTES = CLIP_LIMIT_BYTES * 4 // 3 + (64 << 10)
 """Base64 is a third longer than the audio, and stands in JSON or between multipart's lines."""
@@ -33,6 +34,8 @@ BASE64_SLICE_BYTES = 3 << 19
 """A multiple of 3, whose base64 is made in a few milliseconds."""
 WHOLE_LIMIT_BYTES = 32 << 20
 """Of speech in one answer: eleven minutes of WAV at 24 kHz; a stream may be longer."""
+SEND_SLICE_BYTES = 64 << 10
+"""So little that a client which only plays what it reads takes it in time, also where a sentence lasts minutes."""
 MEDIA_TYPES: dict[OutputFormat, bytes] = {
     "wav": b"audio/wav",
     "mp3": b"audio/mpeg",
@@ -148,10 +151,14 @@ class VoiceHandlers:
         return Reply(b"".join([*encoded, b'"', tail]))
 
     async def _stream(self, call: Call, pieces: list[str], options: SpeechOptions) -> None:
-        """Send speech as it is made, the head with the first of it: until then an error is an answer of its own."""
+        """
+        Send speech as it is made, the head with the first of it: until then an error is an answer of its own.
+
+        Raises ``ClientLeft`` where the client leaves or does not read.
+        """
         watcher = asyncio.get_running_loop().create_task(call.left())
         try:
-            async with self._synthesizer.utterer(options, call.caller) as utterer:
+            async with BoundedSend(call.send) as client, self._synthesizer.utterer(options, call.caller) as utterer:
                 for number, text in enumerate(pieces):
                     said = asyncio.get_running_loop().create_task(utterer.say(text))
                     try:
@@ -165,13 +172,17 @@ class VoiceHandlers:
                             await asyncio.wait([said])
                     if number == 0:
                         await self._send_head(call, options.output_format, piece.sample_rate_hz, utterer.voice)
-                    await call.send({"type": "http.response.body", "body": piece.data, "more_body": True})
-                await call.send({"type": "http.response.body", "body": (await utterer.finish()).data})
+                    for start in range(0, len(piece.data), SEND_SLICE_BYTES):
+                        part = piece.data[start : start + SEND_SLICE_BYTES]
+                        await client.send({"type": "http.response.body", "body": part, "more_body": True})
+                await client.send({"type": "http.response.body", "body": (await utterer.finish()).data})
         except RequestError as error:
             if not call.status:
                 raise
             # Too late for a status: the answer ends without its end, which every client takes for broken off.
-            logger.warning("speech was broken off", error=error.message)
+            held_back = _failures.held_back(error.code)
+            if held_back is not None:
+                logger.info("speech was broken off", error=error.message, held_back=held_back)
             raise ClientLeft from error
         finally:
             watcher.cancel()

@@ -15,7 +15,7 @@ import msgspec
 from jarvis_core import log
 from jarvis_core.errors import BadGateway, RequestError
 from jarvis_core.services.breaker import Breaker
-from jarvis_core.services.contract import ProcessAnswer
+from jarvis_core.services.contract import NONSENSE, ProcessAnswer
 from jarvis_core.services.transport import Transport
 from jarvis_core.settings import Neighbours
 
@@ -84,6 +84,6 @@ class AudioEngine:
         answer = await self._transport.call("POST", "/process", body=body, headers=JSON_HEADERS, timeout_s=timeout_s)
         try:
             return _decoder.decode(answer.body).audio_data.encode("ascii")
-        except (msgspec.DecodeError, UnicodeError) as exc:
+        except NONSENSE as exc:
             self.reject("it answered nonsense")
             raise BadGateway(f"{self._transport.name} sent what is not its contract.") from exc

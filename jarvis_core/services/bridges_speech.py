@@ -10,7 +10,14 @@ from msgspec import UNSET
 from jarvis_core import log
 from jarvis_core.errors import BadGateway
 from jarvis_core.models import Caller, Segment, SpokenAudio, Transcript, Voice
-from jarvis_core.services.contract import FAILURE_MARK, SynthesizeAnswer, SynthesizeRequest, TranscribeAnswer, Voices
+from jarvis_core.services.contract import (
+    FAILURE_MARK,
+    NONSENSE,
+    SynthesizeAnswer,
+    SynthesizeRequest,
+    TranscribeAnswer,
+    Voices,
+)
 from jarvis_core.services.tokens import TokenMint
 from jarvis_core.services.transport import Answer, Refused, Transport
 from jarvis_core.settings import Neighbours
@@ -24,6 +31,8 @@ SYNTHESIZE = "/api/tts/synthesize"
 OTHER_SYNTHESIZE = "/synthesize"
 """Where another deployed version speaks, as a file."""
 VOICES_TIMEOUT_S = 5.0
+VOICE_LIMIT = 100
+"""Characters of their name for who spoke."""
 KOKORO_LANGUAGES = {
     "a": "en",
     "b": "en",
@@ -97,9 +106,9 @@ class BridgesSpeech:
         spoken = self._decode(_speech_decoder, answer)
         if not spoken.audio_data:
             raise self._failed("speech", "no audio")
-        return SpokenAudio(
-            spoken.audio_data.encode("ascii", "replace"), "base64", spoken.sample_rate, spoken.voice or voice or ""
-        )
+        audio = spoken.audio_data.encode("ascii", "replace")
+        name = "".join(filter(str.isprintable, spoken.voice[:VOICE_LIMIT]))
+        return SpokenAudio(audio, "base64", int(spoken.sample_rate), name or voice or "")
 
     async def fetch_voices(self, caller: Caller) -> list[Voice]:
         """Return the voices, as ``TextToSpeech`` has it."""
@@ -133,7 +142,7 @@ class BridgesSpeech:
     def _decode(self, decoder: msgspec.json.Decoder[T], answer: Answer) -> T:
         try:
             return decoder.decode(answer.body)
-        except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+        except NONSENSE as exc:
             self._transport.health.learn("degraded", "it answered nonsense")
             raise BadGateway(f"{self._transport.name} sent what is not its contract.") from exc
 

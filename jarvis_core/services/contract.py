@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 FAILURE_MARK = "Error: "
 """How the text of a failure of the bridges starts, in an answer with status 200 and without counts or segments."""
+
+
+NONSENSE = (msgspec.DecodeError, UnicodeError, RecursionError)
+"""What decoding an answer raises where it is not the neighbour's contract; the last where it is nested too deeply."""
+
+Seconds = Annotated[float, Meta(ge=-1_000_000, le=1_000_000)]
+"""A time in a clip; speech models are known to be a little early or late, but none is off by days."""
 
 
 class ChatMessage(Struct):
@@ -106,8 +113,8 @@ class Models(Struct):
 class TranscribedSegment(Struct):
     """A stretch of a transcript, in seconds."""
 
-    start: float = 0.0
-    end: float = 0.0
+    start: Seconds = 0.0
+    end: Seconds = 0.0
     text: str = ""
 
 
@@ -134,7 +141,8 @@ class SynthesizeAnswer(Struct):
 
     audio_data: str
     """Base64 of float32 little-endian mono samples."""
-    sample_rate: int
+    sample_rate: Annotated[float, Meta(ge=1, le=1_000_000, multiple_of=1)]
+    """In Hz; some JSON encoders write 22050.0."""
     voice: str = ""
 
 

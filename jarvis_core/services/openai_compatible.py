@@ -9,7 +9,7 @@ import msgspec
 
 from jarvis_core.errors import BadGateway, InvalidRequest
 from jarvis_core.models import Caller, Finish, Prompt
-from jarvis_core.services.contract import ChatMessage, Completion, CompletionRequest, Models
+from jarvis_core.services.contract import NONSENSE, ChatMessage, Completion, CompletionRequest, Models
 from jarvis_core.services.lines import LineBuffer
 from jarvis_core.services.transport import Refused, Stream, Transport
 from jarvis_core.settings import Llm
@@ -104,7 +104,7 @@ class OpenAiModel:
     def _decode(self, line: bytes) -> Completion:
         try:
             chunk = _decoder.decode(line)
-        except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+        except NONSENSE as exc:
             raise BadGateway(f"{self._transport.name} sent what is not its contract.") from exc
         if bytes(chunk.error) not in (b"", b"null"):
             self._transport.health.learn("degraded", bytes(chunk.error)[:200].decode(errors="replace"))
@@ -117,7 +117,7 @@ class OpenAiModel:
         )
         try:
             models = _models_decoder.decode(answer.body)
-        except msgspec.DecodeError as exc:
+        except NONSENSE as exc:
             raise BadGateway(f"{self._transport.name} sent what is not its contract.") from exc
         if not models.data:
             raise BadGateway(f"{self._transport.name} has no model; load one, or name it in LLM_MODEL.")

@@ -15,7 +15,7 @@ import msgspec
 
 from jarvis_core.errors import BadGateway, RequestError
 from jarvis_core.models import Caller, Finish, Prompt, Utterance
-from jarvis_core.services.contract import FAILURE_MARK, ChatMessage, GenerateAnswer, GenerateRequest
+from jarvis_core.services.contract import FAILURE_MARK, NONSENSE, ChatMessage, GenerateAnswer, GenerateRequest
 from jarvis_core.services.lines import LineBuffer
 from jarvis_core.services.tokens import TokenMint
 from jarvis_core.services.transport import Stream, Transport
@@ -133,7 +133,7 @@ class BridgesModel:
     def _decode(self, text: bytes) -> GenerateAnswer:
         try:
             return _decoder.decode(text)
-        except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+        except NONSENSE as exc:
             raise self._nonsense() from exc
 
     def _nonsense(self) -> BadGateway:

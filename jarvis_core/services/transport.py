@@ -34,6 +34,7 @@ logger = log.get(__name__)
 RETRY_AFTER_S = 5
 RATE_LIMIT_RETRY_AFTER_S = 30
 """The bridges' 429 carries no Retry-After; their windows are a minute long."""
+RETRY_AFTER_LIMIT_S = 3_600
 BODY_LIMIT_BYTES = 32 << 20
 ERROR_LIMIT_BYTES = 4_096
 END_TIMEOUT_S = 0.05
@@ -166,6 +167,7 @@ class Transport:
     def __init__(self, name: str, base_url: str, settings: Neighbours) -> None:
         self.name = name
         self.health = Health(name)
+        self._refusals = log.Seldom()
         self._base_url = base_url.rstrip("/")
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=settings.connection_limit, keepalive_timeout=30, ttl_dns_cache=30),
@@ -285,16 +287,22 @@ class Transport:
         finally:
             response.close()
         status = response.status
-        logger.warning(
-            "a neighbour refused", neighbour=self.name, status=status, answer=text[:500].decode(errors="replace")
-        )
+        held_back = self._refusals.held_back(status)
+        if held_back is not None:
+            logger.warning(
+                "a neighbour refused",
+                neighbour=self.name,
+                status=status,
+                answer=text[:500].decode(errors="replace"),
+                held_back=held_back,
+            )
         details: dict[str, str | int] = {"neighbour": self.name, "status": status}
         if status == 429:
             self.health.learn("healthy")
-            wait = response.headers.get("Retry-After", "")
-            retry_after_s = int(wait) if wait.isascii() and wait.isdigit() else RATE_LIMIT_RETRY_AFTER_S
             return RateLimited(
-                f"{self.name} takes no more requests for now.", details=details, retry_after_s=retry_after_s
+                f"{self.name} takes no more requests for now.",
+                details=details,
+                retry_after_s=_seconds(response.headers.get("Retry-After", "")),
             )
         if status in (502, 503):
             self.health.learn("unavailable", f"status {status}")
@@ -325,6 +333,14 @@ class Transport:
     def _missed(self, timeout_s: float) -> DeadlineExceeded:
         self.health.learn("degraded", f"nothing within {timeout_s:g} s")
         return DeadlineExceeded(f"{self.name} did not answer within {timeout_s:g} s.", details={"neighbour": self.name})
+
+
+def _seconds(retry_after: str) -> int:
+    """Return what a Retry-After header asks for, at most ``RETRY_AFTER_LIMIT_S``; a number of ours where it is none."""
+    if not (retry_after.isascii() and retry_after.isdigit()):
+        return RATE_LIMIT_RETRY_AFTER_S
+    # ``int`` raises on thousands of digits.
+    return min(int(retry_after), RETRY_AFTER_LIMIT_S) if len(retry_after) <= 9 else RETRY_AFTER_LIMIT_S
 
 
 def _named(exc: BaseException) -> str:

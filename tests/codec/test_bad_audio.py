@@ -7,12 +7,16 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable
+from fractions import Fraction
 from io import BytesIO
 
+import av
 import numpy as np
 import pytest
 
+from jarvis_core.codec import decode as decode_module
 from jarvis_core.codec.clip import Encoding
+from jarvis_core.codec.containers import BOXES_LIMIT, _boxes, _chunks
 from jarvis_core.codec.decode import decode_audio
 from jarvis_core.errors import InvalidRequest, RequestError, TooLarge, UnsupportedMediaType
 from tests.codec.sounds import chunk, encode, flac_bomb, to_pcm, tone, wav
@@ -235,6 +239,74 @@ def test_bomb_of_channels() -> None:
     data = encode(np.zeros(655_350 * 4, np.float32), "flac", "flac", 655_350, layout="7.1")
     assert len(data) < 200_000
     assert isinstance(refuse(data, limit_s=5.0), TooLarge)
+
+
+def test_bomb_of_bad_packets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frames without anything in them, a million in 7 MB, are given up when hundreds could not be decoded."""
+    # ADTS: seven bytes of header, and nothing else.
+    monkeypatch.setattr(decode_module, "CPU_LIMIT_S", 3.0)
+    assert_invalid(refuse(b"\xff\xf1\x50\x40\x00\xff\xfc" * 1_000_000), "AAC that cannot be decoded")
+
+
+def test_damage_then_sound() -> None:
+    """A few seconds that cannot be decoded do not matter in a long recording."""
+    frames = encode(tone(4.0, rate_hz=44_100), "adts", "aac", 44_100)
+    clip = decode_audio(b"\xff\xf1\x50\x40\x00\xff\xfc" * 100 + frames * 10, "body", limit_s=600.0)
+    assert len(clip.samples) / 16_000 == pytest.approx(41.0, abs=1.0)
+
+
+def ima_adpcm(blocks: int) -> bytes:
+    """Return a WAV of blocks of 8 bytes, each a frame of 9 samples."""
+    fields = struct.pack("<HHIIHHHH", 0x11, 1, 48_000, 48_000 * 8 // 9, 8, 4, 2, 9)
+    return b"RIFF\xff\xff\xff\xffWAVE" + chunk(b"fmt ", fields) + chunk(b"data", bytes(8 * blocks))
+
+
+def pcm_packets(count: int) -> bytes:
+    """Return a WebM with a packet for every sample."""
+    sink = BytesIO()
+    with av.open(sink, "w", format="matroska") as output:
+        stream = output.add_stream("pcm_s16le", rate=8_000, layout="mono")
+        for number in range(count):
+            packet = av.Packet(bytes(2))
+            packet.stream, packet.pts, packet.dts = stream, number, number
+            packet.time_base = Fraction(1, 8_000)
+            output.mux(packet)
+    return sink.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: ima_adpcm(6_000), "more than 5000 packets and frames"),
+        (lambda: pcm_packets(2_600), "more than 5000 packets and frames"),
+        (lambda: wav(tone(4.0, rate_hz=192_000), 192_000, channels=4), "more than 1920000 samples on its channels"),
+    ],
+)
+def test_bomb_of_pieces(make: Callable[[], bytes], words: str) -> None:
+    """What is short but in more pieces, or on more channels, than any honest clip is refused."""
+    error = refuse(make(), limit_s=5.0)
+    assert isinstance(error, TooLarge)
+    assert words in error.message
+
+
+def test_bomb_of_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever else it is that takes so long, it is given up after so much of the processor's time."""
+    monkeypatch.setattr(decode_module, "CPU_LIMIT_S", 0.05)
+    error = refuse(encode(tone(60.0, rate_hz=48_000), "ogg", "libopus", 48_000))
+    assert isinstance(error, TooLarge)
+    assert error.message == "The audio takes more than 0.05 s of the processor's time."
+    assert error.details == {"limit_cpu_s": 0.05}
+
+
+def test_bomb_of_boxes() -> None:
+    """Of millions of empty boxes or chunks only so many are looked at."""
+    count = BOXES_LIMIT * 2
+    boxes = b"\0\0\0\x08ftyp" + b"\0\0\0\x08free" * count
+    assert len(list(_boxes(boxes))) == BOXES_LIMIT
+    assert_invalid(refuse(boxes + encode(tone(0.1), "mp4", "aac", 16_000)), "MP4 that ends before its index")
+    chunks = chunk(b"junk", b"") * count
+    assert len(list(_chunks(chunks, 0))) == BOXES_LIMIT
+    assert_invalid(refuse(wav(tone(0.1), before=chunks)), "WAV that ends before its samples")
 
 
 def test_damage_is_never_a_crash() -> None:

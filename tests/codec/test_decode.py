@@ -79,6 +79,16 @@ def test_wav_with_other_chunks() -> None:
     assert np.array_equal(decode(wav(samples, kind="f32", before=note, after=note)), samples)
 
 
+@pytest.mark.parametrize("size", [0, 1, 3])
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_wav_with_an_empty_list(size: int, place: str) -> None:
+    """A chunk LIST that says nothing, which FFmpeg refuses, is not heard either."""
+    note = chunk(b"LIST", bytes(size)) + bytes(size % 2)
+    samples = tone(1.0)
+    before, after = (note, b"") if place == "before" else (b"", note)
+    assert np.array_equal(decode(wav(samples, kind="f32", before=before, after=after)), samples)
+
+
 def test_channels_are_averaged() -> None:
     """What is on one of two channels is half as loud, and what is on both with opposite signs is gone."""
     left = tone(1.0)

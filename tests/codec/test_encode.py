@@ -6,14 +6,16 @@ import base64
 import struct
 from typing import Any, get_args
 
+import msgspec
 import numpy as np
 import pytest
 
-from jarvis_core.codec.clip import Clip, Encoding, Samples, to_base64
+from jarvis_core.codec import encode as encode_module
+from jarvis_core.codec.clip import Clip, CpuLimit, Encoding, Samples, to_base64
 from jarvis_core.codec.decode import decode_audio
 from jarvis_core.codec.encode import STREAMS_LIMIT, Streams, change_tempo
 from jarvis_core.codec.messages import Encode, OutputFormat
-from jarvis_core.errors import BadGateway, InvalidRequest
+from jarvis_core.errors import BadGateway, InvalidRequest, Overloaded, Unavailable
 from tests.codec.sounds import amplitude, encode, peak_hz, silence, tone, wav
 
 FORMATS: tuple[OutputFormat, ...] = get_args(OutputFormat)
@@ -29,7 +31,8 @@ def encode_pieces(
     duration_ms = 0.0
     output_hz = 0
     for number, piece in enumerate(pieces, 1):
-        request = Encode(7, output_format, sample_rate_hz=rate_hz, last=number == len(pieces), **options)
+        first, last = number == 1, number == len(pieces)
+        request = Encode(7, output_format, sample_rate_hz=rate_hz, first=first, last=last, **options)
         encoded, sent = streams.encode(request, to_base64(piece))
         data.append(sent)
         duration_ms += encoded.duration_ms
@@ -177,7 +180,7 @@ def test_rate_that_changes(output_format: OutputFormat) -> None:
     streams = Streams()
     data = b""
     for rate_hz, last in ((22_050, False), (48_000, False), (22_050, True)):
-        request = Encode(1, output_format, sample_rate_hz=rate_hz, last=last)
+        request = Encode(1, output_format, sample_rate_hz=rate_hz, first=not data, last=last)
         encoded, sent = streams.encode(request, to_base64(tone(1.0, rate_hz=rate_hz)))
         assert encoded.duration_ms == pytest.approx(1_000)
         assert encoded.sample_rate_hz == (48_000 if output_format == "opus" else 22_050)
@@ -190,7 +193,7 @@ def test_rate_that_changes(output_format: OutputFormat) -> None:
 @pytest.mark.parametrize("tempo", [0.1, 0.25, 0.5, 0.8, 1.5, 2.0, 3.0, 10.0])
 def test_tempo(tempo: float) -> None:
     """Faster speech is shorter, not higher."""
-    clip = change_tempo(Clip(tone(4.0, rate_hz=22_050), 22_050), tempo)
+    clip = change_tempo(Clip(tone(4.0, rate_hz=22_050), 22_050), tempo, CpuLimit(60.0))
     assert len(clip.samples) / 22_050 == pytest.approx(4.0 / tempo, rel=0.02, abs=0.01)
     assert peak_hz(clip.samples, 22_050) == pytest.approx(440.0, abs=3.0)
     assert amplitude(clip.samples) == pytest.approx(0.5, rel=0.05)
@@ -219,7 +222,7 @@ def test_tempo_of_next_to_nothing() -> None:
 )
 def test_file_as_a_piece(payload: bytes, rate_hz: int) -> None:
     """A piece may be a file, told by its first bytes and kept at its own rate."""
-    encoded, data = Streams().encode(Encode(1, "pcm16", encoding="container", last=True), payload)
+    encoded, data = Streams().encode(Encode(1, "pcm16", encoding="container", first=True, last=True), payload)
     assert encoded.sample_rate_hz == rate_hz
     assert encoded.duration_ms == pytest.approx(2_000, abs=10)
     assert peak_hz(np.frombuffer(data, "<i2").astype(float), rate_hz) == pytest.approx(440.0, abs=1.0)
@@ -236,6 +239,9 @@ def test_file_as_a_piece(payload: bytes, rate_hz: int) -> None:
         (to_base64(tone(0.1)), {"sample_rate_hz": 0}, "0 samples a second"),
         (to_base64(tone(0.1)), {"sample_rate_hz": 192_001}, "192001 samples a second"),
         (to_base64(silence(601.0, 1_000)), {"sample_rate_hz": 1_000}, "longer than 600 s"),
+        (to_base64(silence(61.0, 1_000)), {"sample_rate_hz": 1_000, "tempo": 0.1}, "longer than 600 s"),
+        (wav(silence(601.0, 1_000), 1_000), {"encoding": "container"}, "longer than 600 s"),
+        (wav(silence(61.0, 1_000), 1_000), {"encoding": "container", "tempo": 0.1}, "longer than 600 s"),
         (b"<html>Internal Server Error</html>", {"encoding": "container"}, "no known kind of audio file"),
         (wav(tone(1.0))[:9_000], {"encoding": "container"}, "ends before its samples"),
         (wav(silence(0.0)), {"encoding": "container"}, "without samples"),
@@ -246,7 +252,7 @@ def test_bad_speech(payload: bytes, options: dict[str, Any], words: str) -> None
     """Speech that is none is the fault of who made it, and the stream goes on without it."""
     streams = Streams()
     good = Encode(1, "pcm16", sample_rate_hz=16_000)
-    streams.encode(good, to_base64(tone(0.1)))
+    streams.encode(msgspec.structs.replace(good, first=True), to_base64(tone(0.1)))
     with pytest.raises(BadGateway) as caught:
         streams.encode(Encode(1, "pcm16", **{"sample_rate_hz": 16_000, **options}), payload)
     assert words in caught.value.message
@@ -257,20 +263,40 @@ def test_bad_speech(payload: bytes, options: dict[str, Any], words: str) -> None
 def test_bad_wishes(options: dict[str, Any]) -> None:
     """A tempo or a rate out of range is refused."""
     with pytest.raises(InvalidRequest):
-        Streams().encode(Encode(1, "wav", sample_rate_hz=16_000, **options), to_base64(tone(0.1)))
+        Streams().encode(Encode(1, "wav", sample_rate_hz=16_000, first=True, **options), to_base64(tone(0.1)))
+
+
+@pytest.mark.parametrize("tempo", [1.0, 0.5])
+def test_too_much_work(monkeypatch: pytest.MonkeyPatch, tempo: float) -> None:
+    """A piece that takes too long, where others wait, is given up, and its stream with it: half of it is in there."""
+    streams = Streams()
+    piece = to_base64(tone(30.0))
+    request = Encode(1, "mp3", sample_rate_hz=16_000, tempo=tempo)
+    streams.encode(msgspec.structs.replace(request, first=True), piece)
+    monkeypatch.setattr(encode_module, "PIECE_CPU_LIMIT_S", 0.01)
+    with pytest.raises(BadGateway, match=r"more than 0.01 s of the processor's time"):
+        streams.encode(request, piece)
+
+
+def test_too_much_work_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that takes too long to read is the fault of who made it."""
+    monkeypatch.setattr(encode_module, "PIECE_CPU_LIMIT_S", 0.0)
+    with pytest.raises(BadGateway, match=r"more than 0 s of the processor's time"):
+        Streams().encode(Encode(1, "wav", encoding="container", first=True), wav(tone(1.0)))
 
 
 @pytest.mark.parametrize("output_format", FORMATS)
 def test_end_without_a_piece(output_format: OutputFormat) -> None:
     """A stream may end without a last piece, and without any; the whole is a file all the same."""
     streams = Streams()
-    _, first = streams.encode(Encode(1, output_format, sample_rate_hz=24_000), to_base64(tone(1.0, rate_hz=24_000)))
+    request = Encode(1, output_format, sample_rate_hz=24_000, first=True)
+    _, first = streams.encode(request, to_base64(tone(1.0, rate_hz=24_000)))
     encoded, rest = streams.encode(Encode(1, output_format, last=True), b"")
     assert encoded.duration_ms == 0
     heard = play(first + rest, output_format, encoded.sample_rate_hz)
     assert len(heard) / 16_000 == pytest.approx(1.0, abs=SLACK_S[output_format])
     assert len(streams) == 0
-    encoded, nothing = streams.encode(Encode(2, output_format, last=True), b"")
+    encoded, nothing = streams.encode(Encode(2, output_format, first=True, last=True), b"")
     assert encoded.duration_ms == 0
     assert len(play(nothing, output_format, encoded.sample_rate_hz)) == 0
 
@@ -282,28 +308,53 @@ def test_streams_do_not_mix() -> None:
     data = {1: b"", 2: b""}
     for last in (False, True):
         for stream, piece in pieces.items():
-            request = Encode(stream, "mp3", sample_rate_hz=16_000, last=last)
+            request = Encode(stream, "mp3", sample_rate_hz=16_000, first=not last, last=last)
             data[stream] += streams.encode(request, to_base64(piece))[1]
     assert peak_hz(play(data[1], "mp3", 16_000)) == pytest.approx(440.0, abs=1.0)
     assert peak_hz(play(data[2], "mp3", 16_000)) == pytest.approx(880.0, abs=1.0)
 
 
-def test_streams_that_are_never_ended() -> None:
-    """Streams that were dropped are gone, and of too many the one that was used least lately is forgotten."""
+@pytest.mark.parametrize("last", [False, True])
+def test_lost_stream(last: bool) -> None:
+    """A piece of a stream that is not there, or no longer, does not begin another file in its middle."""
     streams = Streams()
-    payload = to_base64(tone(0.01))
-
-    def is_new(stream: int) -> bool:
-        return streams.encode(Encode(stream, "wav", sample_rate_hz=16_000), payload)[1].startswith(b"RIFF")
-
-    assert is_new(1)
-    assert not is_new(1)
+    piece = to_base64(tone(0.01))
+    request = Encode(1, "wav", sample_rate_hz=16_000, last=last)
+    with pytest.raises(Unavailable, match=r"^The stream of speech was lost\.$"):
+        streams.encode(request, b"" if last else piece)
+    streams.encode(Encode(1, "wav", sample_rate_hz=16_000, first=True), piece)
     streams.drop(1)
     streams.drop(1)
-    assert is_new(1)
-    assert all(is_new(stream) for stream in range(2, STREAMS_LIMIT + 1))
-    assert not is_new(1)
-    assert is_new(STREAMS_LIMIT + 1)
-    assert len(streams) == STREAMS_LIMIT
-    assert not is_new(1)
-    assert is_new(2)
+    with pytest.raises(Unavailable):
+        streams.encode(request, b"" if last else piece)
+    assert len(streams) == 0
+
+
+def test_stream_that_begins_again() -> None:
+    """A first piece begins a new file, whatever had begun under its number."""
+    streams = Streams()
+    piece = to_base64(tone(0.01, rate_hz=8_000))
+    for rate_hz in (8_000, 16_000):
+        encoded, data = streams.encode(Encode(1, "wav", sample_rate_hz=rate_hz, first=True), piece)
+        assert data.startswith(b"RIFF")
+        assert encoded.sample_rate_hz == rate_hz
+    assert len(streams) == 1
+
+
+def test_too_many_streams() -> None:
+    """None that is being made gives way to one too many, which is refused until there is room."""
+    streams = Streams()
+    piece = to_base64(tone(0.01))
+
+    def feed(stream: int, *, first: bool) -> bytes:
+        return streams.encode(Encode(stream, "wav", sample_rate_hz=16_000, first=first), piece)[1]
+
+    for stream in range(STREAMS_LIMIT):
+        assert feed(stream, first=True)
+    with pytest.raises(Overloaded):
+        feed(STREAMS_LIMIT, first=True)
+    assert feed(1, first=True)
+    for stream in range(STREAMS_LIMIT):
+        assert feed(stream, first=False)
+    streams.drop(0)
+    assert feed(STREAMS_LIMIT, first=True)

@@ -19,6 +19,7 @@ import pytest
 
 from jarvis_core.codec import __main__ as child
 from jarvis_core.codec.clip import to_base64
+from jarvis_core.codec.encode import Streams
 from jarvis_core.codec.messages import (
     Answer,
     Checked,
@@ -124,7 +125,8 @@ async def test_nothing_said(workers: Workers) -> None:
         (DecodePcm("pcm16", 16_000), b"abc", "invalid_request", "audio: has 3 bytes"),
         (DecodePcm("f32", 999), bytes(4), "invalid_request", "999 samples a second"),
         (DecodePcm("f32", 16_000, limit_s=1.0), bytes(4 * 17_000 * 2), "too_large", "longer than 1 s"),
-        (Encode(1, "wav", sample_rate_hz=16_000), b"nonsense!", "bad_gateway", "base64"),
+        (Encode(1, "wav", sample_rate_hz=16_000, first=True), b"nonsense!", "bad_gateway", "base64"),
+        (Encode(1, "wav", sample_rate_hz=16_000), to_base64(tone(0.1)), "unavailable", "was lost"),
     ],
 )
 async def test_complaints(workers: Workers, request_: Request, payload: bytes, code: str, words: str) -> None:
@@ -139,15 +141,18 @@ async def test_complaints(workers: Workers, request_: Request, payload: bytes, c
 
 async def test_stream_of_speech(workers: Workers) -> None:
     """Pieces make a file across requests, until the stream is dropped."""
+    begin = Encode(5, "wav", sample_rate_hz=24_000, first=True)
     request = Encode(5, "wav", sample_rate_hz=24_000)
     piece = to_base64(tone(0.5, rate_hz=24_000))
-    answer, first = await ask(workers, request, piece)
+    answer, first = await ask(workers, begin, piece)
     assert answer == Encoded(500.0, 24_000)
     _, second = await ask(workers, request, piece)
     assert first[0][:4] == b"RIFF"
     assert first[0][44:] == second[0]
     assert await ask(workers, DropStream(5)) == (Encoded(0.0, 0), [])
-    _, again = await ask(workers, request, piece)
+    answer, _ = await ask(workers, request, piece)
+    assert isinstance(answer, Failed)
+    _, again = await ask(workers, begin, piece)
     assert again == first
 
 
@@ -258,17 +263,40 @@ def test_unknown_request(capsys: pytest.CaptureFixture[str]) -> None:
     assert "codec: " in capsys.readouterr().err
 
 
-def test_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A request for which there is not enough memory is too large."""
+@pytest.mark.parametrize(
+    ("request_", "code"),
+    [
+        (DecodeUpload(""), "too_large"),
+        (DecodePcm("f32", 16_000), "too_large"),
+        (Encode(1, "wav", first=True), "bad_gateway"),
+    ],
+)
+def test_no_memory(monkeypatch: pytest.MonkeyPatch, request_: Request, code: str) -> None:
+    """A client's request for which there is not enough memory is too large; of speech the neighbour made too much."""
+    (header,) = without_memory(monkeypatch).handle([encoder.encode(request_), b""])
+    answer = answer_decoder.decode(header)
+    assert isinstance(answer, Failed)
+    assert answer.code == code
+
+
+def test_no_memory_to_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An audio engine's answer for which there is not enough memory is unusable, and no call fails because of it."""
+    (header,) = without_memory(monkeypatch).handle([encoder.encode(CheckEnhanced(1)), b""])
+    answer = answer_decoder.decode(header)
+    assert isinstance(answer, Checked)
+    assert "memory" in answer.complaint
+
+
+def without_memory(monkeypatch: pytest.MonkeyPatch) -> child.Codec:
+    """Return a codec that has none left for anything."""
 
     def fail(*_: object, **__: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(child, "decode_audio", fail)
-    (header,) = child.Codec().handle([encoder.encode(DecodeUpload("")), b""])
-    answer = answer_decoder.decode(header)
-    assert isinstance(answer, Failed)
-    assert answer.code == "too_large"
+    for name in ("decode_audio", "read_headerless", "check_enhanced"):
+        monkeypatch.setattr(child, name, fail)
+    monkeypatch.setattr(Streams, "encode", fail)
+    return child.Codec()
 
 
 async def test_limits(workers: Workers) -> None:

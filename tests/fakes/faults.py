@@ -30,6 +30,8 @@ FaultKind = Literal[
     "null",
     "list",
     "wrong_shape",
+    "nested",
+    "raw",
     "wrong_type",
     "truncated",
     "short_body",
@@ -49,6 +51,8 @@ FaultKind = Literal[
 ``html``         a page of HTML
 ``nonsense``     labelled JSON, but is not
 ``null``, ``list``, ``wrong_shape``  JSON, but not the struct
+``nested``       JSON with more lists inside one another than a decoder follows, in a field that nobody knows
+``raw``          ``body``, labelled JSON
 ``wrong_type``   bytes labelled application/octet-stream
 ``truncated``    the normal answer cut in half, as a complete HTTP message
 ``short_body``   the normal answer cut in half, under the Content-Length of the whole
@@ -75,6 +79,8 @@ class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The message of an error; empty is one that fits the status."""
     content_type: str = ""
     """Overrides the label of an answer that is made up here."""
+    body: bytes = b""
+    """For ``raw``."""
     size_bytes: int = 32 * 1024 * 1024
     """For ``huge_line``."""
 
@@ -102,6 +108,9 @@ async def forever() -> None:
     await asyncio.Event().wait()
 
 
+NESTED = 100_000
+"""Lists inside one another."""
+
 _MADE_UP: dict[str, tuple[str, bytes]] = {
     "empty": ("application/json", b""),
     "html": ("text/html; charset=utf-8", b"<!doctype html><html><title>Error</title><h1>Nothing to see</h1></html>"),
@@ -109,6 +118,8 @@ _MADE_UP: dict[str, tuple[str, bytes]] = {
     "null": ("application/json", b"null"),
     "list": ("application/json", b"[]"),
     "wrong_shape": ("application/json", b'{"unexpected": true}'),
+    "nested": ("application/json", b'{"unexpected": ' + b"[" * NESTED + b"]" * NESTED + b"}"),
+    "raw": ("application/json", b""),
     "wrong_type": ("application/octet-stream", b"\x00\x01\x02\x03binary"),
 }
 
@@ -119,7 +130,7 @@ async def misbehave(fault: Fault, request: web.Request, handler: Handler, *, reu
     if kind in _MADE_UP:
         content_type, body = _MADE_UP[kind]
         content_type = fault.content_type or content_type
-        return web.Response(status=fault.status or 200, body=body, headers={"Content-Type": content_type})
+        return web.Response(status=fault.status or 200, body=fault.body or body, headers={"Content-Type": content_type})
     if kind == "hang":
         await forever()
     if kind in {"close", "reset"} or (kind == "close_reused" and reused):

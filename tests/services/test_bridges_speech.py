@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -104,6 +105,31 @@ async def test_failed_transcription(bridges: FakeBridges, speech: BridgesSpeech,
     assert transport.health.state == "degraded"
 
 
+def segment_at(start: str, end: str = "1") -> Fault:
+    """Return an answer with a segment from *start* to *end*, in seconds as JSON has them."""
+    return Fault(
+        "raw", body=b'{"text":"oui","segments":[{"start":%s,"end":%s,"text":"oui"}]}' % (start.encode(), end.encode())
+    )
+
+
+@pytest.mark.parametrize("time", ["1e306", "-1e306", "1e999", "1000001", "1" + "0" * 400, "null"])
+async def test_times_that_are_none(
+    bridges: FakeBridges, speech: BridgesSpeech, transport: Transport, time: str
+) -> None:
+    """A segment at a time that no clip has is nonsense."""
+    for fault in (segment_at(time), segment_at("0", time)):
+        bridges.mode = BridgesMode(faults={STT: fault})
+        with pytest.raises(BadGateway):
+            await speech.transcribe(AUDIO, "fr", ANN)
+        assert state_of(transport) == "degraded"
+
+
+async def test_time_a_little_early(bridges: FakeBridges, speech: BridgesSpeech) -> None:
+    """A segment that begins just before its clip is taken: whoever uses it knows the clip's length."""
+    bridges.mode = BridgesMode(faults={STT: segment_at("-0.02", "2")})
+    assert (await speech.transcribe(AUDIO, "fr", ANN)).segments == [Segment(-20, 2_000, "oui")]
+
+
 # Speaking
 
 
@@ -146,6 +172,38 @@ async def test_failed_speech(bridges: FakeBridges, speech: BridgesSpeech, transp
     with pytest.raises(BadGateway):
         await speech.synthesize("Bonjour.", None, 1, ANN)
     assert transport.health.state == "degraded"
+
+
+@pytest.mark.parametrize("rate", ["1" + "0" * 30, "1" + "0" * 400, "1e30", "1000001", "0", "-22050", "22050.5", "null"])
+async def test_rate_that_is_none(bridges: FakeBridges, speech: BridgesSpeech, transport: Transport, rate: str) -> None:
+    """A rate that no sound has is nonsense."""
+    bridges.mode = BridgesMode(
+        faults={TTS: Fault("raw", body=b'{"audio_data":"AAAA","sample_rate":%s}' % rate.encode())}
+    )
+    with pytest.raises(BadGateway):
+        await speech.synthesize("Bonjour.", None, 1, ANN)
+    assert state_of(transport) == "degraded"
+
+
+@pytest.mark.parametrize("rate", ["22050", "22050.0", "2.205e4"])
+async def test_rate_in_any_notation(bridges: FakeBridges, speech: BridgesSpeech, rate: str) -> None:
+    """A whole number is one, however it is written."""
+    bridges.mode = BridgesMode(
+        faults={TTS: Fault("raw", body=b'{"audio_data":"AAAA","sample_rate":%s}' % rate.encode())}
+    )
+    spoken = await speech.synthesize("Bonjour.", None, 1, ANN)
+    assert spoken == SpokenAudio(b"AAAA", "base64", 22_050, "")
+    assert isinstance(spoken.sample_rate_hz, int)
+
+
+@pytest.mark.parametrize(
+    ("told", "voice"), [("x" * 1_000_000, "x" * 100), ("Zo\u00eb\r\nX-Evil: 1\0", "ZoëX-Evil: 1"), ("\n", "")]
+)
+async def test_name_of_a_voice(bridges: FakeBridges, speech: BridgesSpeech, told: str, voice: str) -> None:
+    """Of a name for who spoke a hundred characters are told on, and none that cannot be shown."""
+    body = json.dumps({"audio_data": "AAAA", "sample_rate": 22_050, "voice": told}).encode()
+    bridges.mode = BridgesMode(faults={TTS: Fault("raw", body=body)})
+    assert (await speech.synthesize("Bonjour.", None, 1, ANN)).voice == voice
 
 
 @pytest.mark.parametrize("container", ["wav", "mp3"])
@@ -242,7 +300,7 @@ async def call(speech: BridgesSpeech, path: str) -> object:
 
 
 GARBLED: tuple[FaultKind, ...] = (
-    "nonsense", "empty", "null", "list", "wrong_shape", "truncated", "garbage", "redirect",
+    "nonsense", "empty", "null", "list", "wrong_shape", "nested", "truncated", "garbage", "redirect",
 )  # fmt: skip
 BROKEN: tuple[FaultKind, ...] = ("close", "reset", "short_body")
 TROUBLE: list[tuple[Fault, type[RequestError]]] = [

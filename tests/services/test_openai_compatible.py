@@ -14,7 +14,7 @@ from jarvis_core.models import Caller, Finish, Prompt, Utterance
 from jarvis_core.services.openai_compatible import OpenAiModel
 from jarvis_core.services.transport import Refused, Transport
 from jarvis_core.settings import Llm, Neighbours, Secret
-from tests.fakes.faults import Fault, FaultKind
+from tests.fakes.faults import NESTED, Fault, FaultKind
 from tests.fakes.openai_compatible import FakeModelServer, ModelServerMode
 
 API_KEY = "sk-local"
@@ -277,6 +277,16 @@ async def test_streamed_nonsense(server: FakeModelServer, model: OpenAiModel, ki
     """A stream without any event of the contract is a BadGateway."""
     server.mode = ModelServerMode(faults={"/": Fault(kind, content_type="text/event-stream")})
     await fails(model, BadGateway)
+
+
+async def test_nested_too_deeply(server: FakeModelServer, transport: Transport, model: OpenAiModel) -> None:
+    """JSON that no decoder follows to its bottom is a BadGateway, in a chunk and in the list of models."""
+    nested = b"[" * NESTED + b"]" * NESTED
+    event = b'data: {"choices": [], "unexpected": %s}\n\n' % nested
+    server.mode = ModelServerMode(faults={"/": Fault("raw", body=event, content_type="text/event-stream")})
+    await fails(model, BadGateway)
+    server.mode = ModelServerMode(faults={MODELS: Fault("nested")})
+    await fails(make_model(transport, name=None), BadGateway)
 
 
 @pytest.mark.parametrize(

@@ -203,7 +203,7 @@ async def test_text_is_not_held_back(bridges: FakeBridges, model: BridgesModel) 
 
 
 @pytest.mark.parametrize(
-    "kind", ["empty", "html", "nonsense", "null", "list", "wrong_shape", "wrong_type", "garbage", "redirect"]
+    "kind", ["empty", "html", "nonsense", "null", "list", "wrong_shape", "nested", "wrong_type", "garbage", "redirect"]
 )
 async def test_nonsense(bridges: FakeBridges, model: BridgesModel, kind: FaultKind) -> None:
     """What is not the contract is a BadGateway."""

@@ -12,10 +12,13 @@ from typing import Any
 import msgspec
 import pytest
 
+from jarvis_core import log
 from jarvis_core.errors import BadGateway, DeadlineExceeded, RateLimited, RequestError, Unavailable
+from jarvis_core.services import transport as transport_module
 from jarvis_core.services.python_bridges import probe
 from jarvis_core.services.transport import (
     RATE_LIMIT_RETRY_AFTER_S,
+    RETRY_AFTER_LIMIT_S,
     RETRY_AFTER_S,
     Answer,
     Refused,
@@ -151,6 +154,37 @@ async def test_retry_after(bridges: FakeBridges, transport: Transport) -> None:
         assert (await failing(transport, RateLimited, post=True)).retry_after_s == expected
     bridges.mode = mode(status=503)
     assert (await failing(transport, Unavailable, post=True)).retry_after_s == RETRY_AFTER_S
+
+
+@pytest.mark.parametrize(
+    ("retry_after_s", "expected"), [(86_400, RETRY_AFTER_LIMIT_S), (10**4_299 - 1, RETRY_AFTER_LIMIT_S), (0, 0)]
+)
+async def test_retry_after_that_nobody_waits_for(
+    bridges: FakeBridges, transport: Transport, retry_after_s: int, expected: int
+) -> None:
+    """However long a neighbour says, it is an hour at most; a number that is too long to be one is none the less."""
+    bridges.mode = mode(status=429, retry_after_s=retry_after_s)
+    assert (await failing(transport, RateLimited, post=True)).retry_after_s == expected
+
+
+async def test_refusals_are_seldom_logged(
+    bridges: FakeBridges, transport: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a neighbour's refusals one a minute is logged for each status, with how many were not."""
+    logged: list[tuple[int, int]] = []
+    monkeypatch.setattr(
+        transport_module.logger,
+        "warning",
+        lambda _event, *, status=0, held_back=0, **_: logged.append((status, held_back)),
+    )
+    for _ in range(3):
+        for status in (429, 400):
+            bridges.mode = mode(status=status)
+            await failing(transport, RequestError, post=True)
+    assert logged == [(429, 0), (400, 0)]
+    monkeypatch.setattr(log, "SELDOM_S", 0.0)
+    await failing(transport, RequestError, post=True)
+    assert logged[2:] == [(400, 2)]
 
 
 @pytest.mark.parametrize("post", [False, True])

@@ -31,7 +31,7 @@ class Room(Transcriber):
         finally:
             self.held_bytes -= length_bytes
 
-    def expect(self) -> None:
+    def expect(self, *, upload: bool = False) -> None:
         """Take note that audio is on its way."""
         self.expected += 1
 
