@@ -62,14 +62,16 @@ class Embeddings:
 
     async def embed(self, request: web.Request) -> web.Response:
         """Answer the vector of one text."""
+        engine = self._present()
         asked = await read(request, _one_decoder, BODY_LIMIT_BYTES)
-        (one,) = await self._vectors([asked.text], asked.input_type)
+        (one,) = await _vectors(engine, [asked.text], asked.input_type)
         return answer(one)
 
     async def embed_batch(self, request: web.Request) -> web.Response:
         """Answer the vectors of several texts."""
+        engine = self._present()
         asked = await read(request, _batch_decoder, BODY_LIMIT_BYTES)
-        vectors = await self._vectors(asked.texts, asked.input_type) if asked.texts else []
+        vectors = await _vectors(engine, asked.texts, asked.input_type) if asked.texts else []
         return answer({"embeddings": vectors, "count": len(vectors)})
 
     async def close(self) -> None:
@@ -77,11 +79,15 @@ class Embeddings:
         if self._engine is not None:
             await self._engine.close()
 
-    async def _vectors(self, texts: list[str], input_type: str) -> list[dict[str, object]]:
+    def _present(self) -> Engine[e5.Embedded]:
         if self._engine is None:
             raise absent("embeddings")
-        embedded, vectors = await self._engine.ask(e5.Embed(texts, input_type == "query"), timeout_s=EMBED_LIMIT_S)
-        return [
-            {"text": text, "vector": base64.b64encode(vector).decode("ascii"), "dimension": embedded.dimension}
-            for text, vector in zip(texts, vectors, strict=True)
-        ]
+        return self._engine
+
+
+async def _vectors(engine: Engine[e5.Embedded], texts: list[str], input_type: str) -> list[dict[str, object]]:
+    embedded, vectors = await engine.ask(e5.Embed(texts, input_type == "query"), timeout_s=EMBED_LIMIT_S)
+    return [
+        {"text": text, "vector": base64.b64encode(vector).decode("ascii"), "dimension": embedded.dimension}
+        for text, vector in zip(texts, vectors, strict=True)
+    ]

@@ -78,7 +78,6 @@ class Reader:
     def __init__(self, vocabulary: dict[str, int]) -> None:
         from kokoro_onnx.tokenizer import Tokenizer
 
-        logging.disable(logging.WARNING)  # the phonemizer counts words, and wonders
         # Makes eSpeak's library known to the phonemizer, too.
         self._tokenizer: Any = Tokenizer(vocab=vocabulary)
         self._phonemizers: dict[str, Any] = {}
@@ -170,4 +169,5 @@ def handle(message: Message, options: Options) -> Answer:
 
 
 if __name__ == "__main__":
+    logging.disable(logging.WARNING)  # the phonemizer counts words, and wonders
     run(handle)
