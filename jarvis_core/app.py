@@ -22,11 +22,14 @@ from jarvis_core.handlers import openapi
 from jarvis_core.handlers.call import Call, Reply
 from jarvis_core.handlers.chat import ChatHandlers
 from jarvis_core.handlers.health import HealthHandlers
+from jarvis_core.handlers.memory import MemoryHandlers
 from jarvis_core.handlers.realtime import Realtime
 from jarvis_core.handlers.router import Route, Router
 from jarvis_core.handlers.voice import VoiceHandlers
 from jarvis_core.handlers.wire import (
+    AddMemory,
     ChangeConversation,
+    ChangeMemory,
     ChatReply,
     ChatRequest,
     ConversationBody,
@@ -36,11 +39,16 @@ from jarvis_core.handlers.wire import (
     HealthBody,
     HistoryPage,
     LanguageBody,
+    MemoryBody,
+    MemoryPage,
     NotReadyBody,
     ReadyBody,
     ResponseState,
+    SearchMemories,
+    SearchReply,
     ServiceState,
     ServiceStates,
+    StoredMemory,
     SynthesizeReply,
     SynthesizeRequest,
     TranscribeReply,
@@ -180,6 +188,7 @@ def routes_for(container: Container) -> list[Route]:
     chat = ChatHandlers(
         container.turns, container.conversations, body_limit_bytes=container.settings.server.body_limit_bytes
     )
+    memory = MemoryHandlers(container.memories, body_limit_bytes=container.settings.server.body_limit_bytes)
     voice = VoiceHandlers(
         container.transcriber,
         container.synthesizer,
@@ -220,6 +229,17 @@ def routes_for(container: Container) -> list[Route]:
               "Delete a conversation with its messages; a running turn is cancelled.", response=Deleted),
         Route("GET", "/api/chat/history/{id}", chat.history, "Messages of a conversation, oldest first.",
               response=HistoryPage, query=page),
+        Route("POST", "/api/memory/add", memory.add_memory, "Remember something; what says the same is one entry.",
+              request=AddMemory, response=StoredMemory),
+        Route("POST", "/api/memory/search", memory.search_memories, "What is remembered, by meaning and by words.",
+              request=SearchMemories, response=SearchReply),
+        Route("GET", "/api/memory/list", memory.list_memories, "All that is remembered, newest first.",
+              response=MemoryPage, query=page),
+        Route("GET", "/api/memory/entry/{id}", memory.memory, "One entry, also one that was superseded.",
+              response=MemoryBody),
+        Route("PATCH", "/api/memory/entry/{id}", memory.change_memory, "Change an entry's words or importance.",
+              request=ChangeMemory, response=MemoryBody),
+        Route("DELETE", "/api/memory/entry/{id}", memory.delete_memory, "Forget an entry.", response=Deleted),
         Route("POST", "/api/voice/transcribe", voice.transcribe, "What a recording says.",
               request=TranscribeRequest, response=TranscribeReply, uploads=UPLOADS,
               query=(("language", "string", "Where the body names none."),
@@ -245,8 +265,12 @@ def service_states(container: Container) -> ServiceStates:
 
     # The language model is the bridges' business for whoever looks at /health, also where another server does it.
     bridges = {state(name) for name in ("llm", "python_bridges") if name in container.neighbours}
+    database: ServiceState = "unavailable"
+    if container.pool.healthy:
+        # Without pgvector memories are found by their words only.
+        database = "healthy" if container.memories.semantic else "degraded"
     return ServiceStates(
-        database="healthy" if container.pool.healthy else "unavailable",
+        database=database,
         python_bridges=next((one for one in WORST_FIRST if one in bridges), "disabled"),
         audio_engine=state("audio_engine"),
         cache="disabled",

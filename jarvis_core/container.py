@@ -15,11 +15,13 @@ from jarvis_core.codec.client import Codec
 from jarvis_core.conversation import Conversations
 from jarvis_core.credentials import Credentials
 from jarvis_core.errors import StartError, Unavailable
+from jarvis_core.memory import Memories
 from jarvis_core.metrics import Metrics
-from jarvis_core.models import LanguageModel
+from jarvis_core.models import Embedder, LanguageModel
 from jarvis_core.services import python_bridges
 from jarvis_core.services.audio_engine import AudioEngine
 from jarvis_core.services.bridges_speech import BridgesSpeech
+from jarvis_core.services.embeddings import BridgesEmbedder, OpenAiEmbedder
 from jarvis_core.services.no_speech import NoSpeech
 from jarvis_core.services.openai_compatible import OpenAiModel
 from jarvis_core.services.python_bridges import BridgesModel
@@ -28,6 +30,7 @@ from jarvis_core.services.transport import Transport
 from jarvis_core.settings import Database, Settings
 from jarvis_core.speech import Synthesizer, Transcriber, Voices
 from jarvis_core.store.conversations import ConversationStore
+from jarvis_core.store.memories import MemoryStore
 from jarvis_core.store.migrations import migrate
 from jarvis_core.store.pool import Pool
 from jarvis_core.store.turns import TurnStore
@@ -53,6 +56,7 @@ class Container:
         pool: Pool,
         turns: Turns,
         conversations: Conversations,
+        memories: Memories,
         transcriber: Transcriber,
         synthesizer: Synthesizer,
         voices: Voices,
@@ -65,6 +69,7 @@ class Container:
         self.pool = pool
         self.turns = turns
         self.conversations = conversations
+        self.memories = memories
         self.transcriber = transcriber
         self.synthesizer = synthesizer
         self.voices = voices
@@ -95,12 +100,21 @@ async def open_container(settings: Settings) -> AsyncIterator[Container]:
             ("python_bridges", settings.neighbours.python_bridges_url),
             ("audio_engine", settings.neighbours.audio_engine_url),
             ("llm", settings.llm.url),
+            ("embeddings", settings.memory.embeddings_url),
         ):
             if url is not None:
                 neighbours[name] = Transport(name, url, settings.neighbours)
                 stack.push_async_callback(_quietly, name, neighbours[name].close)
         mint = TokenMint(settings.auth.jwt_secret) if settings.auth.jwt_secret is not None else None
-        turns = Turns(turn_store, _language_model(settings, neighbours, mint), settings.llm)
+        memory_store = MemoryStore(pool)
+        await memory_store.prepare()
+        memories = Memories(
+            memory_store,
+            _embedder(settings, neighbours, mint),
+            settings.memory,
+            open_s=settings.neighbours.breaker_open_s,
+        )
+        turns = Turns(turn_store, _language_model(settings, neighbours, mint), settings.llm, memories)
         codec = Codec(limit=max(1, min(CODEC_PROCESSES_LIMIT, len(os.sched_getaffinity(0)))))
         stack.push_async_callback(_quietly, "the audio codec", codec.close)
         bridges = neighbours.get("python_bridges")
@@ -119,6 +133,7 @@ async def open_container(settings: Settings) -> AsyncIterator[Container]:
             pool=pool,
             turns=turns,
             conversations=Conversations(ConversationStore(pool), turns),
+            memories=memories,
             transcriber=Transcriber(codec, speech, engine, settings.speech),
             synthesizer=Synthesizer(codec, speech, voices),
             voices=voices,
@@ -128,8 +143,8 @@ async def open_container(settings: Settings) -> AsyncIterator[Container]:
             credentials=Credentials(settings.auth),
         )
         _describe(container)
-        housekeeping = asyncio.get_running_loop().create_task(_keep_house(container, turn_store))
-        stack.push_async_callback(_cancel, housekeeping)
+        for work in (_keep_house(container, turn_store), memories.keep_embedded(), memories.keep_indexed()):
+            stack.push_async_callback(_cancel, asyncio.get_running_loop().create_task(work))
         try:
             yield container
         finally:
@@ -143,6 +158,14 @@ def _language_model(settings: Settings, neighbours: dict[str, Transport], mint: 
     if "python_bridges" in neighbours:
         return BridgesModel(neighbours["python_bridges"], settings.llm, mint)
     raise StartError("PYTHON_BRIDGES_URL or LLM_URL: no language model was given, and none was started")
+
+
+def _embedder(settings: Settings, neighbours: dict[str, Transport], mint: TokenMint | None) -> Embedder | None:
+    if "embeddings" in neighbours:
+        return OpenAiEmbedder(neighbours["embeddings"], settings.neighbours, settings.memory)
+    if "python_bridges" in neighbours:
+        return BridgesEmbedder(neighbours["python_bridges"], settings.neighbours, mint)
+    return None
 
 
 async def _open_database(settings: Database, conninfo: str) -> Pool:

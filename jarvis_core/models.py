@@ -81,6 +81,22 @@ class TurnRecord(Struct, frozen=True):
     """For a person, where the turn failed."""
 
 
+class Memory(Struct, frozen=True):
+    """A stored entry."""
+
+    id: str
+    content: str
+    importance: float
+    created_at: datetime
+    updated_at: datetime
+    """Of the last change, or of the last time that somebody said the same again."""
+    source: str | None
+    embedded: bool
+    """Whether it has a vector, of whatever model."""
+    superseded_by: str | None = None
+    """The id of the entry that replaced it; such an entry is only fetched by its own id."""
+
+
 class IdempotencyKey(Struct, frozen=True):
     """A caller's own name for a request, so that a retry is known as one."""
 
@@ -203,6 +219,31 @@ class TextToSpeech(Protocol):
 
     async def fetch_voices(self, caller: Caller) -> list[Voice]:
         """Return the voices that there are; raises as ``synthesize`` does."""
+        ...
+
+
+InputType = Literal["query", "passage"]
+"""Embedding models may treat questions and stored texts differently."""
+
+
+class Embedding(Struct, frozen=True):
+    """A text as a vector."""
+
+    model: str
+    """Whose it is; vectors of different models cannot be compared."""
+    vector: tuple[float, ...]
+    """Finite, and not all zero; its length is the model's dimension."""
+
+
+class Embedder(Protocol):
+    """What turns texts into vectors: an adapter under ``services/``."""
+
+    async def embed(self, texts: list[str], input_type: InputType, caller: Caller) -> list[Embedding]:
+        """
+        Return the vector of each text (1..10,000 characters).
+
+        Raises ``Unavailable``, ``BadGateway``, ``DeadlineExceeded`` or ``RateLimited``.
+        """
         ...
 
 

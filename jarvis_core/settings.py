@@ -140,6 +140,28 @@ class Speech(Struct, frozen=True, forbid_unknown_fields=True):
     """Most bytes of recorded audio that are worked on at a time; more is refused as overload."""
 
 
+class Memory(Struct, frozen=True, forbid_unknown_fields=True):
+    """What the assistant knows about its users."""
+
+    embeddings_url: Annotated[str | None, Meta(extra={"env": "EMBEDDINGS_URL"})] = None
+    """Base URL of an OpenAI-compatible server, with its ``/v1``; unset: the bridges."""
+    embeddings_model: Annotated[str, Meta(min_length=1, extra={"env": "EMBEDDINGS_MODEL"})] = "multilingual-e5-small"
+    """What that server calls the model."""
+    embeddings_api_key: Annotated[Secret | None, Meta(extra={"env": "EMBEDDINGS_API_KEY"})] = None
+    merge_threshold: Annotated[float, Meta(ge=0, le=1, extra={"env": "MEMORY_MERGE_THRESHOLD"})] = 0.97
+    """Cosine above which two entries may be the same fact; 1 merges the same words only."""
+    recall_limit: Annotated[int, Meta(ge=0, le=50, extra={"env": "MEMORY_RECALL_LIMIT"})] = 8
+    """Most memories in a prompt; 0 is none."""
+    recall_chars: Annotated[int, Meta(ge=0, le=5_000, extra={"env": "MEMORY_RECALL_CHARS"})] = 1_500
+    """Most characters of memories in a prompt."""
+    recall_threshold: Annotated[float, Meta(ge=0, le=1, extra={"env": "MEMORY_RECALL_THRESHOLD"})] = 0.35
+    """Score below which a memory is not worth its place in a prompt."""
+    recall_timeout_s: Annotated[Seconds, Meta(extra={"env": "MEMORY_RECALL_TIMEOUT_S"})] = 0.5
+    """Longest that a turn waits for memories, in seconds."""
+    due_interval_s: Annotated[Seconds, Meta(extra={"env": "MEMORY_DUE_INTERVAL_S"})] = 60.0
+    """How often entries without a vector are looked for, in seconds."""
+
+
 class Auth(Struct, frozen=True, forbid_unknown_fields=True):
     """Who may come in; with neither set the server is open and every caller is the user ``local``."""
 
@@ -179,6 +201,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     neighbours: Neighbours = Neighbours()
     llm: Llm = Llm()
     speech: Speech = Speech()
+    memory: Memory = Memory()
     auth: Auth = Auth()
     local: Local = Local()
 
@@ -266,6 +289,7 @@ def _check(settings: Settings) -> None:
         ("PYTHON_BRIDGES_URL", settings.neighbours.python_bridges_url),
         ("AUDIO_ENGINE_URL", settings.neighbours.audio_engine_url),
         ("LLM_URL", settings.llm.url),
+        ("EMBEDDINGS_URL", settings.memory.embeddings_url),
     ):
         if url is not None:
             _check_url(name, url)

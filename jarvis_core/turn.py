@@ -19,6 +19,7 @@ from msgspec import Struct
 
 from jarvis_core import log
 from jarvis_core.errors import BadGateway, DeadlineExceeded, RequestError, Unavailable
+from jarvis_core.memory import NOTHING_RECALLED, Memories, Recalled
 from jarvis_core.models import Caller, Finish, IdempotencyKey, LanguageModel, Prompt, Status, Utterance, new_id
 from jarvis_core.settings import Llm
 from jarvis_core.store.turns import Beginning, TurnStore
@@ -47,6 +48,8 @@ PATIENT_ATTEMPTS = 3
 """After so many failed attempts readers are told that the end could not be stored yet."""
 TITLE_CHARS = 80
 RETRY_AFTER_S = 5
+SYSTEM_LIMIT_CHARS = 5_000
+"""Of the system prompt with what is remembered: the bridges' limit."""
 
 
 class Ask(Struct, frozen=True):
@@ -83,9 +86,10 @@ class Turns:
     Owns a task for each running turn; ``close`` ends them all.
     """
 
-    def __init__(self, store: TurnStore, model: LanguageModel, settings: Llm) -> None:
+    def __init__(self, store: TurnStore, model: LanguageModel, settings: Llm, memories: Memories | None = None) -> None:
         self._store = store
         self._model = model
+        self._memories = memories
         self._settings = settings
         self._running: dict[str, _Production] = {}
         self._ended: OrderedDict[str, Turn] = OrderedDict()
@@ -145,10 +149,21 @@ class Turns:
             message_is_stored=ask.stored_message_id is not None,
             key=key,
         )
-        begun = await self._store.begin(beginning)
-        if isinstance(begun, str):
-            return await self._join(ask, caller, beginning, begun)
-        return self._run(turn, ask, begun)
+        # Both wait for the database: at the same time they take no longer than one.
+        recalling = asyncio.get_running_loop().create_task(self._recall(ask, caller))
+        try:
+            begun = await self._store.begin(beginning)
+            if isinstance(begun, str):
+                return await self._join(ask, caller, beginning, begun)
+            return self._run(turn, ask, begun, await recalling)
+        finally:
+            recalling.cancel()
+
+    async def _recall(self, ask: Ask, caller: Caller) -> Recalled:
+        if self._memories is None or not ask.use_memory:
+            return NOTHING_RECALLED
+        system = self._settings.system_prompt if ask.system_prompt is None else ask.system_prompt
+        return await self._memories.recall(caller, ask.content, room_chars=SYSTEM_LIMIT_CHARS - len(system) - 2)
 
     async def _join(self, ask: Ask, caller: Caller, beginning: Beginning, turn_id: str) -> Turn:
         """Return the turn that an earlier request with the same key began, run again if it came to nothing."""
@@ -166,11 +181,13 @@ class Turns:
             return turn
         fresh = Turn(caller, turn.conversation_id, turn.id, turn.user_message_id)
         fresh.keep_running = True
-        return self._run(fresh, ask, history)
+        return self._run(fresh, ask, history, await self._recall(ask, caller))
 
-    def _run(self, turn: Turn, ask: Ask, history: list[Utterance]) -> Turn:
+    def _run(self, turn: Turn, ask: Ask, history: list[Utterance], recalled: Recalled) -> Turn:
+        system = self._settings.system_prompt if ask.system_prompt is None else ask.system_prompt
+        turn.memories = recalled.ids
         prompt = Prompt(
-            system=self._settings.system_prompt if ask.system_prompt is None else ask.system_prompt,
+            system="\n\n".join(part for part in (system, recalled.text) if part),
             history=history,
             content=ask.content,
             temperature=self._settings.temperature if ask.temperature is None else ask.temperature,
@@ -364,6 +381,7 @@ class Turns:
                 content=turn.text(),
                 tokens=turn.tokens,
                 model=turn.model,
+                memories=turn.memories,
                 error=None if error is None else error.message,
             )
         except RequestError as exc:

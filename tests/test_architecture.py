@@ -35,7 +35,7 @@ LAYERS = (
     ("turn", "turn_log", "conversation", "memory", "speech", "narration"),
     ("services", "store", "cache", "local", "codec"),
     ("credentials", "metrics", "sentences", "workers"),
-    ("models", "errors", "settings", "log", "process"),
+    ("models", "errors", "settings", "log", "process", "folding"),
 )
 """From the top down. A module imports from its own package and from what lies lower, never across or up."""
 
@@ -423,6 +423,7 @@ async def application(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[app_modu
         settings=settings, credentials=Credentials(settings.auth), metrics=Metrics(), draining=False, neighbours={},
         pool=SimpleNamespace(healthy=True), turns=SimpleNamespace(running=0), conversations=SimpleNamespace(),
         transcriber=SimpleNamespace(), synthesizer=SimpleNamespace(), voices=SimpleNamespace(), codec=SimpleNamespace(),
+        memories=SimpleNamespace(semantic=True),
     )  # fmt: skip
 
     @asynccontextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 from datetime import UTC, datetime
 
@@ -11,6 +10,7 @@ import msgspec
 from jarvis_core.conversation import Conversations
 from jarvis_core.errors import InvalidRequest
 from jarvis_core.handlers.call import Call, Reply, boolean_field, integer_field, text_field
+from jarvis_core.handlers.cursor import encoded, position, time_and_id
 from jarvis_core.handlers.stream import send_events, wait_for_end
 from jarvis_core.handlers.wire import (
     ChangeConversation,
@@ -20,7 +20,7 @@ from jarvis_core.handlers.wire import (
     Deleted,
     ResponseState,
 )
-from jarvis_core.models import Conversation, IdempotencyKey, Status, is_id
+from jarvis_core.models import IdempotencyKey, Status
 from jarvis_core.turn import Ask, Turns
 from jarvis_core.turn_log import Turn
 
@@ -92,11 +92,11 @@ class ChatHandlers:
         page, more = await self._conversations.fetch_page(
             call.caller.user_id,
             limit=limit,
-            after=_time_and_id(query["cursor"]) if query.get("cursor") else None,
+            after=time_and_id(query["cursor"]) if query.get("cursor") else None,
             query=sought,
             archived=boolean_field(query, "archived"),
         )
-        cursor = _cursor(page[-1]) if more else None
+        cursor = encoded(f"{page[-1].updated_at.isoformat()} {page[-1].id}") if more else None
         return Reply(_encoder.encode({"conversations": page, "next_cursor": cursor}))
 
     async def create_conversation(self, call: Call) -> Reply:
@@ -128,13 +128,13 @@ class ChatHandlers:
         """Answer ``GET /api/chat/history/{id}``."""
         query = call.query()
         limit = integer_field(query, "limit", DEFAULT_LIMIT, 1, HIGHEST_LIMIT)
-        messages, position = await self._conversations.fetch_history(
+        messages, last = await self._conversations.fetch_history(
             call.caller.user_id,
             call.variable,
             limit=limit,
-            after=_position(query["cursor"]) if query.get("cursor") else 0,
+            after=position(query["cursor"]) if query.get("cursor") else 0,
         )
-        cursor = None if position is None else _encoded(str(position))
+        cursor = None if last is None else encoded(str(last))
         return Reply(_encoder.encode({"conversation_id": call.variable, "messages": messages, "next_cursor": cursor}))
 
 
@@ -184,40 +184,3 @@ def _of_turn(turn: Turn) -> Exception:
         return AssertionError("a failed turn has an error")
     error.details = {**(error.details or {}), "conversation_id": turn.conversation_id, "response_id": turn.id}
     return error
-
-
-def _encoded(text: str) -> str:
-    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
-
-
-def _decoded(cursor: str) -> str:
-    try:
-        return base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode()
-    except ValueError as exc:
-        raise _bad_cursor() from exc
-
-
-def _cursor(conversation: Conversation) -> str:
-    return _encoded(f"{conversation.updated_at.isoformat()} {conversation.id}")
-
-
-def _time_and_id(cursor: str) -> tuple[datetime, str]:
-    time, _, conversation_id = _decoded(cursor).partition(" ")
-    try:
-        moment = datetime.fromisoformat(time)
-    except ValueError as exc:
-        raise _bad_cursor() from exc
-    if moment.tzinfo is None or not is_id(conversation_id):
-        raise _bad_cursor()
-    return moment, conversation_id
-
-
-def _position(cursor: str) -> int:
-    text = _decoded(cursor)
-    if not (text.isascii() and text.isdigit() and len(text) <= 18):
-        raise _bad_cursor()
-    return int(text)
-
-
-def _bad_cursor() -> InvalidRequest:
-    return InvalidRequest.field("query.cursor", "is not a cursor of this list")

@@ -13,6 +13,9 @@ Temperature = Annotated[float, Meta(ge=0, le=2)]
 MaxTokens = Annotated[int, Meta(ge=1, le=32_000)]
 Title = Annotated[str, Meta(min_length=1, max_length=200)]
 
+MemoryContent = Annotated[str, Meta(min_length=1, max_length=50_000, description="What is to be remembered.")]
+Importance = Annotated[float, Meta(ge=0, le=1)]
+
 ServiceState = Literal["healthy", "degraded", "unavailable", "disabled"]
 
 
@@ -230,3 +233,83 @@ class LanguageBody(Struct, frozen=True):
 
     code: str
     name: str
+
+
+class AddMemory(Struct, frozen=True):
+    """Something to remember."""
+
+    content: MemoryContent
+    importance: Importance | None = None
+    """0.5 where it is not said."""
+    source: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
+    """Where it comes from."""
+    supersedes: str | None = None
+    """The entry that it replaces: that one is kept for the record, and no longer found."""
+
+
+class MemoryBody(Struct, frozen=True):
+    """Something that is remembered."""
+
+    id: str
+    content: str
+    importance: float
+    created_at: datetime
+    updated_at: datetime
+    source: str | None
+
+
+class StoredMemory(MemoryBody, frozen=True):
+    """What became of an entry."""
+
+    embedded: bool
+    """Whether it is found by its meaning already."""
+    merged: bool
+    """Whether it says what an entry said before; that one is shown."""
+
+
+class SearchMemories(Struct, frozen=True):
+    """A question."""
+
+    query: Annotated[str, Meta(min_length=1, max_length=1_000)]
+    limit: Annotated[int, Meta(ge=1, le=100)] = 10
+
+
+class Why(Struct, frozen=True):
+    """What speaks for an entry, each 0..1."""
+
+    semantic: float
+    lexical: float
+    importance: float
+    recency: float
+
+
+class FoundMemory(MemoryBody, frozen=True):
+    """An entry that was found."""
+
+    score: Annotated[float, Meta(ge=0, le=1)]
+    why: Why
+
+
+class SearchReply(Struct, frozen=True):
+    """Entries, the best first."""
+
+    results: list[FoundMemory]
+    total: int
+    """How many came into question."""
+    mode: Literal["hybrid", "lexical"]
+    """``lexical`` while meanings cannot be compared."""
+
+
+class MemoryPage(Struct, frozen=True):
+    """Entries, the newest first."""
+
+    memories: list[MemoryBody]
+    total: int
+    next_cursor: str | None
+
+
+class ChangeMemory(Struct, frozen=True):
+    """What to change; absent fields stay."""
+
+    content: MemoryContent | UnsetType = UNSET
+    importance: Importance | UnsetType = UNSET

@@ -156,3 +156,53 @@ class ProcessAnswer(Struct):
     """``POST /process`` of the audio engine; ``frames`` and ``latency_ms`` are not used."""
 
     audio_data: str
+
+
+class EmbedRequest(Struct, omit_defaults=True):
+    """``POST /api/embeddings/embed`` of the bridges; ``input_type`` is ours, which the reference ignores."""
+
+    text: str
+    """1..10,000 code points."""
+    input_type: Literal["query", "passage"] | UnsetType = UNSET
+
+
+class EmbedBatchRequest(Struct, omit_defaults=True):
+    """``POST /api/embeddings/embed-batch`` of the bridges."""
+
+    texts: list[str]
+    input_type: Literal["query", "passage"] | UnsetType = UNSET
+
+
+class EmbedAnswer(Struct):
+    """A vector: base64 of float32 little-endian."""
+
+    vector: str
+    dimension: int
+
+
+class EmbedBatchAnswer(Struct):
+    """As many as there were texts."""
+
+    embeddings: list[EmbedAnswer]
+
+
+class EmbeddingsRequest(Struct):
+    """``POST /embeddings`` of an OpenAI-compatible server."""
+
+    model: str
+    input: list[str]
+    encoding_format: Literal["float"] = "float"
+
+
+class EmbeddingData(Struct):
+    """One vector; *index* says of which input."""
+
+    embedding: list[float]
+    index: int = 0
+
+
+class EmbeddingsAnswer(Struct):
+    """All of them, in any order."""
+
+    data: list[EmbeddingData]
+    model: str | None = None

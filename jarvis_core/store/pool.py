@@ -103,6 +103,30 @@ class Pool:
         async with self._lend() as connection:
             await connection.execute(statement, parameters)
 
+    async def fetch_in_one_trip(self, statements: Sequence[tuple[str, Parameters]]) -> list[list[TupleRow]]:
+        """
+        Run *statements* in one transaction and one round trip, and return the rows of each.
+
+        Each sees what those before it wrote, and what others had committed when it began.
+        """
+        async with self._lend() as connection:
+            # Without a sync between them they are one transaction:
+            # https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-FLOW-PIPELINING
+            async with connection.pipeline():
+                cursors = [await connection.execute(statement, parameters) for statement, parameters in statements]
+            return [await cursor.fetchall() if cursor.description else [] for cursor in cursors]
+
+    @asynccontextmanager
+    async def unhurried(self) -> AsyncIterator[psycopg.AsyncConnection[TupleRow]]:
+        """Lend a connection outside of any transaction, whose statements may take as long as they take."""
+        async with self._lend(unhurried=True) as connection:
+            await connection.execute("set statement_timeout = 0")
+            try:
+                yield connection
+            finally:
+                if not connection.closed:
+                    await connection.execute(f"set statement_timeout = {round(self._timeout_s * 1_000)}")
+
     @asynccontextmanager
     async def transaction(self, *, unhurried: bool = False) -> AsyncIterator[psycopg.AsyncConnection[TupleRow]]:
         """

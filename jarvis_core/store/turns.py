@@ -6,6 +6,7 @@ That only one turn runs in a conversation is held by a unique index, whichever p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -97,7 +98,7 @@ where turns.id = fresh.id and turns.status = 'running'
 END = """
 with t as (
     update turns set status = %(status)s, reason = %(reason)s, error = %(error)s, content = '', tokens = %(tokens)s,
-        model = %(model)s, ended_at = now()
+        model = %(model)s, memories = %(memories)s::uuid[], ended_at = now()
     where id = %(turn)s and status = 'running' returning id, conversation_id, ended_at
 ), m as (
     insert into messages (id, conversation_id, role, content, tokens, model, status)
@@ -227,6 +228,7 @@ class TurnStore:
         content: str,
         tokens: int,
         model: str,
+        memories: Sequence[str] = (),
         error: str | None = None,
     ) -> datetime | None:
         """
@@ -244,6 +246,7 @@ class TurnStore:
                 "content": content,
                 "tokens": tokens,
                 "model": model,
+                "memories": list(memories),
                 "keep": bool(content) or status is Status.COMPLETED,
             },
         )

@@ -44,6 +44,11 @@ class ModelServerMode(StreamMode, frozen=True, kw_only=True):
     """400 ``exceed_context_size_error`` when the messages have more words than that."""
     dimension: int = 384
     """Of the vectors."""
+    vectors: Literal["words", "zero", "huge", "null", "base64", "missing", "reversed", "no_index"] = "words"
+    """
+    Good ones, or: all zeros, whose squares overflow, of nulls (what NaN is in JSON), packed although floats were asked
+    for, one fewer than there are texts, the last text's first, without ``index``.
+    """
 
 
 _ERROR_TYPES = {
@@ -138,12 +143,17 @@ class FakeModelServer(FakeServer[ModelServerMode]):
         texts = [given] if isinstance(given, str) else given
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise Refusal(400, "'input' must be a string or a list of strings")
-        packed = body.get("encoding_format") == "base64"
+        mode = self.mode.vectors
+        packed = body.get("encoding_format") == "base64" or mode == "base64"
         data: list[dict[str, object]] = []
         for index, text in enumerate(texts):
             vector = embed(text, self.mode.dimension)
-            values = encode_base64(vector) if packed else memoryview(vector).cast("f").tolist()
-            data.append({"object": "embedding", "index": index, "embedding": values})
+            values: object = encode_base64(vector) if packed else memoryview(vector).cast("f").tolist()
+            if mode in ("zero", "huge", "null"):
+                values = [{"zero": 0, "huge": 1.3e154, "null": None}[mode]] * self.mode.dimension
+            place = {} if mode == "no_index" else {"index": index}
+            data.append({"object": "embedding", **place, "embedding": values})
+        data = data[:-1] if mode == "missing" else data[::-1] if mode == "reversed" else data
         tokens = sum(len(split_words(text)) for text in texts)
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         return json_response({"object": "list", "model": body.get("model"), "data": data, "usage": usage})

@@ -7,6 +7,7 @@ limit of bodies; ``enhanced`` asks one that has an audio engine, where the test 
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import tempfile
 import time
@@ -38,6 +39,16 @@ STRICT = {
     "TTS_TIMEOUT_S": "0.7",
     "RUST_LOG": "info",
 }
+
+
+PATIENT = {
+    "JWT_SECRET": SECRET,
+    "EMBEDDINGS_TIMEOUT_S": "1",
+    "BREAKER_OPEN_S": "0.1",
+    "MEMORY_RECALL_TIMEOUT_S": "1",
+    "MEMORY_DUE_INTERVAL_S": "0.1",
+}
+"""Embeddings that failed are soon asked again."""
 
 
 @contextmanager
@@ -160,6 +171,39 @@ async def as_user(strict_server: tuple[Server, int], strict_bridges: FakeBridges
     yield make
     for api in made:
         await api.session.close()
+
+
+@pytest.fixture(scope="session")
+def memory_server(postgres_conninfo: str) -> Iterator[tuple[Server, int]]:
+    """Run the server for the tests of memory, which soon tries again what failed."""
+    with serving(postgres_conninfo, "handlers_memory", **PATIENT) as running:
+        yield running
+
+
+@pytest.fixture
+async def embeddings(memory_server: tuple[Server, int]) -> AsyncIterator[FakeBridges]:
+    """Run the neighbour of that server."""
+    async with FakeBridges(SECRET, mode=BridgesMode(shape="ndjson"), port=memory_server[1]) as bridges:
+        yield bridges
+
+
+@pytest.fixture
+async def ann(memory_server: tuple[Server, int], embeddings: FakeBridges) -> AsyncIterator[Api]:
+    """Ask that server as somebody who has never told it anything; its embeddings are well."""
+    async with Api(memory_server[0].url, token=make_token(f"ann-{time.monotonic_ns()}")) as ann:
+        async with asyncio.timeout(10):
+            # The test before may have taken them away.
+            while (await ann.post("/api/memory/search", {"query": "x"})).json["mode"] != "hybrid":  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        embeddings.forget()
+        yield ann
+
+
+@pytest.fixture
+async def bob(memory_server: tuple[Server, int], embeddings: FakeBridges) -> AsyncIterator[Api]:
+    """Ask as somebody else."""
+    async with Api(memory_server[0].url, token=make_token(f"bob-{time.monotonic_ns()}")) as bob:
+        yield bob
 
 
 def make_token(

@@ -51,6 +51,9 @@ async def test_document_has_every_route_of_the_contract(api: Api) -> None:
         ("DELETE", f"/api/chat/conversation/{UNKNOWN}"), ("GET", f"/api/chat/history/{UNKNOWN}"),
         ("POST", "/api/voice/transcribe"), ("POST", "/api/voice/synthesize"),
         ("GET", "/api/voice/voices"), ("GET", "/api/voice/languages"),
+        ("POST", "/api/memory/add"), ("POST", "/api/memory/search"), ("GET", "/api/memory/list"),
+        ("GET", f"/api/memory/entry/{UNKNOWN}"), ("PATCH", f"/api/memory/entry/{UNKNOWN}"),
+        ("DELETE", f"/api/memory/entry/{UNKNOWN}"),
     } <= set(await routes(api))  # fmt: skip
 
 
@@ -123,7 +126,7 @@ async def test_unknown_id(api: Api) -> None:
     for method, path in await routes(api):
         if UNKNOWN in path:
             for value in (UNKNOWN, "x", "%00", UNKNOWN + "0", "é" * 20):
-                body = {"title": "x"} if method == "PATCH" else None
+                body = {"title": "x", "content": "x"} if method == "PATCH" else None
                 assert (await api.ask(method, path.replace(UNKNOWN, value), body)).error == (404, "not_found")
 
 

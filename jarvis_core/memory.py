@@ -1,0 +1,337 @@
+"""
+Memory: what users told the assistant to keep, found again by meaning and by words.
+
+No language model is asked on the way in, only an embedding model, and nothing waits for that for long: an entry is
+stored without its vector where that cannot be had, is found by its words, and gets the vector later. The same goes for
+entries whose vector is of a model that is no longer used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import statistics
+from datetime import datetime
+from typing import Literal
+
+from msgspec import Struct
+
+from jarvis_core import log
+from jarvis_core.errors import BadGateway, DeadlineExceeded, NotFound, RequestError, Unavailable
+from jarvis_core.folding import fingerprint, terms_of
+from jarvis_core.models import Caller, Embedder, Embedding, InputType, Memory, new_id
+from jarvis_core.settings import Memory as MemorySettings
+from jarvis_core.store.memories import CLAIM_S, Found, MemoryStore, NewMemory
+
+logger = log.get(__name__)
+
+EMBEDDED_CHARS = 10_000
+"""More of an entry is not embedded: the bridges' limit, and far more than the models read."""
+DUE_BATCH = 16
+DUE_INTERVAL_S = 2.0
+"""Between two batches: the bridges take 30 calls a minute. Shorter where ``due_interval_s`` is."""
+DUE_PAUSE_S = 30.0
+"""After a failure; shorter where ``due_interval_s`` is."""
+INDEX_INTERVAL_S = 300.0
+"""How often it is looked whether an owner has so many vectors that an index is due."""
+NOBODY = Caller("local", "local")
+"""In whose name the model is asked about itself."""
+UNRELATED = (
+    ("Quelle est ma couleur préférée ?", "The boiler was serviced in March by the plumber."),
+    ("When does the train leave?", "Elle est allergique aux cacahuètes."),
+    ("Comment s'appelle le chat des voisins ?", "The spare key is under the third flower pot."),
+    ("What should I buy for dinner?", "Son numéro de passeport se termine par 42."),
+    ("Où ai-je garé la voiture ?", "My brother studied law in Lyon."),
+    ("Which doctor did we see last year?", "Le mot de passe du wifi est sur le frigo."),
+    ("Quand est son anniversaire ?", "The garden needs water twice a week in summer."),
+    ("How tall is the tower?", "Il préfère le thé au café le matin."),
+)
+"""Questions and statements that have nothing to do with one another; any with any."""
+RECALL_HEAD = "What you remember of what the user told you before:\n"
+
+
+class Stored(Struct, frozen=True):
+    """What became of an entry that was to be added."""
+
+    memory: Memory
+    merged: bool
+    """Whether it is one that was there before."""
+
+
+class Results(Struct, frozen=True):
+    """What was found, the best first."""
+
+    results: list[Found]
+    total: int
+    """How many entries were candidates."""
+    mode: Literal["hybrid", "lexical"]
+
+
+class Recalled(Struct, frozen=True):
+    """What goes into a prompt."""
+
+    ids: list[str]
+    text: str
+    """Empty where nothing was found."""
+
+
+NOTHING_RECALLED = Recalled([], "")
+
+
+class Memories:
+    """The memories of all users; every call is scoped to one of them, and raises ``NotFound`` for another's."""
+
+    def __init__(
+        self, store: MemoryStore, embedder: Embedder | None, settings: MemorySettings, *, open_s: float = 10.0
+    ) -> None:
+        self._store = store
+        self._embedder = embedder
+        self._settings = settings
+        self._open_s = open_s
+        """How long embeddings that kept somebody waiting in vain are left alone by those who cannot wait."""
+        self._closed_until = 0.0
+        """Until when they are not asked for, because they were away or late."""
+        self._slow_until = 0.0
+        """Until when turns do not ask for them, because they were too slow for a turn."""
+        self._model: tuple[str, int] | None = None
+        """(name, dimension) of the model whose vectors came last; None until one came."""
+        self._measured: tuple[str, int] | None = None
+        """The one whose baseline was measured."""
+        self._work = asyncio.Event()
+
+    @property
+    def semantic(self) -> bool:
+        """Whether the database can compare meanings."""
+        return self._store.vectors_available
+
+    async def add(
+        self,
+        caller: Caller,
+        content: str,
+        *,
+        importance: float | None = None,
+        source: str | None = None,
+        supersedes: str | None = None,
+    ) -> Stored:
+        """
+        Keep *content*, or find that it is kept already.
+
+        Raises ``NotFound`` where *supersedes* is no entry of the caller's, ``Unavailable`` without a database.
+        """
+        embedding = await self._embed(content, "passage", caller, timeout_s=None)
+        entry = NewMemory(
+            id=new_id(),
+            content=content,
+            importance=importance,
+            source=source,
+            supersedes=supersedes,
+            terms=terms_of(content),
+            fingerprint=fingerprint(content),
+        )
+        memory, merged = await self._store.add(
+            caller.user_id, entry, embedding, near_threshold=self._settings.merge_threshold
+        )
+        if embedding is None:
+            self._work.set()
+        return Stored(memory, merged)
+
+    async def search(self, caller: Caller, query: str, *, limit: int) -> Results:
+        """Return the best entries for *query* with what speaks for each."""
+        embedding = await self._embed(query, "query", caller, timeout_s=None)
+        found, total = await self._store.search(caller.user_id, terms_of(query), embedding, limit=limit)
+        return Results(found, total, "lexical" if embedding is None or not self._store.vectors_available else "hybrid")
+
+    async def recall(self, caller: Caller, question: str, *, room_chars: int) -> Recalled:
+        """
+        Return what is worth knowing for an answer to *question*, at most *room_chars* of it.
+
+        Never raises for what is away, and waits no longer than ``recall_timeout_s``: an answer without memories is
+        better than none.
+        """
+        room = min(room_chars, self._settings.recall_chars) - len(RECALL_HEAD)
+        if not self._settings.recall_limit or room <= 0:
+            return NOTHING_RECALLED
+        try:
+            async with asyncio.timeout(self._settings.recall_timeout_s):
+                embedding = await self._embed(question, "query", caller, timeout_s=self._settings.recall_timeout_s / 2)
+                found, _ = await self._store.search(
+                    caller.user_id, terms_of(question), embedding, limit=self._settings.recall_limit
+                )
+        except (TimeoutError, RequestError) as exc:
+            logger.warning("a turn begins without memories", error=type(exc).__name__)
+            return NOTHING_RECALLED
+        except Exception:
+            # The turn is in the store by now: whatever goes wrong here, it has to run.
+            logger.exception("a turn begins without memories through a defect")
+            return NOTHING_RECALLED
+        ids: list[str] = []
+        lines: list[str] = []
+        for one in found:
+            line = f"- {' '.join(one.memory.content.split())}\n"
+            if one.score < self._settings.recall_threshold:
+                break
+            if len(line) <= room:
+                room -= len(line)
+                ids.append(one.memory.id)
+                lines.append(line)
+        return Recalled(ids, RECALL_HEAD + "".join(lines) if lines else "")
+
+    async def fetch_page(
+        self, owner: str, *, limit: int, after: tuple[datetime, str] | None
+    ) -> tuple[list[Memory], bool, int]:
+        """Return at most *limit* entries, the newest first, whether there are more, and how many there are in all."""
+        page, total = await self._store.fetch_page(owner, limit=limit + 1, after=after)
+        return page[:limit], len(page) > limit, total
+
+    async def fetch(self, owner: str, memory_id: str) -> Memory:
+        """Return one entry."""
+        return await self._store.fetch(owner, memory_id)
+
+    async def change(self, caller: Caller, memory_id: str, *, content: str | None, importance: float | None) -> Memory:
+        """Change what is not None; new words get a new vector."""
+        if content is None:
+            return await self._store.change(caller.user_id, memory_id, importance=importance)
+        embedding = await self._embed(content, "passage", caller, timeout_s=None)
+        changed = await self._store.change(
+            caller.user_id,
+            memory_id,
+            content=content,
+            importance=importance,
+            terms=terms_of(content),
+            fingerprint=fingerprint(content),
+            embedding=embedding,
+        )
+        if embedding is None:
+            self._work.set()
+        return changed
+
+    async def delete(self, owner: str, memory_id: str) -> None:
+        """Remove an entry for good."""
+        await self._store.delete(owner, memory_id)
+
+    async def keep_embedded(self) -> None:
+        """Give entries without a vector of today's model one, as long as it takes; for a task of its own."""
+        if self._embedder is None or not self._store.vectors_available:
+            return
+        interval_s, pause_s = (min(wait_s, self._settings.due_interval_s) for wait_s in (DUE_INTERVAL_S, DUE_PAUSE_S))
+        while True:
+            try:
+                done = await self._embed_due(self._embedder)
+            except RequestError as exc:
+                logger.info("entries wait for their vectors", error=str(exc))
+                await asyncio.sleep(pause_s)
+                continue
+            except Exception:
+                logger.exception("entries were not embedded through a defect")
+                await asyncio.sleep(pause_s)
+                continue
+            if done:
+                await asyncio.sleep(interval_s)
+                continue
+            self._work.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.due_interval_s):
+                    await self._work.wait()
+
+    async def keep_indexed(self) -> None:
+        """Make and drop the vectors' indexes as they are due; for a task of its own."""
+        while self._store.vectors_available:
+            try:
+                await self._store.tend_indexes()
+            except RequestError as exc:
+                logger.info("indexes were not looked after", error=str(exc))
+            except Exception:
+                logger.exception("indexes were not looked after through a defect")
+            await asyncio.sleep(INDEX_INTERVAL_S)
+
+    async def _embed_due(self, embedder: Embedder) -> int:
+        if self._model is None or self._measured != self._model:
+            await self._measure(embedder)
+        assert self._model is not None  # noqa: S101 - it has just been measured
+        name, dimension = self._model
+        claim_s = min(CLAIM_S, self._settings.due_interval_s)
+        due = await self._store.due(name, DUE_BATCH, dimension=dimension, claim_s=claim_s)
+        by_owner: dict[str, list[tuple[str, str]]] = {}
+        for memory_id, owner, content in due:
+            by_owner.setdefault(owner, []).append((memory_id, content))
+        for owner, entries in by_owner.items():
+            try:
+                await self._embed_entries(embedder, owner, entries)
+            except BadGateway:
+                # One text may be what the model refuses, such as one that is too long for it: the others are not to wait.
+                if not await self._embed_one_by_one(embedder, owner, entries):
+                    raise
+        return len(due)
+
+    async def _embed_one_by_one(self, embedder: Embedder, owner: str, entries: list[tuple[str, str]]) -> int:
+        done = 0
+        for entry in entries if len(entries) > 1 else ():
+            with contextlib.suppress(BadGateway):
+                await self._embed_entries(embedder, owner, [entry])
+                done += 1
+        return done
+
+    async def _embed_entries(self, embedder: Embedder, owner: str, entries: list[tuple[str, str]]) -> None:
+        texts = [content[:EMBEDDED_CHARS] for _, content in entries]
+        embeddings = await embedder.embed(texts, "passage", Caller(owner, owner))
+        self._note(embeddings[0])
+        for (memory_id, content), embedding in zip(entries, embeddings, strict=True):
+            with contextlib.suppress(NotFound):  # it was deleted meanwhile
+                await self._store.store_vector(
+                    owner, memory_id, embedding, content=content, near_threshold=self._settings.merge_threshold
+                )
+
+    async def _measure(self, embedder: Embedder) -> None:
+        """Learn which model there is, and how near to it is what has nothing to do with one another."""
+        questions = await embedder.embed([question for question, _ in UNRELATED], "query", NOBODY)
+        statements = await embedder.embed([statement for _, statement in UNRELATED], "passage", NOBODY)
+        name, dimension = _model_of(questions[0])
+        if any(_model_of(one) != (name, dimension) for one in (*questions, *statements)):
+            raise BadGateway("The model of the embeddings changed meanwhile.")
+        self._note(questions[0])
+        cosines = [_cosine(one.vector, other.vector) for one in questions for other in statements]
+        await self._store.set_baseline(name, dimension, statistics.fmean(cosines), statistics.pstdev(cosines))
+        self._measured = name, dimension
+
+    async def _embed(
+        self, text: str, input_type: InputType, caller: Caller, *, timeout_s: float | None
+    ) -> Embedding | None:
+        """Return the vector of *text*; None where it cannot be had, or not within *timeout_s* seconds."""
+        loop = asyncio.get_running_loop()
+        if self._embedder is None or not self._store.vectors_available:
+            return None
+        if loop.time() < (self._closed_until if timeout_s is None else max(self._closed_until, self._slow_until)):
+            return None
+        try:
+            async with asyncio.timeout(timeout_s):
+                (embedding,) = await self._embedder.embed([text[:EMBEDDED_CHARS]], input_type, caller)
+        except TimeoutError:
+            logger.info("embeddings are too slow for a turn", waited_s=timeout_s)
+            self._slow_until = loop.time() + self._open_s
+            return None
+        except (Unavailable, DeadlineExceeded):
+            # Whoever asked waited in vain. Other failures come at once, and are of this text or this caller.
+            self._closed_until = loop.time() + self._open_s
+            return None
+        except RequestError as exc:
+            logger.warning("a text is not embedded", error=str(exc))
+            return None
+        self._note(embedding)
+        return embedding
+
+    def _note(self, embedding: Embedding) -> None:
+        model = _model_of(embedding)
+        if model != self._model:
+            self._model = model
+            self._work.set()
+
+
+def _model_of(embedding: Embedding) -> tuple[str, int]:
+    return embedding.model, len(embedding.vector)
+
+
+def _cosine(one: tuple[float, ...], other: tuple[float, ...]) -> float:
+    # Each divided by its length first: products of large values would be infinite.
+    length, other_length = math.hypot(*one), math.hypot(*other)
+    return math.fsum((a / length) * (b / other_length) for a, b in zip(one, other, strict=True))

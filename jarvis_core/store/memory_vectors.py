@@ -1,0 +1,275 @@
+"""
+Vectors of memories: where pgvector is there, and the indexes of those who have many.
+
+Each large owner has an index of its own for each model, made at run time. One index over everybody would have to be
+read until enough of the owner's own were found, ten times as far for an owner of a tenth; it would be ten times as long
+in the making; and those with few entries, who are most, would pay for it without using it: theirs are compared one by one.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import suppress
+
+import psycopg
+from psycopg.rows import TupleRow
+
+from jarvis_core import log
+from jarvis_core.models import Embedding
+from jarvis_core.store.memory_words import OWNER_KEY, UNPOST
+from jarvis_core.store.pool import Pool
+
+logger = log.get(__name__)
+
+INDEX_FROM = 5_000
+"""An owner of so many vectors gets an index; comparing that many one by one takes as long as searching it (perf/memory.py)."""
+DIMENSION_LIMIT = 16_000
+INDEX_DIMENSION_LIMIT = 4_000
+"""Both of ``halfvec``: https://github.com/pgvector/pgvector#half-precision-vectors."""
+MAINTENANCE_MEMORY = "256MB"
+"""An index that does not fit is built many times slower; 100,000 vectors of 384 dimensions take 120 MB."""
+EF_CONSTRUCTION = 128
+"""Twice pgvector's default: the making takes twice as long (55 s for 100,000), and finds 2 % more of the nearest ten."""
+LOCK_KEY = 0x6A617276_6D65
+INDEX_PREFIX = "memory_vectors_near_"
+
+MAKE_EXTENSION = "create extension if not exists {}"
+# Of pgvector 0.7 or newer, and of pg_trgm, where this user's search_path finds them, whoever made them.
+AVAILABLE = "select to_regtype('halfvec') is not null, to_regprocedure('similarity(text, text)') is not null"
+NOT_TO_BE_HAD = (
+    psycopg.errors.InsufficientPrivilege,  # only an administrator may make the extension
+    psycopg.errors.FeatureNotSupported,  # it is not installed on the server
+    psycopg.errors.UndefinedFile,  # installed in part
+)
+
+# Half precision halves what is read; over 384 dimensions the products differ by 0.00005 (perf/memory.py). Rows are kept
+# whole up to a page: a vector out of line costs a second look-up.
+MAKE_TABLE = (
+    """
+create table if not exists memory_vectors (
+    memory    integer primary key references memories (seq) on delete cascade,
+    owner_key integer not null,
+    model_key integer not null,
+    embedding halfvec not null
+) with (toast_tuple_target = 8160)
+""",
+    "create index if not exists memory_vectors_of_owner on memory_vectors (model_key, owner_key, memory)",
+)
+
+MODEL_KEY = """
+with made as (
+    insert into memory_models (name, dimension) values (%(name)s, %(dimension)s) on conflict do nothing returning key
+)
+select key from made union all select key from memory_models where name = %(name)s and dimension = %(dimension)s
+"""
+SET_BASELINE = "update memory_models set mean = %s, spread = %s where key = %s"
+
+CLAIM = """
+with due as (
+    (select seq from memories where not embedded and superseded_by is null
+        and (claimed_until is null or claimed_until < now())
+     order by claimed_until nulls first, seq limit %(limit)s)
+    union all
+    (select m.seq from memory_models o join memory_vectors v on v.model_key = o.key join memories m on m.seq = v.memory
+     where %(model)s <> '' and (o.name <> %(model)s or o.dimension <> coalesce(%(dimension)s::integer, o.dimension))
+        and (m.claimed_until is null or m.claimed_until < now())
+     limit %(limit)s)
+    limit %(limit)s
+), mine as (
+    select seq from memories where seq in (select seq from due) and (claimed_until is null or claimed_until < now())
+    for update skip locked
+)
+update memories m set claimed_until = now() + make_interval(secs => %(claim_s)s)
+from mine join memories e using (seq) join memory_owners o on o.key = e.owner_key
+where m.seq = mine.seq
+returning m.id::text, o.owner, m.content
+"""
+
+# The older of two that say the same stands; what the other superseded was superseded by what stands.
+STORE_VECTOR = f"""
+with target as materialized (
+    select seq, id, owner_key, words, terms, importance, gist from memories
+    where owner_key = {OWNER_KEY} and id = %(id)s and fingerprint = %(fingerprint)s and superseded_by is null
+), twin as materialized (
+    select m.seq, m.id, m.owner_key, m.words, m.terms, m.importance
+    from target t join memories m on m.owner_key = t.owner_key and m.gist = t.gist and m.seq <> t.seq
+        and m.superseded_by is null
+    join memory_vectors v on v.memory = m.seq and v.model_key = %(model_key)s
+    where v.embedding <#> %(vector)s::halfvec <= - %(threshold)s::float8
+    order by m.seq limit 1
+), stands as materialized (
+    select seq, id from (select seq, id from target union all select seq, id from twin) one order by seq limit 1
+), lost as materialized (
+    select * from (
+        select seq, id, owner_key, words, terms, importance from target
+        union all select seq, id, owner_key, words, terms, importance from twin
+    ) one where seq <> (select seq from stands)
+), {UNPOST.format(target="lost")}, handed_on as (
+    update memories m set superseded_by = stands.id from lost, stands where m.superseded_by = lost.id
+), removed as (
+    delete from memories m using lost where m.seq = lost.seq
+), kept as (
+    update memories m set embedded = true, claimed_until = null,
+        importance = greatest(m.importance, (select importance from lost)),
+        updated_at = case when exists (select from lost) then clock_timestamp() else m.updated_at end
+    from stands where m.seq = stands.seq
+), vector as (
+    insert into memory_vectors as v (memory, owner_key, model_key, embedding)
+    select t.seq, t.owner_key, %(model_key)s, %(vector)s::halfvec from target t join stands using (seq)
+    on conflict (memory) do update set model_key = excluded.model_key, embedding = excluded.embedding
+)
+select id::text from stands
+"""
+
+LARGE = """
+select o.owner, o.key, m.key, m.dimension, c.vectors
+from memory_owners o cross join memory_models m cross join lateral (
+    select count(*) as vectors from (
+        select from memory_vectors v where v.model_key = m.key and v.owner_key = o.key limit %(index_from)s
+    ) one
+) c
+where o.entries >= %(index_from)s / 2 and m.dimension <= %(dimension_limit)s and c.vectors >= %(index_from)s / 2
+"""
+INDEXES = """
+select c.relname::text, i.indisvalid from pg_index i join pg_class c on c.oid = i.indexrelid
+where i.indrelid = 'memory_vectors'::regclass and starts_with(c.relname, %s)
+"""
+
+
+def literal(embedding: Embedding) -> str:
+    """
+    Return *embedding*, scaled to the length 1, as pgvector reads it.
+
+    Raises ``ValueError`` for one that has no direction (nothing in it, zeros, NaN, infinity) or too many dimensions.
+    """
+    length = math.hypot(*embedding.vector)
+    if not 0 < length < math.inf:
+        raise ValueError(f"a vector of {embedding.model} has the length {length}")
+    if len(embedding.vector) > DIMENSION_LIMIT:
+        raise ValueError(f"a vector of {embedding.model} has {len(embedding.vector)} dimensions")
+    # Divided, not multiplied by the inverse: that is infinite for the smallest lengths.
+    return "[" + ",".join([f"{value / length:.5g}" for value in embedding.vector]) + "]"
+
+
+class MemoryVectors:
+    """Which models, extensions and indexes there are; ``prepare`` it before use."""
+
+    def __init__(self, pool: Pool, *, index_from: int = INDEX_FROM) -> None:
+        self._pool = pool
+        self._index_from = index_from
+        self._models: dict[tuple[str, int], int] = {}
+        self._indexed: dict[tuple[str, int], int] = {}
+        self.available = False
+        """Whether there is semantic search: pgvector, new enough, and the table."""
+        self.likeness_available = False
+        """Whether misspelt words are found: pg_trgm."""
+
+    async def prepare(self) -> None:
+        """
+        Make the extensions and the table where that is allowed, and note what there is.
+
+        What a server does not have is done without. Raises ``Unavailable``.
+        """
+        for name in ("vector", "pg_trgm"):
+            with suppress(*NOT_TO_BE_HAD):
+                await self._make(MAKE_EXTENSION.format(name))
+        row = await self._pool.fetch_one(AVAILABLE)
+        self.available, self.likeness_available = row if row is not None else (False, False)
+        if self.available:
+            try:
+                await self._make(*MAKE_TABLE)
+            except NOT_TO_BE_HAD:
+                self.available = False
+        if self.available:
+            await self._note_indexes()
+        else:
+            logger.warning("there is no pgvector 0.7 or newer: memories are found by their words only")
+
+    async def _make(self, *statements: str) -> None:
+        # "if not exists" alone does not help two that make the same thing at the same time.
+        async with self._pool.transaction() as connection:
+            await connection.execute("select pg_advisory_xact_lock(%s)", (LOCK_KEY + 1,))
+            for statement in statements:
+                await connection.execute(statement)
+
+    async def model_key(self, embedding: Embedding) -> int:
+        """Return the key of the embedding's model and dimension; asks the database the first time."""
+        return await self._model_key(embedding.model, len(embedding.vector))
+
+    async def _model_key(self, name: str, dimension: int) -> int:
+        known = self._models.get((name, dimension))
+        if known is None:
+            row = None
+            while row is None:  # one that another process makes at this moment is seen by the next statement
+                row = await self._pool.fetch_one(MODEL_KEY, {"name": name, "dimension": dimension})
+            known = self._models[name, dimension] = int(row[0])
+        return known
+
+    async def set_baseline(self, model: str, dimension: int, mean: float, spread: float) -> None:
+        """Store how near a question and an unrelated text are on average by this model, and the standard deviation."""
+        await self._pool.execute(SET_BASELINE, (mean, spread, await self._model_key(model, dimension)))
+
+    def index_of(self, owner: str, model_key: int) -> int | None:
+        """Return the owner's key where there is an index of their vectors of the model."""
+        return self._indexed.get((owner, model_key))
+
+    async def tend_indexes(self) -> None:
+        """
+        Make the indexes that are due and drop those that no longer are, without holding anybody up.
+
+        One process at a time does this, which can take minutes; the others only note what there is.
+        """
+        if not self.available:
+            return
+        async with self._pool.unhurried() as connection:
+            cursor = await connection.execute("select pg_try_advisory_lock(%s)", (LOCK_KEY,))
+            row = await cursor.fetchone()
+            if row is not None and row[0]:
+                try:
+                    await connection.execute(
+                        "select set_config('maintenance_work_mem', %s, false)", (MAINTENANCE_MEMORY,)
+                    )
+                    await self._tend(connection)
+                finally:
+                    if not connection.closed:
+                        await connection.execute("select pg_advisory_unlock(%s)", (LOCK_KEY,))
+                        await connection.execute("reset maintenance_work_mem")
+        await self._note_indexes()
+
+    async def _tend(self, connection: psycopg.AsyncConnection[TupleRow]) -> None:
+        cursor = await connection.execute(LARGE, self._limits())
+        wanted = {
+            _index_name(model, owner): (model, owner, dimension, count)
+            for _, owner, model, dimension, count in await cursor.fetchall()
+        }
+        cursor = await connection.execute(INDEXES, (INDEX_PREFIX,))
+        there: dict[str, bool] = dict(await cursor.fetchall())
+        for name, valid in there.items():
+            if not valid or name not in wanted:
+                await connection.execute(f"drop index concurrently if exists {name}")
+                logger.info("an index of memories was dropped", index=name)
+        for name, (model, owner, dimension, count) in wanted.items():
+            if not there.get(name) and count >= self._index_from:
+                await connection.execute(
+                    f"create index concurrently {name} on memory_vectors"
+                    f" using hnsw ((embedding::halfvec({dimension:d})) halfvec_ip_ops)"
+                    f" with (ef_construction = {EF_CONSTRUCTION})"
+                    f" where model_key = {model:d} and owner_key = {owner:d}"
+                )
+                logger.info("an index of memories was made", index=name)
+
+    async def _note_indexes(self) -> None:
+        names = {name for name, valid in await self._pool.fetch_all(INDEXES, (INDEX_PREFIX,)) if valid}
+        large = await self._pool.fetch_all(LARGE, self._limits()) if names else []
+        self._indexed = {(owner, model): key for owner, key, model, *_ in large if _index_name(model, key) in names}
+
+    def _limits(self) -> dict[str, int]:
+        return {"index_from": self._index_from, "dimension_limit": INDEX_DIMENSION_LIMIT}
+
+
+def _index_name(model_key: int, owner_key: int) -> str:
+    return f"{INDEX_PREFIX}{model_key}_{owner_key}"
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".") if part.isdigit())
