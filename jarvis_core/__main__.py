@@ -92,10 +92,15 @@ def start_stand_ins(settings: Settings, stack: ExitStack) -> tuple[Settings, lis
         url = Secret(postgres.start())
         settings = msgspec.structs.replace(settings, database=msgspec.structs.replace(settings.database, url=url))
         remarks.append(f"embedded: PostgreSQL {postgres.version} in {directory} (yours by DATABASE_URL)")
-    if settings.neighbours.python_bridges_url is None and (settings.llm.url is None or settings.local.speech):
+    embedded = settings.neighbours.python_bridges_url is None
+    if embedded and (settings.llm.url is None or settings.local.speech):
         neighbours, more = start_engines(settings, directory / "models", stack)
         settings = msgspec.structs.replace(settings, neighbours=neighbours)
         remarks += more
+    if settings.llm.url is not None:
+        remarks.append(f"yours:    language model at {settings.llm.url}")
+    if settings.neighbours.python_bridges_url is None or (embedded and not settings.local.speech):
+        remarks.append("off:      speech (LOCAL_SPEECH=true, or PYTHON_BRIDGES_URL)")
     if settings.neighbours.audio_engine_url is None:
         remarks.append("missing:  audio engine (AUDIO_ENGINE_URL)")
     return settings, remarks
@@ -253,7 +258,8 @@ def announce(settings: Settings, remarks: list[str]) -> None:
     address = f"http://{shown}:{settings.server.port}"
     lines = [f"Jarvis Core {__version__} listens on {address}"]
     lines += [f"  {remark}" for remark in sorted(remarks, key=lambda remark: not remark.startswith("embedded"))]
-    if settings.auth.jwt_secret is None and settings.auth.api_keys is None:
+    credentials_are_open = settings.auth.jwt_secret is None and settings.auth.api_keys is None
+    if credentials_are_open:
         lines.append("  open:     no credentials are asked for (JWT_SECRET or API_KEYS change that)")
         if not is_loopback(host):
             log.get("jarvis_core").warning(
@@ -264,7 +270,10 @@ def announce(settings: Settings, remarks: list[str]) -> None:
     if settings.cache.redis_url is not None:
         log.get("jarvis_core").warning("REDIS_URL is set, but nothing is shared through it in this version")
     content = '{"content": "Bonjour Jarvis, qui es-tu ?"}'
-    lines.append(f"  try:      curl -s {address}/api/chat -H 'content-type: application/json' -d '{content}'")
+    credentials = "" if credentials_are_open else " -H 'authorization: Bearer …'"
+    lines.append(
+        f"  try:      curl -s {address}/api/chat -H 'content-type: application/json'{credentials} -d '{content}'"
+    )
     print("\n".join(lines), flush=True)
 
 

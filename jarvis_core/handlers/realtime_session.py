@@ -435,7 +435,10 @@ class Session:
             self._hearings = [task for task in self._hearings if task is not asyncio.current_task()]
             if not self._hearings and self._deferred is not None:
                 waiting, self._deferred = self._deferred, None
-                await self._respond_or_complain(waiting)
+                if failure is not None and self._pending is None:
+                    await self.complain(failure, waiting.event_id)
+                else:
+                    await self._respond_or_complain(waiting)
             elif heard is not None and heard.text and failure is None and config.audio.input.create_response:
                 await self._respond_or_complain(ResponseCreate())
 

@@ -16,7 +16,7 @@ talking.
 Beyond the contract a request to the language model may carry ``stream`` (the answer is ``application/x-ndjson``:
 ``{"text": …}`` lines, then one with ``"done": true`` and the counts, or one with ``error`` when the engine fails on the
 way) and ``messages`` (the conversation, its newest message last, in place of ``prompt``), and one for embeddings
-``input_type``. What the stand-in was started without answers 503. With ``--audio`` it stands in for the audio engine as
+``input_type``. What the stand-in was started without answers 501. With ``--audio`` it stands in for the audio engine as
 well (``audio.py``).
 """
 

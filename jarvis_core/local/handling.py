@@ -31,9 +31,9 @@ def answer(value: object, status: int = 200) -> web.Response:
     return web.Response(body=encode(value), status=status, content_type="application/json")
 
 
-def absent(what: str) -> web.HTTPServiceUnavailable:
-    """Return what to raise for an engine that the stand-in was started without."""
-    return web.HTTPServiceUnavailable(text=f"the local stand-in has no {what}")
+def absent(what: str) -> web.HTTPNotImplemented:
+    """Return what to raise for an engine that the stand-in was started without: waiting for it is of no use."""
+    return web.HTTPNotImplemented(text=f"the local stand-in has no {what}")
 
 
 async def read(request: web.Request, decoder: msgspec.json.Decoder[T], limit_bytes: int) -> T:

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import UNSET
 
 from jarvis_core import log
-from jarvis_core.errors import BadGateway
+from jarvis_core.errors import BadGateway, InvalidRequest
 from jarvis_core.models import Caller, Segment, SpokenAudio, Transcript, Voice
 from jarvis_core.services.contract import (
     FAILURE_MARK,
@@ -67,13 +67,18 @@ class BridgesSpeech:
         """Ask for the words, as ``SpeechToText`` has it."""
         # By hand: encoding megabytes of base64 once more would cost more than all the rest.
         tail = b"}" if language is None else b',"language":%s}' % _encoder.encode(language[:10])
-        answer = await self._transport.call(
-            "POST",
-            "/api/stt/transcribe",
-            body=b'{"audio_data":"%s"%s' % (audio, tail),
-            headers=self._headers(caller),
-            timeout_s=self._settings.stt_timeout_s,
-        )
+        try:
+            answer = await self._transport.call(
+                "POST",
+                "/api/stt/transcribe",
+                body=b'{"audio_data":"%s"%s' % (audio, tail),
+                headers=self._headers(caller),
+                timeout_s=self._settings.stt_timeout_s,
+            )
+        except Refused as exc:
+            if language is not None and exc.status == 400 and b"language" in exc.answer:
+                raise InvalidRequest.field("$.language", "is none that the speech model knows") from exc
+            raise
         heard = self._decode(_transcript_decoder, answer)
         if heard.text.startswith(FAILURE_MARK) and not heard.segments:
             raise self._failed("transcription", heard.text)

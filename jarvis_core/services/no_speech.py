@@ -28,7 +28,7 @@ class NoSpeech:
 
 def _nobody() -> Unavailable:
     return Unavailable(
-        "No speech service is configured; PYTHON_BRIDGES_URL names one.",
+        "No speech service is configured: PYTHON_BRIDGES_URL names one, LOCAL_SPEECH=true starts one.",
         details={"neighbour": "python_bridges"},
         retry_after_s=RETRY_AFTER_S,
     )

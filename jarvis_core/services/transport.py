@@ -6,7 +6,7 @@ One call and one stream to a neighbour: the only place where a foreign error bec
 | no connection, or it breaks before an answer | ``Unavailable`` |
 | no first byte, or no end, within the deadline | ``DeadlineExceeded`` |
 | 429 | ``RateLimited``: the neighbours count by the caller that we name |
-| 502, 503 | ``Unavailable`` |
+| 501, 502, 503 | ``Unavailable``; 501 says nothing against its health |
 | 504 | ``DeadlineExceeded`` |
 | any other status but 2xx, no HTTP, a body that is too long | ``BadGateway`` |
 
@@ -35,6 +35,8 @@ RETRY_AFTER_S = 5
 RATE_LIMIT_RETRY_AFTER_S = 30
 """The bridges' 429 carries no Retry-After; their windows are a minute long."""
 RETRY_AFTER_LIMIT_S = 3_600
+MISSING_RETRY_AFTER_S = 60
+"""What a neighbour was started without, the next one may have."""
 BODY_LIMIT_BYTES = 32 << 20
 ERROR_LIMIT_BYTES = 4_096
 END_TIMEOUT_S = 0.05
@@ -303,6 +305,11 @@ class Transport:
                 f"{self.name} takes no more requests for now.",
                 details=details,
                 retry_after_s=_seconds(response.headers.get("Retry-After", "")),
+            )
+        if status == 501:
+            # It is well, and says that it was made without this.
+            return Unavailable(
+                f"{self.name} does not offer this.", details=details, retry_after_s=MISSING_RETRY_AFTER_S
             )
         if status in (502, 503):
             self.health.learn("unavailable", f"status {status}")

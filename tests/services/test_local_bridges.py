@@ -195,9 +195,9 @@ async def test_bad_fields_are_refused(client: aiohttp.ClientSession, fields: dic
     [
         ("GET", "/api/llm/generate", 405),
         ("GET", "/nothing", 404),
-        ("POST", "/api/tts/synthesize", 503),
-        ("POST", "/api/stt/transcribe", 503),
-        ("POST", "/api/embeddings/embed", 503),
+        ("POST", "/api/tts/synthesize", 501),
+        ("POST", "/api/stt/transcribe", 501),
+        ("POST", "/api/embeddings/embed", 501),
     ],
 )
 async def test_what_is_not_there_says_so(client: aiohttp.ClientSession, method: str, path: str, status: int) -> None:

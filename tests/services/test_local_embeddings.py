@@ -130,6 +130,6 @@ async def test_without_a_model(tmp_path: Path) -> None:
     bridges.start()
     try:
         async with aiohttp.ClientSession(bridges.url) as client:
-            assert "no embeddings" in (await ask(client, EMBED, {"text": "x"}, 503))["error"]
+            assert "no embeddings" in (await ask(client, EMBED, {"text": "x"}, 501))["error"]
     finally:
         bridges.stop()

@@ -206,7 +206,7 @@ async def test_what_is_there_is_told(client: aiohttp.ClientSession, bridges: Loc
     }
     assert await get(client, "/api/llm/models") == {"models": []}
     status, answer = await post(client, "/api/llm/generate", prompt="Hi")
-    assert (status, list(answer)) == (503, ["error"])
+    assert (status, list(answer)) == (501, ["error"])
     assert (await get(client, "/audio/health"))["status"] == "healthy"
     assert bridges.audio_url == bridges.url + "/audio"
 
@@ -463,7 +463,7 @@ async def test_a_crash_costs_one_request(ears: Path, tmp_path: Path) -> None:
         for process in await until_it_works(bridges, "whisper"):
             os.kill(process.pid, signal.SIGKILL)
         status, answer = await request
-        assert (status, list(answer)) == (503, ["error"])
+        assert (status, list(answer)) == (501, ["error"])
         assert (await get(client, "/health"))["status"] == "degraded"
         assert wrong_share(words, (await hear(client, samples, language="en"))["text"]) <= 0.2
         assert (await get(client, "/health"))["status"] == "healthy"
