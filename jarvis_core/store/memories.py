@@ -23,7 +23,6 @@ from jarvis_core.store.memory_search import Found as Found
 from jarvis_core.store.memory_vectors import CLAIM, STORE_VECTOR, MemoryVectors, literal
 from jarvis_core.store.memory_words import (
     COUNT_WORDS,
-    EF_SEARCH,
     LOCK_OR_MAKE_OWNER,
     LOCK_OWNER,
     OWNER_KEY,
@@ -205,7 +204,7 @@ class MemoryStore:
 
     async def _supersede(self, parameters: dict[str, Any], statement: str, superseded: str) -> tuple[Memory, bool]:
         async with self._pool.transaction() as connection:
-            await connection.execute(PLANNER, (EF_SEARCH,))
+            await connection.execute(PLANNER)
             await connection.execute(LOCK_OR_MAKE_OWNER, parameters)
             of_old = {"owner": parameters["owner"], "id": superseded}
             cursor = await connection.execute(OWNED, of_old)

@@ -27,6 +27,13 @@ QUERY_TERMS_LIMIT = 200
 CANDIDATES = 60
 """Of words and of vectors each; as many as are asked for, where that is more."""
 
+SEARCH_PLANNER = """
+select set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true),
+    set_config('hnsw.ef_search', %s, true)
+"""
+EF_SEARCH = "140"
+"""How widely an index of vectors is searched; of 100,000 entries it finds 97 % of the nearest ten (perf/memory.py)."""
+
 TUNING = {
     "k1": 1.2,
     "b": 0.4,  # entries are short: their length says less about them than a document's does
@@ -35,11 +42,10 @@ TUNING = {
     "unknown_words": 8,
     # A word that the owner never used and nothing like it counts half of what the rarest would.
     "unknown": 0.5,
-    # Those that share a key with it are a letter or a sound away: the most similar by their trigrams stand for it, with
-    # the root of the similarity as weight. That of two swapped letters is low, that of other words is lower.
+    # That which shares a key with it is a letter or a sound away: what has the most trigrams in common stands for it, with
+    # the root of the likeness as its weight. Two swapped letters leave few in common, another word still fewer.
     "least_likeness": 0.1,
-    "likeness": 0.3,
-    "alike": 2,
+    "likeness": 0.5,
     # Postings to be read: those of the rarest words. The rest of the words count for the entries that those lead to.
     "reads": 6_000,
     "sample": 200,
@@ -51,12 +57,14 @@ TUNING = {
     # What has nothing to do with any entry is about as far from all of them: without a floor some would seem near.
     "least_spread": 0.015,
     "deviations": 5.0,
-    "semantic": 0.6,
-    "lexical": 0.75,
-    # An exact word of at most so many entries (or one in a hundred) is found whatever the vectors say: an entry with it
-    # comes before any that is only near.
+    "semantic": 0.65,
+    "lexical": 0.7,
+    # An exact word of at most so many entries (and of one in 250; not so a number or code) is found whatever the vectors
+    # say: what has it comes before all that is only near, were that ever so important and recent.
     "rare": 3,
-    "rare_floor": 0.95,
+    "rare_relevance": 0.73,
+    "important": 0.06,
+    "recent": 0.04,
     "half_life_s": 90 * 86_400,
 }
 
@@ -74,7 +82,7 @@ o as materialized (
     select term, sounds from asked where term not in (select term from known) limit {unknown_words}
 ), words as materialized (
     select t.term, t.key, t.entries, sqrt(t.likeness) * ln(1 + (greatest(o.entries - t.entries, 0) + 0.5) / (t.entries + 0.5)) as weight,
-        t.likeness = 1 and (t.entries <= least({rare}, o.entries / 100) or (t.entries <= {rare} and t.term ~ '[0-9]')) as rare
+        t.likeness = 1 and (t.entries <= least({rare}, o.entries / 250) or (t.entries <= {rare} and t.term ~ '[0-9]')) as rare
     from ((select * from known order by entries, key limit {words}) {words_alike}) t cross join o
 ), whole as materialized (
     select sum(coalesce(w.weight, {unknown} * ln(2 * o.entries + 2))) as weight
@@ -100,7 +108,7 @@ ALIKE = """
     from unknown a cross join o cross join lateral (
         select key, entries, similarity(w.term, a.term)::float8 as likeness
         from memory_words w where w.sounds && a.sounds and w.sounds <> '{{}}' and w.owner_key + 0 = o.key
-        order by likeness desc, key limit {alike}
+        order by likeness desc, key limit 1
     ) w
     where w.likeness > {least_likeness}
 """
@@ -174,12 +182,14 @@ parts as (
     group by memory
 ), ranked as (
     select m.*, p.semantic, p.lexical,
-        1 - (1 - {semantic} * p.semantic) * (1 - {lexical} * case when p.rare then greatest(p.lexical, {rare_floor}) else p.lexical end)
-            as relevance,
+        greatest(
+            1 - (1 - {semantic} * p.semantic) * (1 - {lexical} * p.lexical), case when p.rare then {rare_relevance} end
+        ) as relevance,
         0.5 ^ (greatest(extract(epoch from now() - m.updated_at), 0)::float8 / {half_life_s}) as recency
     from parts p join memories m on m.seq = p.memory
 )
-select count(*) over (), relevance * (0.85 + 0.1 * importance + 0.05 * recency) / (1 - (1 - {semantic}) * (1 - {lexical})) as score,
+select count(*) over (), relevance / (1 - (1 - {semantic}) * (1 - {lexical}))
+        * (1 - {important} - {recent} + {important} * importance + {recent} * recency) as score,
     semantic, lexical, importance, recency, {memory}
 from ranked where relevance > 0
 order by score desc, created_at desc, seq desc
@@ -233,7 +243,7 @@ class MemorySearch:
                 parameters |= {"vector": vector, "model_key": model_key}
                 by_vector = self._by_vector(owner, model_key, len(embedding.vector))
         statement = self._statement(by_vector)
-        (rows,) = await fetch_as_planned(self._pool, (statement, parameters))
+        _, rows = await fetch_as_planned(self._pool, (SEARCH_PLANNER, (EF_SEARCH,)), (statement, parameters))
         return [_found(row) for row in rows], rows[0][0] if rows else 0
 
     def _by_vector(self, owner: str, model_key: int, dimension: int) -> str:

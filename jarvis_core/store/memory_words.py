@@ -19,15 +19,12 @@ from jarvis_core.store.pool import Parameters, Pool
 
 SMALLINT_LIMIT = 32_767
 
-# What is asked here is looked up, never scanned for: plans that join by hashing whole tables come from statistics that lag
-# behind, or from when the tables were small.
+# What is asked here is looked up, never scanned for: plans that read whole tables come from statistics that lag behind, or
+# from when the tables were small.
 PLANNER = """
-select set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 'off', true),
-    set_config('enable_mergejoin', 'off', true), set_config('jit', 'off', true),
-    set_config('plan_cache_mode', 'force_generic_plan', true), set_config('hnsw.ef_search', %s, true)
+select set_config('enable_seqscan', 'off', true), set_config('jit', 'off', true),
+    set_config('plan_cache_mode', 'force_generic_plan', true)
 """
-EF_SEARCH = "140"
-"""How widely an index of vectors is searched; of 100,000 entries it finds 97 % of the nearest ten (perf/memory.py)."""
 
 OWNER_KEY = "(select key from memory_owners where owner = %(owner)s)"
 
@@ -77,8 +74,8 @@ unposted as (
 
 
 async def fetch_as_planned(pool: Pool, *statements: tuple[str, Parameters]) -> list[list[TupleRow]]:
-    """Run *statements* in one transaction and one round trip, by look-ups, and return the rows of each."""
-    _, *rows = await pool.fetch_in_one_trip([(PLANNER, (EF_SEARCH,)), *statements])
+    """Run *statements* in one transaction and one round trip, by looking up, and return the rows of each."""
+    _, *rows = await pool.fetch_in_one_trip([(PLANNER, ()), *statements])
     return rows
 
 

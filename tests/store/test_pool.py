@@ -76,6 +76,44 @@ async def test_queries(pool: Pool) -> None:
     assert await pool.fetch_all("select * from t") == []
 
 
+async def test_several_statements_in_one_trip(pool: Pool) -> None:
+    """Each statement gives its rows and sees what those before it did; all of them are one transaction."""
+    await pool.execute("create table t (id integer primary key)")
+    insert = "insert into t values (%s) returning id"
+    one, none, both = await pool.fetch_in_one_trip(
+        [(insert, (1,)), ("select set_config('t.x', 'y', true) where false", ()), ("select count(*) from t", ())]
+    )
+    assert (one, none, both) == ([(1,)], [], [(1,)])
+    for _ in range(3):  # prepared statements behave alike
+        with pytest.raises(psycopg.errors.UniqueViolation):
+            await pool.fetch_in_one_trip([(insert, (2,)), (insert, (1,)), (insert, (3,))])
+    assert await pool.fetch_all("select id from t") == [(1,)]
+    await pool.fetch_in_one_trip([("select set_config('enable_seqscan', 'off', true)", ())])
+    assert await pool.fetch_all("show enable_seqscan") == [("on",)]
+    assert pool.healthy
+
+
+async def test_slow_statement_in_one_trip(pool: Pool) -> None:
+    """A statement that takes too long is stopped there too, and takes what was done before it with it."""
+    await pool.execute("create table t (id integer)")
+    with pytest.raises(Unavailable):
+        await pool.fetch_in_one_trip([("insert into t values (1)", ()), ("select pg_sleep(5)", ())])
+    await recovers(pool)
+    assert await pool.fetch_all("select * from t") == []
+
+
+async def test_unhurried(pool: Pool) -> None:
+    """An unhurried statement may take longer than others, and the next who has the connection may not."""
+    for error in (None, psycopg.errors.DivisionByZero):
+        try:
+            async with pool.unhurried() as connection:
+                await connection.execute("select pg_sleep(%s)", (TIMEOUT_S + 0.5,))
+                await connection.execute("select 1 / %s::int", (0 if error else 1,))
+        except psycopg.errors.DivisionByZero:
+            assert error
+        assert await pool.fetch_all("show statement_timeout") == [("600ms",)]
+
+
 async def insert_and_fail(pool: Pool) -> None:
     """Insert a row in a transaction that fails."""
     async with pool.transaction() as connection:
