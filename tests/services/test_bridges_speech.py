@@ -10,7 +10,7 @@ from typing import Any
 import jwt
 import pytest
 
-from jarvis_core.errors import BadGateway, DeadlineExceeded, RateLimited, RequestError, Unavailable
+from jarvis_core.errors import BadGateway, DeadlineExceeded, InvalidRequest, RateLimited, RequestError, Unavailable
 from jarvis_core.models import Caller, Segment, SpokenAudio, Transcript, Voice
 from jarvis_core.services.bridges_speech import BridgesSpeech, voice_of
 from jarvis_core.services.tokens import TokenMint
@@ -79,6 +79,19 @@ async def test_odd_language(bridges: FakeBridges, speech: BridgesSpeech, languag
     """Whatever the language, the request is JSON within the contract."""
     await speech.transcribe(AUDIO, language, ANN)
     assert bridges.requests[-1].json["language"] == language[:10]
+
+
+async def test_language_that_the_model_does_not_know(bridges: FakeBridges, speech: BridgesSpeech) -> None:
+    """A language that the bridges refuse is the client's mistake; another refusal is the bridges' own affair."""
+    bridges.mode = BridgesMode(faults={STT: Fault(status=400, message="language: 'xx' is none that this model knows")})
+    with pytest.raises(InvalidRequest) as caught:
+        await speech.transcribe(AUDIO, "xx", ANN)
+    assert caught.value.details == {"path": "$.language", "rule": "is none that the speech model knows"}
+    with pytest.raises(BadGateway):
+        await speech.transcribe(AUDIO, None, ANN)
+    bridges.mode = BridgesMode(faults={STT: Fault(status=400, message="no audio")})
+    with pytest.raises(BadGateway):
+        await speech.transcribe(AUDIO, "fr", ANN)
 
 
 @pytest.mark.parametrize(("told", "confidence"), [(1.7, 1.0), (-0.2, 0.0), (0, 0.0)])

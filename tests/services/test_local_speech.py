@@ -463,7 +463,7 @@ async def test_a_crash_costs_one_request(ears: Path, tmp_path: Path) -> None:
         for process in await until_it_works(bridges, "whisper"):
             os.kill(process.pid, signal.SIGKILL)
         status, answer = await request
-        assert (status, list(answer)) == (501, ["error"])
+        assert (status, list(answer)) == (503, ["error"])
         assert (await get(client, "/health"))["status"] == "degraded"
         assert wrong_share(words, (await hear(client, samples, language="en"))["text"]) <= 0.2
         assert (await get(client, "/health"))["status"] == "healthy"

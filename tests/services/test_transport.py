@@ -17,6 +17,7 @@ from jarvis_core.errors import BadGateway, DeadlineExceeded, RateLimited, Reques
 from jarvis_core.services import transport as transport_module
 from jarvis_core.services.python_bridges import probe
 from jarvis_core.services.transport import (
+    MISSING_RETRY_AFTER_S,
     RATE_LIMIT_RETRY_AFTER_S,
     RETRY_AFTER_LIMIT_S,
     RETRY_AFTER_S,
@@ -145,6 +146,15 @@ async def test_statuses(
     if isinstance(error, Refused):
         assert error.status == status
         assert b"SECRET" in error.answer
+
+
+async def test_what_a_neighbour_was_made_without(bridges: FakeBridges, transport: Transport) -> None:
+    """A neighbour that does not offer what it is asked for is well: it is worth another try later, and no sign of illness."""
+    bridges.mode = mode(status=501)
+    error = await failing(transport, Unavailable, post=True)
+    assert error.retry_after_s == MISSING_RETRY_AFTER_S
+    assert "does not offer" in error.message
+    assert transport.health.state == "healthy"
 
 
 async def test_retry_after(bridges: FakeBridges, transport: Transport) -> None:

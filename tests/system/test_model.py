@@ -44,7 +44,8 @@ async def test_alone(directory: Path) -> None:
         await asyncio.to_thread(server.start)
         family = server.family()
         assert f"  embedded: language model {MODEL}" in server.stdout
-        assert "speech" not in server.stdout
+        assert "  off:      speech (LOCAL_SPEECH=true, or PYTHON_BRIDGES_URL)" in server.stdout
+        assert "to speech" not in server.stdout
         timeout = aiohttp.ClientTimeout(total=ANSWER_LIMIT_S)
         async with aiohttp.ClientSession(server.url, timeout=timeout) as client:
             async with client.post("/api/chat", json={"content": "What is the capital of France?"}) as response:
@@ -96,7 +97,8 @@ async def test_speech_alone(directory: Path, database: str) -> None:
         await asyncio.to_thread(server.start)
         assert "  embedded: speech to text whisper-base, text to speech kokoro-82m" in server.stdout
         assert "  embedded: noise suppression" in server.stdout
-        assert "language model" not in server.stdout
+        assert "  yours:    language model at http://127.0.0.1:9" in server.stdout
+        assert "embedded: language model" not in server.stdout
         assert "missing" not in server.stdout
         timeout = aiohttp.ClientTimeout(total=ANSWER_LIMIT_S)
         async with aiohttp.ClientSession(server.url, timeout=timeout) as client:
