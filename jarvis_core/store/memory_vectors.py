@@ -29,7 +29,12 @@ INDEX_DIMENSION_LIMIT = 4_000
 MAINTENANCE_MEMORY = "256MB"
 """An index that does not fit is built many times slower; 100,000 vectors of 384 dimensions take 120 MB."""
 EF_CONSTRUCTION = 128
-"""Twice pgvector's default: the making takes twice as long (55 s for 100,000), and finds 2 % more of the nearest ten."""
+EF_INSERTION = 64
+"""
+How widely neighbours are looked for when an index is made, and when an entry is added to it.
+
+Twice pgvector's default finds 2 % more of the nearest ten and takes a minute for 100,000; for one added it would cost 3 ms.
+"""
 LOCK_KEY = 0x6A617276_6D65
 INDEX_PREFIX = "memory_vectors_near_"
 
@@ -256,6 +261,7 @@ class MemoryVectors:
                     f" with (ef_construction = {EF_CONSTRUCTION})"
                     f" where model_key = {model:d} and owner_key = {owner:d}"
                 )
+                await connection.execute(f"alter index {name} set (ef_construction = {EF_INSERTION})")
                 logger.info("an index of memories was made", index=name)
 
     async def _note_indexes(self) -> None:
