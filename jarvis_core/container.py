@@ -14,7 +14,7 @@ from jarvis_core import log
 from jarvis_core.codec.client import Codec
 from jarvis_core.conversation import Conversations
 from jarvis_core.credentials import Credentials
-from jarvis_core.errors import StartError, Unavailable
+from jarvis_core.errors import RequestError, StartError, Unavailable
 from jarvis_core.memory import Memories
 from jarvis_core.metrics import Metrics
 from jarvis_core.models import Embedder, LanguageModel
@@ -213,7 +213,7 @@ async def _keep_house(container: Container, turn_store: TurnStore) -> None:
                     await python_bridges.probe(container.neighbours[name])
         if loop.time() >= forget_at and container.pool.healthy:
             forget_at = loop.time() + FORGET_INTERVAL_S
-            with contextlib.suppress(Unavailable):
+            with contextlib.suppress(RequestError):
                 await turn_store.forget_keys()
         await asyncio.sleep(DATABASE_PROBE_INTERVAL_S)
 

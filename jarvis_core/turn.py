@@ -20,9 +20,9 @@ from msgspec import Struct
 from jarvis_core import log
 from jarvis_core.errors import BadGateway, DeadlineExceeded, RequestError, Unavailable
 from jarvis_core.memory import NOTHING_RECALLED, Memories, Recalled
-from jarvis_core.models import Caller, Finish, IdempotencyKey, LanguageModel, Prompt, Status, Utterance, new_id
+from jarvis_core.models import Caller, Finish, IdempotencyKey, LanguageModel, Prompt, Status, new_id
 from jarvis_core.settings import Llm
-from jarvis_core.store.turns import Beginning, TurnStore
+from jarvis_core.store.turns import Beginning, Begun, TurnStore
 from jarvis_core.turn_log import OPENING, Step, Turn
 
 logger = log.get(__name__)
@@ -149,18 +149,13 @@ class Turns:
             message_is_stored=ask.stored_message_id is not None,
             key=key,
         )
-        # Both wait for the database: at the same time they take no longer than one.
-        recalling = asyncio.get_running_loop().create_task(self._recall(ask, caller))
-        try:
-            begun = await self._store.begin(beginning)
-            if isinstance(begun, str):
-                return await self._join(ask, caller, beginning, begun)
-            return self._run(turn, ask, begun, await recalling)
-        finally:
-            recalling.cancel()
+        begun = await self._store.begin(beginning)
+        if isinstance(begun, str):
+            return await self._join(ask, caller, beginning, begun)
+        return self._run(turn, ask, begun, await self._recall(ask, caller, begun))
 
-    async def _recall(self, ask: Ask, caller: Caller) -> Recalled:
-        if self._memories is None or not ask.use_memory:
+    async def _recall(self, ask: Ask, caller: Caller, begun: Begun) -> Recalled:
+        if self._memories is None or not ask.use_memory or not begun.remembers:
             return NOTHING_RECALLED
         system = self._settings.system_prompt if ask.system_prompt is None else ask.system_prompt
         return await self._memories.recall(caller, ask.content, room_chars=SYSTEM_LIMIT_CHARS - len(system) - 2)
@@ -176,19 +171,19 @@ class Turns:
             conversation_id=turn.conversation_id,
             user_message_id=turn.user_message_id,
         )
-        history = await self._store.begin_again(again)
-        if history is None:
+        begun = await self._store.begin_again(again)
+        if begun is None:
             return turn
         fresh = Turn(caller, turn.conversation_id, turn.id, turn.user_message_id)
         fresh.keep_running = True
-        return self._run(fresh, ask, history, await self._recall(ask, caller))
+        return self._run(fresh, ask, begun, await self._recall(ask, caller, begun))
 
-    def _run(self, turn: Turn, ask: Ask, history: list[Utterance], recalled: Recalled) -> Turn:
+    def _run(self, turn: Turn, ask: Ask, begun: Begun, recalled: Recalled) -> Turn:
         system = self._settings.system_prompt if ask.system_prompt is None else ask.system_prompt
         turn.memories = recalled.ids
         prompt = Prompt(
             system="\n\n".join(part for part in (system, recalled.text) if part),
-            history=history,
+            history=begun.history,
             content=ask.content,
             temperature=self._settings.temperature if ask.temperature is None else ask.temperature,
             max_tokens=self._settings.max_tokens if ask.max_tokens is None else ask.max_tokens,

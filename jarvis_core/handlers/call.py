@@ -76,8 +76,12 @@ class BoundedSend:
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._timer.cancel()
+        timeout = self._timeout
+        del (
+            self._timeout
+        )  # it refers to the task, whose end may refer to this: together they would wait for the collector
         try:
-            await self._timeout.__aexit__(kind, exc, trace)
+            await timeout.__aexit__(kind, exc, trace)
         except TimeoutError as late:
             raise ClientLeft from late
 

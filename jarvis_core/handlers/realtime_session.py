@@ -211,6 +211,7 @@ class Session:
     async def give_up(self, grace_s: float) -> None:
         """Let go of the turn after *grace_s* seconds in which nobody took it over."""
         await asyncio.sleep(grace_s)
+        self._grace = None
         turn, self.turn = self.turn, None
         if turn is not None:
             self._realtime.forget(self, turn)
@@ -222,6 +223,7 @@ class Session:
         self.turn, left.turn = left.turn, None
         if left._grace is not None:
             left._grace.cancel()
+            left._grace = None
         self._pending, self._asked, self._last_item_id = left._pending, left._asked, left._last_item_id
         self._output, self._heard_language = left._output, left._heard_language
         self._config = msgspec.structs.replace(left._config, id=self.id)
@@ -491,9 +493,12 @@ class Session:
         self._pump = asyncio.get_running_loop().create_task(self._send_events(output, after))
 
     async def _stop_pump(self) -> None:
-        if self._pump is not None:
-            self._pump.cancel()
-            await asyncio.wait([self._pump])
+        if (pump := self._pump) is not None:
+            pump.cancel()
+            await asyncio.wait([pump])
+            # Its cancellation refers to this session: let go of, both are freed at once, not by a collector that looks seldom.
+            if self._pump is pump:
+                self._pump = None
 
     async def _send_events(self, output: Output, after: Place) -> None:
         """Send the events of a response from the place *after* to its end."""

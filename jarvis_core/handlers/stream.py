@@ -42,6 +42,28 @@ async def _leave(call: Call, turns: Turns, turn: Turn) -> None:
     await turns.detach(turn)
 
 
+class _Heartbeat:
+    """
+    Wakes *reader* every ``HEARTBEAT_S`` seconds until it is cancelled.
+
+    An object and not a function that names itself, which would be a cycle for the collector to find.
+    """
+
+    __slots__ = ("_handle", "_loop", "_reader")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, reader: Reader) -> None:
+        self._loop = loop
+        self._reader = reader
+        self._handle = loop.call_later(HEARTBEAT_S, self._beat)
+
+    def cancel(self) -> None:
+        self._handle.cancel()
+
+    def _beat(self) -> None:
+        self._handle = self._loop.call_later(HEARTBEAT_S, self._beat)
+        self._reader.wake()
+
+
 async def send_events(call: Call, turns: Turns, turn: Turn, after: int = 0) -> None:
     """
     Follow *turn* from position *after* to its end, or until the client leaves, as server-sent events.
@@ -54,14 +76,7 @@ async def send_events(call: Call, turns: Turns, turn: Turn, after: int = 0) -> N
     turns.attach(turn)
     watcher = loop.create_task(call.left())
     watcher.add_done_callback(lambda _: reader.wake())
-    heartbeat: asyncio.TimerHandle
-
-    def beat() -> None:
-        nonlocal heartbeat
-        heartbeat = loop.call_later(HEARTBEAT_S, beat)
-        reader.wake()
-
-    heartbeat = loop.call_later(HEARTBEAT_S, beat)
+    heartbeat = _Heartbeat(loop, reader)
     try:
         call.status = 200
         headers = [*SSE_HEADERS, (b"x-request-id", call.request_id.encode()), *call.cors]

@@ -21,7 +21,7 @@ import psycopg_pool
 from psycopg.rows import TupleRow
 
 from jarvis_core import log
-from jarvis_core.errors import Unavailable
+from jarvis_core.errors import Overloaded, RequestError, Unavailable
 from jarvis_core.settings import Database
 
 logger = log.get(__name__)
@@ -29,6 +29,8 @@ logger = log.get(__name__)
 Parameters = Sequence[Any] | Mapping[str, Any]
 
 RETRY_AFTER_S = 2
+WAITING_LIMIT = 1_000
+"""More requests than this do not wait for a connection: they are refused at once."""
 GRACE_S = 1.0
 """How much longer than a statement may run the server has to say that it has stopped it."""
 
@@ -40,11 +42,16 @@ class Pool:
     A bounded pool of connections to one database.
 
     At most ``max_connections`` are open; who comes later waits for at most ``timeout_s``, as does every statement.
+    Who waits longer, or would be more than the ``WAITING_LIMIT``-th, gets ``Overloaded`` where the database is only busy.
     """
 
     def __init__(self, settings: Database, conninfo: str) -> None:
         self._timeout_s = settings.timeout_s
         self._conninfo = conninfo
+        # The queue is here and not the driver's: its own leaves a cycle of some 40 objects behind for each who stopped
+        # waiting (psycopg-pool 3.3), and cannot tell a busy database from one that is away.
+        self._free = asyncio.Semaphore(settings.max_connections)
+        self._waiting = 0
         self._pool = psycopg_pool.AsyncConnectionPool(
             conninfo,
             min_size=1,
@@ -139,23 +146,48 @@ class Pool:
 
     async def ping(self) -> bool:
         """Whether the database answers, learnt by asking it; waits at most as long as a query may."""
-        with contextlib.suppress(Unavailable):  # noted when it was translated
+        with contextlib.suppress(RequestError):  # noted when it was translated
             await self.fetch_one("select 1")
         return self.healthy
 
     @asynccontextmanager
     async def _lend(self, *, unhurried: bool = False) -> AsyncIterator[psycopg.AsyncConnection[TupleRow]]:
-        with _translated(self):
-            async with self._pool.connection() as connection:
-                if unhurried:
-                    yield connection
-                    return
-                # The server stops what takes too long; one that does not answer at all is given up here.
-                timer = asyncio.get_running_loop().call_later(self._timeout_s + GRACE_S, _break_off, connection)
-                try:
-                    yield connection
-                finally:
-                    timer.cancel()
+        await self._take_turn()
+        try:
+            with _translated(self):
+                async with self._pool.connection() as connection:
+                    if unhurried:
+                        yield connection
+                        return
+                    # The server stops what takes too long; one that does not answer at all is given up here.
+                    timer = asyncio.get_running_loop().call_later(self._timeout_s + GRACE_S, _break_off, connection)
+                    try:
+                        yield connection
+                    finally:
+                        timer.cancel()
+        finally:
+            self._free.release()
+
+    async def _take_turn(self) -> None:
+        """Wait until a connection is ours to take; raises ``Overloaded``."""
+        if not self._free.locked():
+            await self._free.acquire()
+            return
+        if self._waiting >= WAITING_LIMIT:
+            raise self._kept_waiting()
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._free.acquire()
+        except TimeoutError as exc:
+            raise self._kept_waiting() from exc
+        finally:
+            self._waiting -= 1
+
+    def _kept_waiting(self) -> RequestError:
+        if self.healthy:
+            return Overloaded("The database has more work than it can do.", retry_after_s=RETRY_AFTER_S)
+        return _away()
 
     async def _check(self, connection: psycopg.AsyncConnection[TupleRow]) -> None:
         """
@@ -170,6 +202,10 @@ class Pool:
             await connection.close()
             await self._pool.drain()
             raise psycopg.OperationalError("the server has closed the connection")
+
+
+def _away() -> Unavailable:
+    return Unavailable("The database is not available.", retry_after_s=RETRY_AFTER_S)
 
 
 def _break_off(connection: psycopg.AsyncConnection[TupleRow]) -> None:
@@ -198,4 +234,4 @@ class _translated:  # noqa: N801 - reads as a phrase where it is used; a class c
             if self._pool.healthy:
                 logger.warning("the database is away", error=str(exc).strip().partition("\n")[0])
             self._pool.healthy = False
-            raise Unavailable("The database is not available.", retry_after_s=RETRY_AFTER_S) from exc
+            raise _away() from exc

@@ -28,12 +28,15 @@ STARTED_TURN = """
     select %(turn)s::uuid, id, %(owner)s, %(user_message)s::uuid, 'running' from c returning started_at
 """
 
+# Whether there is anything to recall: for who has told nothing, nothing is looked for.
+REMEMBERS = "exists (select from memory_owners where owner = %(owner)s and entries > 0)"
+
 BEGIN_IN_NEW = f"""
 with c as (
     insert into conversations (id, owner, title, message_count)
     values (%(conversation)s, %(owner)s, %(title)s, 1) returning id
 ), m as ({STORED_MESSAGE}), t as ({STARTED_TURN})
-select started_at, null, null from t
+select {REMEMBERS}, null, null from t
 """
 
 # What a statement's parts read is as it was before the statement. The history is all that was said, also what was said
@@ -47,7 +50,7 @@ HISTORY = """
     ) latest
 """
 WITH_HISTORY = (
-    "select t.started_at, h.role, h.content from t left join h on h.total <= %(history_chars)s order by position"
+    f"select {REMEMBERS}, h.role, h.content from t left join h on h.total <= %(history_chars)s order by position"
 )
 
 BEGIN_IN_EXISTING = f"""
@@ -152,15 +155,24 @@ class Beginning(Struct, frozen=True):
     key: IdempotencyKey | None = None
 
 
+class Begun(Struct, frozen=True):
+    """What is known when a turn begins."""
+
+    history: list[Utterance]
+    """What was said before, the oldest first."""
+    remembers: bool = False
+    """Whether the owner has memories."""
+
+
 class TurnStore:
     """Exchanges between a user and the assistant, running and ended."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
 
-    async def begin(self, beginning: Beginning) -> list[Utterance] | str:
+    async def begin(self, beginning: Beginning) -> Begun | str:
         """
-        Store the user's message and a running turn in one transaction, and return the history, oldest first.
+        Store the user's message and a running turn in one transaction, and return what went before.
 
         Where the key was taken by an earlier request for the same, nothing is stored and that turn's id is returned.
         Raises ``NotFound``, or ``Conflict`` where another turn runs in the conversation or the key was used for
@@ -177,29 +189,29 @@ class TurnStore:
         parameters = _parameters(beginning, asked=beginning.user_message_id if beginning.message_is_stored else None)
         try:
             if beginning.key is None:
-                return _history(await self._pool.fetch_all(statement, parameters))
+                return _begun(await self._pool.fetch_all(statement, parameters))
             return await self._begin_once(statement, parameters, beginning, beginning.key)
         except psycopg.errors.UniqueViolation as exc:
             raise another_runs() from exc
 
     async def _begin_once(
         self, statement: str, parameters: dict[str, Any], beginning: Beginning, key: IdempotencyKey
-    ) -> list[Utterance] | str:
+    ) -> Begun | str:
         async with self._pool.transaction() as connection:
             taking = (beginning.owner, key.text, key.request_hash, beginning.turn_id)
             cursor = await connection.execute(TAKE_KEY, taking)
             if await cursor.fetchone() is not None:
                 cursor = await connection.execute(statement, parameters)
-                return _history(await cursor.fetchall())
+                return _begun(await cursor.fetchall())
             cursor = await connection.execute(FETCH_KEY, (beginning.owner, key.text))
             row = await cursor.fetchone()
             if row is None or bytes(row[0]) != key.request_hash:
                 raise Conflict("This idempotency key was used for another request.")
             return str(row[1])
 
-    async def begin_again(self, beginning: Beginning) -> list[Utterance] | None:
+    async def begin_again(self, beginning: Beginning) -> Begun | None:
         """
-        Set a turn that ended without a message running again, and return the history but its user's message.
+        Set a turn that ended without a message running again, and return what went before but its user's message.
 
         Returns None where there is no such turn, or it has a message. Raises ``Conflict`` as ``begin`` does.
         """
@@ -208,7 +220,7 @@ class TurnStore:
             rows = await self._pool.fetch_all(BEGIN_AGAIN, parameters)
         except psycopg.errors.UniqueViolation as exc:
             raise another_runs() from exc
-        return _history(rows) if rows else None
+        return _begun(rows) if rows else None
 
     async def forget_keys(self) -> None:
         """Remove idempotency keys that are older than 24 hours."""
@@ -287,7 +299,7 @@ def _parameters(beginning: Beginning, *, asked: str | None) -> dict[str, Any]:
     }
 
 
-def _history(rows: list[TupleRow]) -> list[Utterance]:
+def _begun(rows: list[TupleRow]) -> Begun:
     if not rows:
         raise unknown_conversation()
-    return [Utterance(role, text) for _, role, text in rows if role is not None]
+    return Begun([Utterance(role, text) for _, role, text in rows if role is not None], bool(rows[0][0]))

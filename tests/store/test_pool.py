@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import psycopg
 import pytest
 
-from jarvis_core.errors import Unavailable
+from jarvis_core.errors import Overloaded, Unavailable
 from jarvis_core.settings import Database
 from jarvis_core.store.pool import RETRY_AFTER_S, Pool
 from tests.fakes.relay import DatabaseRelay
@@ -248,7 +248,7 @@ async def test_slow_statement(pool: Pool) -> None:
 
 
 async def test_all_connections_in_use(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who waits for a connection longer than the deadline gets Unavailable; who waits less gets one."""
+    """Who waits for a connection longer than the deadline is told of too much work; who waits less gets one."""
     monkeypatch.setattr("jarvis_core.store.pool.GRACE_S", 5)
 
     async def hold(duration_s: float) -> None:
@@ -262,7 +262,11 @@ async def test_all_connections_in_use(pool: Pool, monkeypatch: pytest.MonkeyPatc
     await asyncio.gather(*holders)
     holders = [asyncio.create_task(hold(TIMEOUT_S + 0.4)) for _ in range(3)]
     await asyncio.sleep(0.1)
-    await fails(pool)
+    started = time.monotonic()
+    with pytest.raises(Overloaded):
+        await pool.fetch_one("select 1")
+    assert time.monotonic() - started < LATEST_S
+    assert pool.healthy, "a busy database is not away"
     await asyncio.gather(*holders)
 
 
@@ -303,3 +307,43 @@ async def test_ping_tells(pool: Pool, relay: DatabaseRelay) -> None:
     assert time.monotonic() - started < LATEST_S
     await relay.come_back()
     await recovers(pool)
+
+
+# More work than connections
+
+
+async def hold(pool: Pool, times: int, seconds: float) -> list[asyncio.Task[object]]:
+    """Keep so many connections busy."""
+    tasks: list[asyncio.Task[object]] = [
+        asyncio.create_task(pool.fetch_one("select pg_sleep(%s)", (seconds,))) for _ in range(times)
+    ]
+    await asyncio.sleep(0.1)
+    return tasks
+
+
+async def test_waiting_is_bounded(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who would be one too many in the queue is refused at once, and those in it get their turn."""
+    monkeypatch.setattr("jarvis_core.store.pool.WAITING_LIMIT", 1)
+    async with opened(database, max_connections=1) as pool:
+        holders = await hold(pool, 1, 0.3)
+        waiting = asyncio.create_task(pool.fetch_one("select 2"))
+        await asyncio.sleep(0)
+        started = time.monotonic()
+        with pytest.raises(Overloaded):
+            await pool.fetch_one("select 1")
+        assert time.monotonic() - started < 0.1
+        assert await waiting == (2,)
+        await asyncio.gather(*holders)
+
+
+async def test_who_stops_waiting_leaves_no_gap(database: str) -> None:
+    """Those who were cancelled while they waited, or worked, leave their places to others."""
+    async with opened(database, max_connections=2) as pool:
+        holders = await hold(pool, 2, 0.2)
+        waiting = [asyncio.create_task(pool.fetch_one("select 1")) for _ in range(20)]
+        await asyncio.sleep(0.05)
+        for task in (*waiting[:15], holders[0]):
+            task.cancel()
+        results = await asyncio.gather(*waiting, *holders, return_exceptions=True)
+        assert results[15:20] == [(1,)] * 5
+        assert await asyncio.gather(*(pool.fetch_one("select 3") for _ in range(9))) == [(3,)] * 9

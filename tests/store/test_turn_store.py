@@ -11,7 +11,7 @@ from jarvis_core.errors import Conflict, NotFound
 from jarvis_core.models import IdempotencyKey, Status, Utterance, new_id
 from jarvis_core.store.conversations import ConversationStore
 from jarvis_core.store.pool import Pool
-from jarvis_core.store.turns import HISTORY_MESSAGES, Beginning, TurnStore
+from jarvis_core.store.turns import HISTORY_MESSAGES, Beginning, Begun, TurnStore
 
 OWNER = "ann"
 KEY = IdempotencyKey("k-1", b"hash of the request")
@@ -53,11 +53,11 @@ async def end(store: TurnStore, turn: Beginning, content: str = "Salut", status:
     assert await store.end(turn.turn_id, status=status, reason="stop", content=content, tokens=2, model="m")
 
 
-async def say(store: TurnStore, turn: Beginning, answer: str = "Salut") -> list[Utterance] | str:
-    """Begin and end a turn, and return the history that it was given."""
-    history = await store.begin(turn)
+async def say(store: TurnStore, turn: Beginning, answer: str = "Salut") -> Begun | str:
+    """Begin and end a turn, and return what it was told of what went before."""
+    begun = await store.begin(turn)
     await end(store, turn, answer)
-    return history
+    return begun
 
 
 async def counts(pool: Pool) -> tuple[int, ...]:
@@ -76,7 +76,7 @@ async def counts(pool: Pool) -> tuple[int, ...]:
 async def test_begin_in_new(store: TurnStore, conversations: ConversationStore) -> None:
     """A turn in a new conversation makes it, with the user's message in it, and has no history."""
     turn = beginning()
-    assert await store.begin(turn) == []
+    assert await store.begin(turn) == Begun([])
     made = await conversations.fetch(OWNER, turn.conversation_id)
     assert (made.title, made.message_count) == ("A title", 1)
     (message,), _ = await conversations.fetch_history(OWNER, turn.conversation_id, limit=9, after=0)
@@ -92,13 +92,15 @@ async def test_history_is_what_was_before(store: TurnStore, conversations: Conve
     first = beginning()
     await say(store, first)
     second = following(first)
-    assert await say(store, second, "Bien") == [Utterance("user", "Bonjour"), Utterance("assistant", "Salut")]
-    assert await store.begin(following(first, "Au revoir")) == [
-        Utterance("user", "Bonjour"),
-        Utterance("assistant", "Salut"),
-        Utterance("user", "Et toi ?"),
-        Utterance("assistant", "Bien"),
-    ]
+    assert await say(store, second, "Bien") == Begun([Utterance("user", "Bonjour"), Utterance("assistant", "Salut")])
+    assert await store.begin(following(first, "Au revoir")) == Begun(
+        [
+            Utterance("user", "Bonjour"),
+            Utterance("assistant", "Salut"),
+            Utterance("user", "Et toi ?"),
+            Utterance("assistant", "Bien"),
+        ]
+    )
     assert (await conversations.fetch(OWNER, first.conversation_id)).message_count == 5
 
 
@@ -109,8 +111,9 @@ async def test_history_is_bounded_by_characters(store: TurnStore, pool: Pool) ->
     await say(store, following(first, "c" * 3), "d" * 4)
     for history_chars, expected in ((37, "🙂bcd"), (36, "bcd"), (27, "bcd"), (26, "cd"), (4, "d"), (3, ""), (0, "")):
         turn = following(first, "x", history_chars=history_chars)
-        history = await store.begin(turn)
-        assert "".join(one.content[0] for one in history if isinstance(one, Utterance)) == expected
+        begun = await store.begin(turn)
+        assert isinstance(begun, Begun)
+        assert "".join(one.content[0] for one in begun.history) == expected
         # Leave no trace.
         await end(store, turn, "", Status.FAILED)
         await pool.execute("delete from messages where id = %s", (turn.user_message_id,))
@@ -125,9 +128,9 @@ async def test_history_is_bounded_by_messages(store: TurnStore, pool: Pool) -> N
         " select gen_random_uuid(), %s, 'user', n::text, 'completed' from generate_series(1, 300) n",
         (first.conversation_id,),
     )
-    history = await store.begin(following(first))
-    assert isinstance(history, list)
-    assert [one.content for one in history] == [str(n) for n in range(301 - HISTORY_MESSAGES, 301)]
+    begun = await store.begin(following(first))
+    assert isinstance(begun, Begun)
+    assert [one.content for one in begun.history] == [str(n) for n in range(301 - HISTORY_MESSAGES, 301)]
 
 
 @pytest.mark.parametrize("conversation_id", ["", "not-a-uuid", "g" * 36, new_id()])
@@ -166,7 +169,7 @@ async def test_one_of_many_wins(store: TurnStore, pool: Pool) -> None:
     first = beginning()
     await say(store, first)
     results = await asyncio.gather(*(store.begin(following(first)) for _ in range(8)), return_exceptions=True)
-    assert sum(isinstance(result, list) for result in results) == 1
+    assert sum(isinstance(result, Begun) for result in results) == 1
     assert sum(isinstance(result, Conflict) for result in results) == 7
     assert await counts(pool) == (1, 3, 2, 0)
 
@@ -178,7 +181,7 @@ async def test_stored_message(store: TurnStore, conversations: ConversationStore
     message_id = new_id()
     await conversations.add_message(OWNER, first.conversation_id, None, message_id, "user", "Et toi ?")
     turn = following(first, user_message_id=message_id, message_is_stored=True)
-    assert await store.begin(turn) == [Utterance("user", "Bonjour"), Utterance("assistant", "Salut")]
+    assert await store.begin(turn) == Begun([Utterance("user", "Bonjour"), Utterance("assistant", "Salut")])
     assert (await conversations.fetch(OWNER, first.conversation_id)).message_count == 3
 
 
@@ -188,7 +191,7 @@ async def test_stored_message(store: TurnStore, conversations: ConversationStore
 async def test_key_begins_once(store: TurnStore, pool: Pool) -> None:
     """A request that comes again under its key stores nothing and names the turn of the first."""
     first = beginning(key=KEY)
-    assert await store.begin(first) == []
+    assert await store.begin(first) == Begun([])
     for again in (beginning(key=KEY), beginning(key=KEY)):
         assert await store.begin(again) == first.turn_id
     assert await counts(pool) == (1, 1, 1, 1)
@@ -198,8 +201,8 @@ async def test_keys_at_the_same_moment(store: TurnStore, pool: Pool) -> None:
     """Requests that come together under one key begin one turn, and all learn which."""
     turns = [beginning(key=KEY) for _ in range(6)]
     results = await asyncio.gather(*(store.begin(turn) for turn in turns))
-    (winner,) = [turn.turn_id for turn, result in zip(turns, results, strict=True) if result == []]
-    assert sorted(str(result) for result in results if result != []) == [winner] * 5
+    (winner,) = [turn.turn_id for turn, result in zip(turns, results, strict=True) if result == Begun([])]
+    assert sorted(str(result) for result in results if result != Begun([])) == [winner] * 5
     assert await counts(pool) == (1, 1, 1, 1)
 
 
@@ -208,7 +211,7 @@ async def test_key_for_another_request(store: TurnStore, pool: Pool) -> None:
     await store.begin(beginning(key=KEY))
     with pytest.raises(Conflict, match="idempotency key"):
         await store.begin(beginning(key=IdempotencyKey(KEY.text, b"another hash")))
-    assert await store.begin(beginning(key=KEY, owner="bob")) == []
+    assert await store.begin(beginning(key=KEY, owner="bob")) == Begun([])
     assert await counts(pool) == (2, 2, 2, 2)
 
 
@@ -220,7 +223,7 @@ async def test_key_of_a_refused_request(store: TurnStore, pool: Pool) -> None:
         await store.begin(following(first, key=KEY))
     assert (await counts(pool))[3] == 0
     await end(store, first)
-    assert isinstance(await store.begin(following(first, key=KEY)), list)
+    assert isinstance(await store.begin(following(first, key=KEY)), Begun)
 
 
 async def test_keys_are_forgotten(store: TurnStore, pool: Pool) -> None:
@@ -230,7 +233,7 @@ async def test_keys_are_forgotten(store: TurnStore, pool: Pool) -> None:
     await store.forget_keys()
     assert (await counts(pool))[3] == 1
     await pool.execute("update idempotency_keys set created_at = now() - interval '25 hours'")
-    assert await store.begin(beginning(key=IdempotencyKey(KEY.text, b"another hash"))) == []
+    assert await store.begin(beginning(key=IdempotencyKey(KEY.text, b"another hash"))) == Begun([])
     await pool.execute("update idempotency_keys set created_at = now() - interval '25 hours'")
     await store.forget_keys()
     assert (await counts(pool))[3] == 0
@@ -243,7 +246,7 @@ async def test_begin_again(store: TurnStore, pool: Pool) -> None:
     turn = following(first)
     await store.begin(turn)
     await end(store, turn, "", Status.FAILED)
-    assert await store.begin_again(turn) == [Utterance("user", "Bonjour"), Utterance("assistant", "Salut")]
+    assert await store.begin_again(turn) == Begun([Utterance("user", "Bonjour"), Utterance("assistant", "Salut")])
     record = await store.fetch(OWNER, turn.turn_id)
     assert (record.status, record.reason, record.error, record.ended_at) == (Status.RUNNING, None, None, None)
     assert await store.begin_again(turn) is None

@@ -11,14 +11,14 @@ import pytest
 
 from jarvis_core import turn as turn_module
 from jarvis_core.errors import Conflict, NotFound, Unavailable
-from jarvis_core.models import Caller, IdempotencyKey, Message, Status, TurnRecord, Utterance, new_id
+from jarvis_core.models import Caller, IdempotencyKey, Message, Status, TurnRecord, new_id
 from jarvis_core.services.python_bridges import BridgesModel
 from jarvis_core.services.transport import Transport
 from jarvis_core.settings import Database, Llm, Neighbours
 from jarvis_core.store.conversations import ConversationStore
 from jarvis_core.store.migrations import migrate
 from jarvis_core.store.pool import Pool
-from jarvis_core.store.turns import Beginning, TurnStore
+from jarvis_core.store.turns import Beginning, Begun, TurnStore
 from jarvis_core.turn import Ask, Turns, title_from
 from jarvis_core.turn_log import Reader, Step, Turn
 from tests.fakes.faults import Fault
@@ -600,7 +600,7 @@ class SlowStore(TurnStore):
         super().__init__(pool)
         self.committed = asyncio.Event()
 
-    async def begin(self, beginning: Beginning) -> list[Utterance] | str:
+    async def begin(self, beginning: Beginning) -> Begun | str:
         """Begin, and take a while to say so."""
         begun = await super().begin(beginning)
         self.committed.set()

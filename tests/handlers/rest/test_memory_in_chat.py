@@ -55,6 +55,19 @@ async def test_nothing_to_recall(ann: Api, embeddings: FakeBridges) -> None:
     assert prompts(embeddings) == [Llm().system_prompt]
 
 
+async def test_nothing_was_told(ann: Api, embeddings: FakeBridges) -> None:
+    """The turn of a user who keeps nothing, or nothing any more, does not have its question embedded."""
+    embeddings.forget()
+    await ann.say(ASKED)
+    assert not embedded_texts(embeddings)
+    cat = await add(ann, CAT)
+    assert (await ann.say(ASKED))["memories"] == [cat["id"]]
+    await ann.ask("DELETE", f"/api/memory/entry/{cat['id']}")
+    embeddings.forget()
+    await ann.say(ASKED)
+    assert not embedded_texts(embeddings)
+
+
 async def test_without_memory(ann: Api, embeddings: FakeBridges) -> None:
     """With ``use_memory`` false nothing is recalled, nor is the question embedded."""
     await fill(ann)
