@@ -25,7 +25,7 @@ import msgspec
 
 from jarvis_core import __version__, log
 from jarvis_core.errors import SettingsError, StartError
-from jarvis_core.settings import Neighbours, Secret, Settings, data_directory, load
+from jarvis_core.settings import Neighbours, Secret, Settings, Unit, data_directory, load
 
 SPARE_CONNECTIONS = 4
 """Connections of the embedded server beyond the pool's, for people who look into it."""
@@ -66,8 +66,9 @@ def serve(settings: Settings) -> int:
     """Start what is missing, then serve until a signal; return the exit code."""
     probe_address(settings)
     with ExitStack() as stack, _terminable():
+        unit = Unit(embedded_database=settings.database.url is None)
         settings, remarks = start_stand_ins(settings, stack)
-        return run_server(settings, remarks)
+        return run_server(settings, unit, remarks)
 
 
 def start_stand_ins(settings: Settings, stack: ExitStack) -> tuple[Settings, list[str]]:
@@ -176,7 +177,7 @@ def start_engines(settings: Settings, models: Path, stack: ExitStack) -> tuple[N
     return neighbours, remarks
 
 
-def run_server(settings: Settings, remarks: list[str]) -> int:
+def run_server(settings: Settings, unit: Unit, remarks: list[str]) -> int:
     """Serve until a signal; return the exit code. Raises ``StartError``."""
     import uvloop
 
@@ -184,10 +185,10 @@ def run_server(settings: Settings, remarks: list[str]) -> int:
 
     give_memory_back()
 
-    return uvloop.run(_serve(settings, remarks))
+    return uvloop.run(_serve(settings, unit, remarks))
 
 
-async def _serve(settings: Settings, remarks: list[str]) -> int:
+async def _serve(settings: Settings, unit: Unit, remarks: list[str]) -> int:
     # Granian's embedded server runs in this process and loop: a worker process of its own would cost 25 MB more, and
     # would answer signals before running turns are stored.
     from granian.constants import HTTPModes, Interfaces
@@ -197,7 +198,7 @@ async def _serve(settings: Settings, remarks: list[str]) -> int:
 
     from jarvis_core.app import create_app
 
-    app = create_app(settings, on_ready=lambda: announce(settings, remarks))
+    app = create_app(settings, unit, on_ready=lambda: announce(settings, remarks))
     server = Server(
         app,
         address=settings.server.host,

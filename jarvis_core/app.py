@@ -54,7 +54,7 @@ from jarvis_core.handlers.wire import (
     TranscribeReply,
     VoiceBody,
 )
-from jarvis_core.settings import Settings
+from jarvis_core.settings import Settings, Unit
 
 logger = log.get(__name__)
 
@@ -71,9 +71,10 @@ TELL_TIMEOUT_S = 0.5
 class Application(Starlette):
     """Starlette with our router in place of its middleware stack."""
 
-    def __init__(self, settings: Settings, on_ready: Callable[[], None]) -> None:
+    def __init__(self, settings: Settings, unit: Unit, on_ready: Callable[[], None]) -> None:
         super().__init__(lifespan=self._lifespan)
         self._settings = settings
+        self._unit = unit
         self._on_ready = on_ready
         self._container: Container | None = None
         self._realtime: Realtime | None = None
@@ -118,7 +119,7 @@ class Application(Starlette):
     async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
         self._life = asyncio.current_task()
         try:
-            async with open_container(self._settings) as self._container:
+            async with open_container(self._settings, self._unit) as self._container:
                 self._realtime = realtime_for(self._container)
                 self.middleware_stack = self._routes = router_for(self._container, self._realtime)
                 # What is there now stays: the collector need not look at it again.
@@ -138,13 +139,15 @@ class Application(Starlette):
             raise
 
 
-def create_app(settings: Settings, *, on_ready: Callable[[], None] = lambda: None) -> Application:
+def create_app(
+    settings: Settings, unit: Unit | None = None, *, on_ready: Callable[[], None] = lambda: None
+) -> Application:
     """
-    Return the application; it opens its parts when the server starts its lifespan, and then calls *on_ready*.
+    Return the application of one worker of *unit*, or of the only one; it opens its parts when the server starts its lifespan, and then calls *on_ready*.
 
     Where that fails, ``failure`` says why.
     """
-    return Application(settings, on_ready)
+    return Application(settings, unit or Unit(), on_ready)
 
 
 def router_for(container: Container, realtime: Realtime) -> Router:

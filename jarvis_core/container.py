@@ -10,6 +10,8 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
+import msgspec
+
 from jarvis_core import log
 from jarvis_core.codec.client import Codec
 from jarvis_core.conversation import Conversations
@@ -17,7 +19,9 @@ from jarvis_core.credentials import Credentials
 from jarvis_core.errors import RequestError, StartError, Unavailable
 from jarvis_core.memory import Memories
 from jarvis_core.metrics import Metrics
-from jarvis_core.models import Embedder, LanguageModel
+from jarvis_core.models import Embedder, LanguageModel, new_id
+from jarvis_core.presence import Presence
+from jarvis_core.process import own_identity
 from jarvis_core.services import python_bridges
 from jarvis_core.services.audio_engine import AudioEngine
 from jarvis_core.services.bridges_speech import BridgesSpeech
@@ -27,12 +31,13 @@ from jarvis_core.services.openai_compatible import OpenAiModel
 from jarvis_core.services.python_bridges import BridgesModel
 from jarvis_core.services.tokens import TokenMint
 from jarvis_core.services.transport import Transport
-from jarvis_core.settings import Database, Settings
+from jarvis_core.settings import Database, Settings, Unit
 from jarvis_core.speech import Synthesizer, Transcriber, Voices
 from jarvis_core.store.conversations import ConversationStore
 from jarvis_core.store.memories import MemoryStore
 from jarvis_core.store.migrations import migrate
 from jarvis_core.store.pool import Pool
+from jarvis_core.store.presence import PresenceStore
 from jarvis_core.store.turns import TurnStore
 from jarvis_core.turn import Turns
 
@@ -83,18 +88,27 @@ class Container:
 
 
 @asynccontextmanager
-async def open_container(settings: Settings) -> AsyncIterator[Container]:
+async def open_container(settings: Settings, unit: Unit) -> AsyncIterator[Container]:
     """
     Build every part, and close them in reverse order; a part that fails to close does not keep the others from it.
+
+    The limit of the database's connections is the *unit*'s, and divided by its workers.
 
     Waits for the database, at most ``START_DEADLINE_S``. Raises ``StartError``.
     """
     if settings.database.url is None:
         raise StartError("DATABASE_URL: no database was given, and none was started (run `jarvis-core`)")
     async with AsyncExitStack() as stack:
-        pool = await _open_database(settings.database, settings.database.url.reveal())
+        alone = unit.embedded_database and unit.workers == 1
+        # Of this worker's share one is for its beats.
+        share = max(2, settings.database.max_connections // unit.workers) - 1
+        pool = await _open_database(
+            settings.database if alone else msgspec.structs.replace(settings.database, max_connections=share),
+            settings.database.url.reveal(),
+        )
         stack.push_async_callback(_quietly, "the database", pool.close)
-        turn_store = TurnStore(pool)
+        worker_id = new_id()
+        turn_store = TurnStore(pool, worker_id)
         neighbours: dict[str, Transport] = {}
         for name, url in (
             ("python_bridges", settings.neighbours.python_bridges_url),
@@ -125,9 +139,18 @@ async def open_container(settings: Settings) -> AsyncIterator[Container]:
             stack.push_async_callback(_quietly, "the audio engine", engine.close)
         voices = Voices(speech, settings.speech)
         stack.push_async_callback(_quietly, "the voices", voices.close)
-        closed = await turn_store.close_abandoned()
-        if closed:
-            logger.warning("turns that the last run left were closed as incomplete", turns=closed)
+        beats_pool = pool
+        if not alone:
+            # A connection of their own: a worker with much to do is not dead.
+            beats = msgspec.structs.replace(settings.database, max_connections=1)
+            beats_pool = Pool(beats, settings.database.url.reveal())
+            stack.push_async_callback(_quietly, "the beats' connection", beats_pool.close)
+            await beats_pool.open()
+        presence = Presence(
+            PresenceStore(beats_pool, worker_id, own_identity()), alone=alone, embedded=unit.embedded_database
+        )
+        stack.push_async_callback(_quietly, "the presence", presence.leave)
+        await presence.arrive()
         container = Container(
             settings,
             pool=pool,
@@ -143,7 +166,12 @@ async def open_container(settings: Settings) -> AsyncIterator[Container]:
             credentials=Credentials(settings.auth),
         )
         _describe(container)
-        for work in (_keep_house(container, turn_store), memories.keep_embedded(), memories.keep_indexed()):
+        for work in (
+            _keep_house(container, turn_store),
+            memories.keep_embedded(),
+            memories.keep_indexed(),
+            presence.keep(),
+        ):
             stack.push_async_callback(_cancel, asyncio.get_running_loop().create_task(work))
         try:
             yield container

@@ -79,6 +79,8 @@ class TurnRecord(Struct, frozen=True):
     ended_at: datetime | None
     error: str | None
     """For a person, where the turn failed."""
+    worker: str | None
+    """The id of the worker process that runs it, or ran it; None where an older version did."""
 
 
 class Memory(Struct, frozen=True):

@@ -14,7 +14,7 @@ import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 PR_SET_PDEATHSIG = 1
 """``linux/prctl.h``."""
@@ -27,6 +27,40 @@ User = tuple[int, int]
 """A uid and a gid."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Identity(NamedTuple):
+    """A process, told from all others that are, were or will be."""
+
+    machine: str
+    """What can tell whether it lives: the kernel since its boot, and the pid namespace."""
+    pid: int
+    started: int
+    """In clock ticks since that boot."""
+
+
+def own_identity() -> Identity:
+    """Return this process's identity; one without /proc shares its machine with nobody."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        machine = f"{boot}/{Path('/proc/self/ns/pid').stat().st_ino}"
+    except OSError:
+        return Identity(os.urandom(16).hex(), os.getpid(), 0)
+    return Identity(machine, os.getpid(), _started(os.getpid()) or 0)
+
+
+def lives(pid: int, started: int) -> bool:
+    """Whether the process *pid* that was started at *started* runs on this machine."""
+    return _started(pid) == started
+
+
+def _started(pid: int) -> int | None:
+    """Return when the process was started; None where there is none, or one that only waits for its parent."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in (b"Z", b"X") else int(fields[19])
 
 
 def give_memory_back() -> None:

@@ -206,6 +206,18 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     local: Local = Local()
 
 
+class Unit(Struct, frozen=True):
+    """What a worker process is told of the deployment unit that it is one of: the processes under one parent."""
+
+    worker: int = 0
+    """Its number among them, 0 … workers - 1."""
+    workers: int = 1
+    embedded_database: bool = False
+    """Whether the database is the unit's own, which no other unit uses."""
+    directory: str | None = None
+    """Where the unit's workers leave notes for one another; None where there is only one."""
+
+
 def load(environment: Mapping[str, str], file: Path | None = None) -> Settings:
     """
     Read the settings from *environment* over the TOML *file*.

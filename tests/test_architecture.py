@@ -22,7 +22,7 @@ from jarvis_core import app as app_module
 from jarvis_core.container import Container
 from jarvis_core.credentials import Credentials
 from jarvis_core.metrics import Metrics
-from jarvis_core.settings import Settings
+from jarvis_core.settings import Settings, Unit
 
 REPOSITORY = Path(__file__).parents[1]
 PACKAGE = "jarvis_core"
@@ -32,7 +32,7 @@ LAYERS = (
     ("app",),
     ("container",),
     ("handlers",),
-    ("turn", "turn_log", "conversation", "memory", "speech", "narration"),
+    ("turn", "turn_log", "conversation", "memory", "speech", "narration", "presence"),
     ("services", "store", "cache", "local", "codec"),
     ("credentials", "metrics", "sentences", "workers"),
     ("models", "errors", "settings", "log", "process", "folding"),
@@ -427,7 +427,7 @@ async def application(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[app_modu
     )  # fmt: skip
 
     @asynccontextmanager
-    async def open_container(_settings: Settings) -> AsyncIterator[Container]:
+    async def open_container(_settings: Settings, _unit: Unit) -> AsyncIterator[Container]:
         yield cast("Container", parts)
 
     monkeypatch.setattr(app_module, "open_container", open_container)

@@ -15,7 +15,7 @@ from msgspec import Struct
 from psycopg.rows import TupleRow
 
 from jarvis_core.errors import Conflict, NotFound
-from jarvis_core.models import IdempotencyKey, Status, TurnRecord, Utterance, is_id
+from jarvis_core.models import IdempotencyKey, Status, TurnRecord, Utterance, is_id, new_id
 from jarvis_core.store.conversations import unknown_conversation
 from jarvis_core.store.pool import Pool
 
@@ -24,8 +24,8 @@ STORED_MESSAGE = """
     select %(user_message)s::uuid, id, 'user', %(content)s, 'completed' from c
 """
 STARTED_TURN = """
-    insert into turns (id, conversation_id, owner, user_message_id, status)
-    select %(turn)s::uuid, id, %(owner)s, %(user_message)s::uuid, 'running' from c returning started_at
+    insert into turns (id, conversation_id, owner, user_message_id, status, worker)
+    select %(turn)s::uuid, id, %(owner)s, %(user_message)s::uuid, 'running', %(worker)s::uuid from c returning started_at
 """
 
 # Whether there is anything to recall: for who has told nothing, nothing is looked for.
@@ -72,7 +72,8 @@ with c as (
 # Only a turn that left no message may be begun again: what a user was given stays.
 BEGIN_AGAIN = f"""
 with t as (
-    update turns set status = 'running', reason = null, error = null, ended_at = null, started_at = now()
+    update turns set status = 'running', reason = null, error = null, ended_at = null, started_at = now(),
+        worker = %(worker)s
     where id = %(turn)s and owner = %(owner)s and status in ('failed', 'incomplete')
         and not exists (select from messages where messages.id = turns.id)
     returning started_at
@@ -98,11 +99,16 @@ from unnest(%s::uuid[], %s::text[], %s::text[]) as fresh (id, content, model)
 where turns.id = fresh.id and turns.status = 'running'
 """
 
+# Whoever begins a turn locks its conversation before it looks for a running one: who ends it locks them in the same order.
 END = """
-with t as (
+with l as (
+    select c.id from turns join conversations c on c.id = turns.conversation_id
+    where turns.id = %(turn)s and turns.status = 'running' for no key update of c
+), t as (
     update turns set status = %(status)s, reason = %(reason)s, error = %(error)s, content = '', tokens = %(tokens)s,
         model = %(model)s, memories = %(memories)s::uuid[], ended_at = now()
-    where id = %(turn)s and status = 'running' returning id, conversation_id, ended_at
+    from l where turns.id = %(turn)s and turns.status = 'running' and turns.worker = %(worker)s
+    returning turns.id, conversation_id, ended_at
 ), m as (
     insert into messages (id, conversation_id, role, content, tokens, model, status)
     select id, conversation_id, 'assistant', %(content)s, %(tokens)s, %(model)s, %(status)s from t where %(keep)s
@@ -113,24 +119,34 @@ with t as (
 select ended_at from t
 """
 
-CLOSE_ABANDONED = """
-with t as (
-    update turns set status = 'incomplete', reason = 'server_stopped', ended_at = now()
-    where status = 'running' and started_at < now()
-    returning id, conversation_id, content, tokens, model
+# Others took this process for dead and closed its turn with the text up to the last checkpoint: what it really came to
+# takes that one's place.
+END_CLOSED_BY_OTHERS = """
+with l as (
+    select c.id from turns join conversations c on c.id = turns.conversation_id
+    where turns.id = %(turn)s and turns.status = 'incomplete' for no key update of c
+), t as (
+    update turns set status = %(status)s, reason = %(reason)s, error = %(error)s, content = '', tokens = %(tokens)s,
+        model = %(model)s, memories = %(memories)s::uuid[], ended_at = now()
+    from l where turns.id = %(turn)s and turns.worker = %(worker)s
+        and turns.status = 'incomplete' and turns.reason = 'server_stopped'
+    returning turns.id, conversation_id, ended_at
 ), m as (
     insert into messages (id, conversation_id, role, content, tokens, model, status)
-    select id, conversation_id, 'assistant', content, tokens, model, 'incomplete' from t where content <> ''
+    select id, conversation_id, 'assistant', %(content)s, %(tokens)s, %(model)s, %(status)s from t where %(keep)s
+    on conflict (id) do update
+        set content = excluded.content, tokens = excluded.tokens, model = excluded.model, status = excluded.status
+    returning xmax = 0 as added
 ), c as (
-    update conversations set message_count = message_count + 1
-    from t where conversations.id = t.conversation_id and t.content <> ''
+    update conversations set updated_at = now(), message_count = message_count + (select count(*) from m where added)
+    from t where conversations.id = t.conversation_id
 )
-select count(*) from t
+select ended_at from t
 """
 
 FETCH = """
 select t.id::text, t.conversation_id::text, t.user_message_id::text, t.status, t.reason, coalesce(m.content, t.content),
-    t.tokens, t.model, t.memories::text[], t.started_at, t.ended_at, t.error
+    t.tokens, t.model, t.memories::text[], t.started_at, t.ended_at, t.error, t.worker::text
 from turns t left join messages m on m.id = t.id
 where t.owner = %s and t.id = %s
 """
@@ -165,10 +181,11 @@ class Begun(Struct, frozen=True):
 
 
 class TurnStore:
-    """Exchanges between a user and the assistant, running and ended."""
+    """Exchanges between a user and the assistant, running and ended; what is begun here is the worker *worker_id*'s."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, worker_id: str | None = None) -> None:
         self._pool = pool
+        self.worker_id = worker_id or new_id()
 
     async def begin(self, beginning: Beginning) -> Begun | str:
         """
@@ -186,7 +203,9 @@ class TurnStore:
             statement = BEGIN_FOR_STORED_MESSAGE
         else:
             statement = BEGIN_IN_EXISTING
-        parameters = _parameters(beginning, asked=beginning.user_message_id if beginning.message_is_stored else None)
+        parameters = self._parameters(
+            beginning, asked=beginning.user_message_id if beginning.message_is_stored else None
+        )
         try:
             if beginning.key is None:
                 return _begun(await self._pool.fetch_all(statement, parameters))
@@ -215,7 +234,7 @@ class TurnStore:
 
         Returns None where there is no such turn, or it has a message. Raises ``Conflict`` as ``begin`` does.
         """
-        parameters = _parameters(beginning, asked=beginning.user_message_id)
+        parameters = self._parameters(beginning, asked=beginning.user_message_id)
         try:
             rows = await self._pool.fetch_all(BEGIN_AGAIN, parameters)
         except psycopg.errors.UniqueViolation as exc:
@@ -244,31 +263,29 @@ class TurnStore:
         error: str | None = None,
     ) -> datetime | None:
         """
-        Store how a turn ended, and the assistant's message with it; return when, or None if it was not running.
+        Store how a turn ended, and the assistant's message with it; return when, or None if it was not running here.
+
+        One that others have closed, because they took this worker for dead, gets its real end.
 
         A turn that ended without a text leaves no message, unless it completed.
         """
-        row = await self._pool.fetch_one(
-            END,
-            {
-                "turn": turn_id,
-                "status": status,
-                "reason": reason,
-                "error": error,
-                "content": content,
-                "tokens": tokens,
-                "model": model,
-                "memories": list(memories),
-                "keep": bool(content) or status is Status.COMPLETED,
-            },
-        )
+        parameters = {
+            "turn": turn_id,
+            "worker": self.worker_id,
+            "status": status,
+            "reason": reason,
+            "error": error,
+            "content": content,
+            "tokens": tokens,
+            "model": model,
+            "memories": list(memories),
+            "keep": bool(content) or status is Status.COMPLETED,
+        }
+        row = await self._pool.fetch_one(END, parameters)
+        if row is None:
+            row = await self._pool.fetch_one(END_CLOSED_BY_OTHERS, parameters)
         ended_at: datetime | None = row[0] if row else None
         return ended_at
-
-    async def close_abandoned(self) -> int:
-        """End as ``incomplete`` every turn that a process left running, with the text it had; return how many."""
-        row = await self._pool.fetch_one(CLOSE_ABANDONED)
-        return int(row[0]) if row else 0
 
     async def fetch(self, owner: str, turn_id: str) -> TurnRecord:
         """Return a turn; raises ``NotFound``."""
@@ -279,24 +296,24 @@ class TurnStore:
         values[3] = Status(values[3])
         return TurnRecord(*values)
 
+    def _parameters(self, beginning: Beginning, *, asked: str | None) -> dict[str, Any]:
+        return {
+            "owner": beginning.owner,
+            "worker": self.worker_id,
+            "conversation": beginning.conversation_id,
+            "title": beginning.title,
+            "turn": beginning.turn_id,
+            "user_message": beginning.user_message_id,
+            "content": beginning.content,
+            "asked": asked,
+            "history_messages": HISTORY_MESSAGES,
+            "history_chars": beginning.history_chars,
+        }
+
 
 def another_runs() -> Conflict:
     """Return the error for a second turn in a conversation."""
     return Conflict("Another turn is running in this conversation; wait for it or cancel it.")
-
-
-def _parameters(beginning: Beginning, *, asked: str | None) -> dict[str, Any]:
-    return {
-        "owner": beginning.owner,
-        "conversation": beginning.conversation_id,
-        "title": beginning.title,
-        "turn": beginning.turn_id,
-        "user_message": beginning.user_message_id,
-        "content": beginning.content,
-        "asked": asked,
-        "history_messages": HISTORY_MESSAGES,
-        "history_chars": beginning.history_chars,
-    }
 
 
 def _begun(rows: list[TupleRow]) -> Begun:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import psycopg
 import pytest
 
 from jarvis_core.errors import Conflict, NotFound
 from jarvis_core.models import IdempotencyKey, Status, Utterance, new_id
+from jarvis_core.process import own_identity
 from jarvis_core.store.conversations import ConversationStore
 from jarvis_core.store.pool import Pool
+from jarvis_core.store.presence import PresenceStore
 from jarvis_core.store.turns import HISTORY_MESSAGES, Beginning, Begun, TurnStore
 
 OWNER = "ann"
@@ -21,6 +24,12 @@ KEY = IdempotencyKey("k-1", b"hash of the request")
 def store(pool: Pool) -> TurnStore:
     """Give a store on an empty database."""
     return TurnStore(pool)
+
+
+@pytest.fixture
+def presence(pool: Pool) -> PresenceStore:
+    """Give the list of workers as one sees it that runs no turn."""
+    return PresenceStore(pool, new_id(), own_identity())
 
 
 @pytest.fixture
@@ -366,25 +375,60 @@ async def test_checkpoint(store: TurnStore, conversations: ConversationStore) ->
     assert (await conversations.fetch(OWNER, turn.conversation_id)).message_count == 1
 
 
-async def test_abandoned_turns(store: TurnStore, conversations: ConversationStore, pool: Pool) -> None:
-    """Turns that a process left running are closed as incomplete, with what they had as message; others stay."""
-    with_text, without, ended = beginning(), beginning(), beginning()
-    for turn in (with_text, without, ended):
+async def test_end_of_a_turn_that_others_closed(
+    store: TurnStore, conversations: ConversationStore, presence: PresenceStore
+) -> None:
+    """A worker that was taken for dead stores what its turns came to, each once: a message replaced, or added."""
+    with_text, without = beginning(), beginning()
+    for turn in (with_text, without):
         await store.begin(turn)
     await store.checkpoint([(with_text.turn_id, "Sal", "m")])
-    await end(store, ended, "Salut")
-    assert await store.close_abandoned() == 2
-    for turn, text, messages in ((with_text, "Sal", 2), (without, "", 1)):
+    assert await presence.close_strays() == 2
+    for turn in (with_text, without):
+        assert (await store.fetch(OWNER, turn.turn_id)).status is Status.INCOMPLETE
+        for _ in range(2):  # a second time, where the answer to the first was lost
+            await store.end(turn.turn_id, status=Status.COMPLETED, reason="stop", content="Salut", tokens=2, model="m")
         record = await store.fetch(OWNER, turn.turn_id)
-        assert (record.status, record.reason, record.content) == (Status.INCOMPLETE, "server_stopped", text)
-        assert record.ended_at is not None
-        assert (await conversations.fetch(OWNER, turn.conversation_id)).message_count == messages
-    stored, _ = await conversations.fetch_history(OWNER, with_text.conversation_id, limit=9, after=0)
-    assert (stored[-1].id, stored[-1].content, stored[-1].status) == (with_text.turn_id, "Sal", Status.INCOMPLETE)
-    assert (await store.fetch(OWNER, ended.turn_id)).status is Status.COMPLETED
-    assert await store.close_abandoned() == 0
-    assert await counts(pool) == (3, 5, 3, 0)
-    await store.begin(following(with_text))
+        assert (record.status, record.reason, record.content) == (Status.COMPLETED, "stop", "Salut")
+        messages, _ = await conversations.fetch_history(OWNER, turn.conversation_id, limit=9, after=0)
+        assert [(one.role, one.content, one.status) for one in messages] == [
+            ("user", "Bonjour", Status.COMPLETED),
+            ("assistant", "Salut", Status.COMPLETED),
+        ]
+        assert (await conversations.fetch(OWNER, turn.conversation_id)).message_count == 2
+
+
+async def test_end_of_somebody_elses_turn(store: TurnStore, pool: Pool, presence: PresenceStore) -> None:
+    """A worker ends no turn that another one runs: also not one of its own that another one has begun again."""
+    other = TurnStore(pool)
+    turn = beginning(key=KEY)
+    await store.begin(turn)
+    assert await other.end(turn.turn_id, status=Status.FAILED, reason="x", content="", tokens=0, model="") is None
+    await presence.close_strays()
+    assert await other.begin_again(turn) is not None
+    assert await store.end(turn.turn_id, status=Status.FAILED, reason="x", content="", tokens=0, model="") is None
+    record = await store.fetch(OWNER, turn.turn_id)
+    assert (record.status, record.worker) == (Status.RUNNING, other.worker_id)
+
+
+async def test_end_and_next_begin_at_once(store: TurnStore, pool: Pool) -> None:
+    """A turn that begins in the moment in which another one ends does not lock that one out, nor the other way round."""
+    ending = beginning()
+    await store.begin(ending)
+    with pytest.raises(psycopg.errors.UniqueViolation):  # noqa: PT012 - it is what ends the transaction
+        async with pool.transaction() as connection, asyncio.timeout(0.9):
+            # As a beginning: it has the conversation, and has not yet looked for a running turn.
+            await connection.execute(
+                "update conversations set updated_at = now() where id = %s", (ending.conversation_id,)
+            )
+            task = asyncio.create_task(end(store, ending))
+            await asyncio.sleep(0.1)
+            await connection.execute(
+                "insert into turns (id, conversation_id, owner, user_message_id, status)"
+                " values (gen_random_uuid(), %s, 'ann', gen_random_uuid(), 'running')",
+                (ending.conversation_id,),
+            )
+    await task
 
 
 @pytest.mark.parametrize("turn_id", ["", "x", "g" * 36, new_id()])

@@ -35,7 +35,7 @@ def spoken(*pieces: str, status: Status = Status.COMPLETED) -> Turn:
 def record(status: Status, content: str) -> TurnRecord:
     """Make a turn as the store has it."""
     now = datetime.now(UTC)
-    return TurnRecord("t", "c", "u", status, "stop", content, 3, "m", [], now, now, "It failed.")
+    return TurnRecord("t", "c", "u", status, "stop", content, 3, "m", [], now, now, "It failed.", None)
 
 
 def join(taken: list[tuple[int, Entry]]) -> str:
