@@ -2,18 +2,17 @@
 The command line: ``jarvis-core`` serves; ``token`` mints a token; ``check`` asks a running core how it is.
 
 The process starts what stands in for absent neighbours as children that end with it, serves, and stops all in reverse
-order.
+order. With several workers it serves through them, and only watches.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
-import logging
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -25,12 +24,11 @@ import msgspec
 
 from jarvis_core import __version__, log
 from jarvis_core.errors import SettingsError, StartError
-from jarvis_core.settings import Neighbours, Secret, Settings, Unit, data_directory, load
+from jarvis_core.process import Child, spawn
+from jarvis_core.settings import Assignment, Cache, Neighbours, Secret, Settings, Unit, data_directory, load
 
 SPARE_CONNECTIONS = 4
 """Connections of the embedded server beyond the pool's, for people who look into it."""
-LINGER_S = 0.5
-"""How long clients may take for the rest of their answers, when the time for draining is over."""
 INTERRUPTED = 130
 """The exit code of a start that a signal ended."""
 
@@ -65,20 +63,69 @@ def main(arguments: list[str] | None = None) -> int:
 def serve(settings: Settings) -> int:
     """Start what is missing, then serve until a signal; return the exit code."""
     probe_address(settings)
+    workers = settings.server.workers
     with ExitStack() as stack, _terminable():
-        unit = Unit(embedded_database=settings.database.url is None)
-        settings, remarks = start_stand_ins(settings, stack)
-        return run_server(settings, unit, remarks)
+        unit = Unit(workers=workers, embedded_database=settings.database.url is None)
+        settings, remarks, children = start_stand_ins(settings, stack)
+        if workers > 1:
+            return run_workers(settings, unit, remarks, children, stack)
+        # With several workers the parent needs none of what is imported here.
+        from jarvis_core.server import run
+
+        return run(settings, unit, on_ready=lambda: announce(settings, remarks))
 
 
-def start_stand_ins(settings: Settings, stack: ExitStack) -> tuple[Settings, list[str]]:
+def run_workers(settings: Settings, unit: Unit, remarks: list[str], children: list[Child], stack: ExitStack) -> int:
+    """Serve in several processes until a signal; return the exit code. Raises ``StartError``."""
+    from jarvis_core.parent import Parent
+
+    reservation = stack.enter_context(reserve_address(settings))
+    if settings.server.port == 0:
+        port = reservation.getsockname()[1]
+        settings = msgspec.structs.replace(settings, server=msgspec.structs.replace(settings.server, port=port))
+    counters = [os.memfd_create(f"jarvis-worker-{number}") for number in range(unit.workers)]
+    for descriptor in counters:
+        stack.callback(os.close, descriptor)
+
+    def spawn_worker(number: int, control: socket.socket) -> subprocess.Popen[bytes]:
+        assignment = Assignment(
+            settings, msgspec.structs.replace(unit, worker=number, notes=tuple(counters)), control.fileno()
+        )
+        source = os.memfd_create("assignment")
+        try:
+            os.write(source, assignment.encode())
+            os.lseek(source, 0, os.SEEK_SET)
+            return spawn(
+                [sys.executable, "-m", "jarvis_core.server"],
+                # With the parent its database is gone: there is nothing to drain into.
+                death_signal=signal.SIGKILL,
+                source=source,
+                output=None,
+                inherited=(control.fileno(), *counters),
+            )
+        finally:
+            os.close(source)
+
+    parent = Parent(
+        spawn_worker,
+        unit.workers,
+        children=children,
+        drain_timeout_s=settings.server.drain_timeout_s,
+        on_ready=lambda: announce(settings, [*remarks, f"serving:  {unit.workers} worker processes"]),
+    )
+    return parent.run()
+
+
+def start_stand_ins(settings: Settings, stack: ExitStack) -> tuple[Settings, list[str], list[Child]]:
     """
     Start what stands in for the absent neighbours; *stack* stops it.
 
-    Returns the settings with their addresses filled in, and a line for a person about each and about each that is
-    missing. Raises ``StartError``.
+    Returns the settings with their addresses filled in, a line for a person about each and about each that is missing,
+    and what was started. Raises ``StartError``.
     """
     remarks = []
+    children: list[Child] = []
+    workers = settings.server.workers
     directory = data_directory(settings.local)
     if settings.database.url is None:
         from jarvis_core.local.postgres import EmbeddedPostgres
@@ -87,15 +134,25 @@ def start_stand_ins(settings: Settings, stack: ExitStack) -> tuple[Settings, lis
         postgres = EmbeddedPostgres(
             directory,
             bin_dir=bin_dir,
-            max_connections=settings.database.max_connections + SPARE_CONNECTIONS,
+            # Each worker has at least two.
+            max_connections=max(settings.database.max_connections, 2 * workers) + SPARE_CONNECTIONS,
         )
         stack.callback(postgres.stop)
         url = Secret(postgres.start())
+        children.append(postgres)
         settings = msgspec.structs.replace(settings, database=msgspec.structs.replace(settings.database, url=url))
         remarks.append(f"embedded: PostgreSQL {postgres.version} in {directory} (yours by DATABASE_URL)")
+    if settings.cache.redis_url is None and workers > 1:
+        from jarvis_core.local.valkey import PrivateValkey
+
+        valkey = PrivateValkey()
+        stack.callback(valkey.stop)
+        settings = msgspec.structs.replace(settings, cache=Cache(redis_url=Secret(valkey.start())))
+        children.append(valkey)
+        remarks.append("embedded: Valkey, for what workers share (yours by REDIS_URL)")
     embedded = settings.neighbours.python_bridges_url is None
     if embedded and (settings.llm.url is None or settings.local.speech):
-        neighbours, more = start_engines(settings, directory / "models", stack)
+        neighbours, more = start_engines(settings, directory / "models", stack, children)
         settings = msgspec.structs.replace(settings, neighbours=neighbours)
         remarks += more
     if settings.llm.url is not None:
@@ -104,10 +161,12 @@ def start_stand_ins(settings: Settings, stack: ExitStack) -> tuple[Settings, lis
         remarks.append("off:      speech (LOCAL_SPEECH=true, or PYTHON_BRIDGES_URL)")
     if settings.neighbours.audio_engine_url is None:
         remarks.append("missing:  audio engine (AUDIO_ENGINE_URL)")
-    return settings, remarks
+    return settings, remarks, children
 
 
-def start_engines(settings: Settings, models: Path, stack: ExitStack) -> tuple[Neighbours, list[str]]:
+def start_engines(
+    settings: Settings, models: Path, stack: ExitStack, children: list[Child]
+) -> tuple[Neighbours, list[str]]:
     """
     Start the stand-in for the bridges, with as much speech as can be had, and for the audio engine.
 
@@ -170,86 +229,12 @@ def start_engines(settings: Settings, models: Path, stack: ExitStack) -> tuple[N
         audio_engine=audio,
     )
     stack.callback(bridges.stop)
+    children.append(bridges)
     neighbours = msgspec.structs.replace(neighbours, python_bridges_url=bridges.start())
     if audio:
         neighbours = msgspec.structs.replace(neighbours, audio_engine_url=bridges.audio_url)
         remarks.append("embedded: noise suppression (yours by AUDIO_ENGINE_URL)")
     return neighbours, remarks
-
-
-def run_server(settings: Settings, unit: Unit, remarks: list[str]) -> int:
-    """Serve until a signal; return the exit code. Raises ``StartError``."""
-    import uvloop
-
-    from jarvis_core.process import give_memory_back
-
-    give_memory_back()
-
-    return uvloop.run(_serve(settings, unit, remarks))
-
-
-async def _serve(settings: Settings, unit: Unit, remarks: list[str]) -> int:
-    # Granian's embedded server runs in this process and loop: a worker process of its own would cost 25 MB more, and
-    # would answer signals before running turns are stored.
-    from granian.constants import HTTPModes, Interfaces
-    from granian.errors import FatalError
-    from granian.log import LogLevels
-    from granian.server.embed import Server
-
-    from jarvis_core.app import create_app
-
-    app = create_app(settings, unit, on_ready=lambda: announce(settings, remarks))
-    server = Server(
-        app,
-        address=settings.server.host,
-        port=settings.server.port,
-        interface=Interfaces.ASGI,
-        http=HTTPModes.auto,
-        backlog=2_048,
-        log_level=LogLevels.error,
-        log_dictconfig={"handlers": {}, "formatters": {}, "loggers": {"_granian": {"propagate": True}}},
-    )
-    log.set_up(settings.log)
-    # It would tell a failed start in words of its own, with a traceback; that is told below, in one line.
-    logging.getLogger("_granian").addFilter(lambda _: app.started)
-    loop = asyncio.get_running_loop()
-    serving = loop.create_task(server.serve())
-    stops: list[asyncio.Task[None]] = []
-
-    async def stop(drain_timeout_s: float) -> None:
-        deadline = loop.time() + drain_timeout_s
-        await app.drain(drain_timeout_s)
-        server.stop()  # type: ignore[no-untyped-call]  # granian has no annotation there
-        # Granian (2.8.7) would wait for ever for a client that does not read its answer.
-        await asyncio.wait([serving], timeout=max(deadline - loop.time(), LINGER_S))
-        if not serving.done():
-            await app.close()
-            serving.cancel()
-
-    def on_signal() -> None:
-        if not app.started:
-            serving.cancel()
-            return
-        # The first signal lets running turns end; a second one ends them now.
-        stops.append(loop.create_task(stop(0.0 if stops else settings.server.drain_timeout_s)))
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, on_signal)
-    try:
-        await serving
-    except asyncio.CancelledError:
-        if not stops:
-            # The start itself is cancelled, and what it had opened closed, when this loop ends.
-            return INTERRUPTED
-    except FatalError:
-        if app.failure is None:
-            raise
-    if app.failure is not None:
-        raise app.failure
-    if not stops:
-        raise StartError("the server ended unexpectedly; the log above may say why")
-    await asyncio.wait(stops)
-    return 0
 
 
 def announce(settings: Settings, remarks: list[str]) -> None:
@@ -268,14 +253,29 @@ def announce(settings: Settings, remarks: list[str]) -> None:
                 "set JWT_SECRET or API_KEYS, or HOST=127.0.0.1",
                 host=host,
             )
-    if settings.cache.redis_url is not None:
-        log.get("jarvis_core").warning("REDIS_URL is set, but nothing is shared through it in this version")
     content = '{"content": "Bonjour Jarvis, qui es-tu ?"}'
     credentials = "" if credentials_are_open else " -H 'authorization: Bearer …'"
     lines.append(
         f"  try:      curl -s {address}/api/chat -H 'content-type: application/json'{credentials} -d '{content}'"
     )
     print("\n".join(lines), flush=True)
+
+
+@contextlib.contextmanager
+def reserve_address(settings: Settings) -> Iterator[socket.socket]:
+    """
+    Keep the address for the workers, whose sockets the kernel then spreads connections over.
+
+    One socket that all accept from would be simpler, and leaves idle workers idle: of 8 quiet connections one worker
+    got 7 or all, where each having its own gave 3 and 5 (two workers of Granian 2.8.7).
+    """
+    host, port = settings.server.host, settings.server.port
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind, protocol) as reservation:
+        reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        reservation.bind(address)
+        yield reservation
 
 
 def is_loopback(host: str) -> bool:

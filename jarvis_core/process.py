@@ -14,7 +14,7 @@ import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, Protocol
 
 PR_SET_PDEATHSIG = 1
 """``linux/prctl.h``."""
@@ -25,6 +25,20 @@ M_ARENA_MAX = -8
 
 User = tuple[int, int]
 """A uid and a gid."""
+
+
+class Child(Protocol):
+    """A service that runs in a process of its own, and is started again where it was when it ends."""
+
+    @property
+    def process(self) -> subprocess.Popen[bytes] | None:
+        """What was started last."""
+        ...
+
+    def start(self) -> str:
+        """Start it again if it has ended; raises ``StartError``."""
+        ...
+
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -102,7 +116,8 @@ def spawn(
     user: User | None = None,
     directory: Path | None = None,
     source: IO[bytes] | int = subprocess.DEVNULL,
-    output: IO[bytes] | int = subprocess.DEVNULL,
+    output: IO[bytes] | int | None = subprocess.DEVNULL,
+    inherited: Sequence[int] = (),
 ) -> subprocess.Popen[bytes]:
     """
     Start a child in a session of its own.
@@ -110,7 +125,7 @@ def spawn(
     A terminal's Ctrl-C then reaches only the parent, which stops its children in order.
 
     *user* is who to become, which needs root; None stays as it is. *source* is stdin; *output* takes both stdout and
-    stderr. Raises ``OSError`` when the program cannot be executed, ``subprocess.SubprocessError`` when *user* cannot be
+    stderr; None leaves it this process' own. *inherited* are descriptors that it has under the same numbers. Raises ``OSError`` when the program cannot be executed, ``subprocess.SubprocessError`` when *user* cannot be
     become.
     """
     parent_pid = os.getpid()
@@ -124,10 +139,11 @@ def spawn(
         [str(argument) for argument in arguments],
         stdin=source,
         stdout=output,
-        stderr=subprocess.STDOUT,
+        stderr=None if output is None else subprocess.STDOUT,
         env=None if environment is None else dict(environment),
         cwd=directory,
         start_new_session=True,
+        pass_fds=inherited,
         # The only way to run code between setuid and exec. Popen's own user= and extra_groups= are not used: Python
         # 3.12.0 keeps root's groups when they are to be empty (CVE-2023-6507).
         preexec_fn=prepare,

@@ -55,8 +55,8 @@ class Server(Struct, frozen=True, forbid_unknown_fields=True):
 
     host: Annotated[str, Meta(min_length=1, extra={"env": "HOST"})] = "0.0.0.0"  # noqa: S104 - the product's contract
     port: Annotated[Port, Meta(extra={"env": "PORT"})] = 8100
-    workers: Annotated[int, Meta(ge=1, le=1, extra={"env": "WORKERS"})] = 1
-    """Processes that answer; only 1 until running turns are shared between workers."""
+    workers: Annotated[int, Meta(ge=1, le=64, extra={"env": "WORKERS"})] = 1
+    """Processes that answer, on this machine; about as many as it has cores."""
     cors_origins: Annotated[tuple[str, ...], Meta(extra={"env": "CORS_ORIGINS"})] = ("http://localhost:3000",)
     """Origins of browsers' pages that may call, comma-separated in the environment; ``*`` is any."""
     body_limit_bytes: Annotated[int, Meta(ge=1_024, le=1 << 30, extra={"env": "BODY_LIMIT_BYTES"})] = 1 << 20
@@ -214,8 +214,26 @@ class Unit(Struct, frozen=True):
     workers: int = 1
     embedded_database: bool = False
     """Whether the database is the unit's own, which no other unit uses."""
-    directory: str | None = None
-    """Where the unit's workers leave notes for one another; None where there is only one."""
+    notes: tuple[int, ...] = ()
+    """The descriptors of the files in memory in which each worker, by its number, leaves what all may read."""
+
+
+class Assignment(Struct, frozen=True):
+    """What a parent has a worker do."""
+
+    settings: Settings
+    unit: Unit
+    control: int
+    """The descriptor of the socket over which the worker tells how it is."""
+
+    def encode(self) -> bytes:
+        """Return it as bytes, secrets included."""
+        return msgspec.msgpack.encode(self, enc_hook=Secret.reveal)
+
+    @classmethod
+    def decode(cls, data: bytes) -> Assignment:
+        """Return what was encoded."""
+        return msgspec.msgpack.decode(data, type=cls, dec_hook=_secret)
 
 
 def load(environment: Mapping[str, str], file: Path | None = None) -> Settings:

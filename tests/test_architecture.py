@@ -29,17 +29,18 @@ PACKAGE = "jarvis_core"
 
 LAYERS = (
     ("__main__",),
+    ("server",),
     ("app",),
     ("container",),
     ("handlers",),
     ("turn", "turn_log", "conversation", "memory", "speech", "narration", "presence"),
     ("services", "store", "cache", "local", "codec"),
-    ("credentials", "metrics", "sentences", "workers"),
+    ("credentials", "metrics", "sentences", "workers", "parent"),
     ("models", "errors", "settings", "log", "process", "folding"),
 )
 """From the top down. A module imports from its own package and from what lies lower, never across or up."""
 
-SAME_LAYER = frozenset({LAYERS[4], LAYERS[7]})
+SAME_LAYER = frozenset({LAYERS[5], LAYERS[8]})
 """Layers whose modules may import one another."""
 
 OUT_OF_REACH = {
@@ -61,8 +62,8 @@ FOREIGN = {
     "psycopg": ("store",),
     "psycopg_pool": ("store",),
     "coredis": ("cache",),
-    "granian": ("__main__",),
-    "uvloop": ("__main__",),
+    "granian": ("server",),
+    "uvloop": ("server",),
     "xllamacpp": ("local",),
     "onnxruntime": ("local",),
     "phonemizer": ("local",),
@@ -84,7 +85,7 @@ READS_ENVIRONMENT = {
     "__main__": "gives it to settings.load",
     "local.fetch": "hands it on to pip and npm, which need the user's proxies and indexes",
 }
-KNOWS_ALL_SETTINGS = {"__main__", "app", "container"}
+KNOWS_ALL_SETTINGS = {"__main__", "server", "app", "container"}
 
 SQL = re.compile(
     r"\b(select\s.+\sfrom|insert\s+into|update\s+\w+\s+set|delete\s+from|create\s+(unique\s+)?(table|index)|alter\s+table)\b",

@@ -91,7 +91,7 @@ class Server:
     @property
     def stdout(self) -> str:
         """All that it has printed since it was made, over all its starts."""
-        return self._stdout.read_text(errors="replace")
+        return self._stdout.read_text(errors="replace") if self._stdout.exists() else ""
 
     @property
     def stderr(self) -> str:

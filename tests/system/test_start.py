@@ -135,7 +135,7 @@ def assert_refused(server: Server, directory: Path, *words: str, limit_s: float 
         ("PYTHON_BRIDGES_URL", "localhost:8005"),
         ("JWT_SECRET", "short"),
         ("API_KEYS", "no-colon"),
-        ("WORKERS", "4"),
+        ("WORKERS", "65"),
     ],
 )
 def test_bad_setting(make_server: MakeServer, directory: Path, name: str, value: str) -> None:

@@ -1,0 +1,116 @@
+"""
+One worker: the application in Granian's embedded server, until a signal.
+
+Run as a module it is a worker of several, and does what its parent has written to its standard input.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Callable
+
+import uvloop
+from granian.constants import HTTPModes, Interfaces
+from granian.errors import FatalError
+from granian.log import LogLevels
+from granian.server.embed import Server
+
+from jarvis_core import log
+from jarvis_core.app import create_app
+from jarvis_core.errors import StartError
+from jarvis_core.process import give_memory_back
+from jarvis_core.settings import Assignment, Settings, Unit
+
+LINGER_S = 0.5
+"""How long clients may take for the rest of their answers, when the time for draining is over."""
+INTERRUPTED = 130
+"""The exit code of a start that a signal ended."""
+
+
+def run(settings: Settings, unit: Unit, *, on_ready: Callable[[], None]) -> int:
+    """Serve until a signal; return the exit code. Raises ``StartError``."""
+    give_memory_back()
+    return uvloop.run(_serve(settings, unit, on_ready))
+
+
+def main() -> int:
+    """Serve as the worker that the standard input describes, and tell the parent; return the exit code."""
+    assignment = Assignment.decode(sys.stdin.buffer.read())
+    log.set_up(assignment.settings.log)
+    with socket.socket(fileno=assignment.control) as control:
+        # What this worker starts is none of the parent's business.
+        control.set_inheritable(False)
+        try:
+            return run(assignment.settings, assignment.unit, on_ready=lambda: control.sendall(b"ready\n"))
+        except StartError as exc:
+            with contextlib.suppress(OSError):
+                control.sendall(b"failed " + str(exc).replace("\n", " ").encode() + b"\n")
+            return 1
+        except KeyboardInterrupt:
+            return INTERRUPTED
+
+
+async def _serve(settings: Settings, unit: Unit, on_ready: Callable[[], None]) -> int:
+    # Granian's embedded server runs in this process and loop: a worker process of its own would cost 25 MB more, and
+    # would answer signals before running turns are stored.
+    app = create_app(settings, unit, on_ready=on_ready)
+    server = Server(
+        app,
+        address=settings.server.host,
+        port=settings.server.port,
+        interface=Interfaces.ASGI,
+        http=HTTPModes.auto,
+        backlog=2_048,
+        log_level=LogLevels.error,
+        log_dictconfig={"handlers": {}, "formatters": {}, "loggers": {"_granian": {"propagate": True}}},
+    )
+    log.set_up(settings.log)
+    # It would tell a failed start in words of its own, with a traceback; that is told below, in one line.
+    logging.getLogger("_granian").addFilter(lambda _: app.started)
+    loop = asyncio.get_running_loop()
+    serving = loop.create_task(server.serve())
+    stops: list[asyncio.Task[None]] = []
+
+    async def stop(drain_timeout_s: float) -> None:
+        deadline = loop.time() + drain_timeout_s
+        await app.drain(drain_timeout_s)
+        server.stop()  # type: ignore[no-untyped-call]  # granian has no annotation there
+        # Granian (2.8.7) would wait for ever for a client that does not read its answer.
+        await asyncio.wait([serving], timeout=max(deadline - loop.time(), LINGER_S))
+        if not serving.done():
+            await app.close()
+            serving.cancel()
+
+    def on_signal() -> None:
+        if not app.started:
+            serving.cancel()
+            return
+        # The first signal lets running turns end; a second one ends them now.
+        stops.append(loop.create_task(stop(0.0 if stops else settings.server.drain_timeout_s)))
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, on_signal)
+    try:
+        await serving
+    except asyncio.CancelledError:
+        if not stops:
+            # The start itself is cancelled, and what it had opened closed, when this loop ends.
+            return INTERRUPTED
+    except FatalError:
+        if app.failure is None:
+            raise
+    if app.failure is not None:
+        raise app.failure
+    if not stops:
+        raise StartError("the server ended unexpectedly; the log above may say why")
+    await asyncio.wait(stops)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
