@@ -159,14 +159,17 @@ def router_for(container: Container, realtime: Realtime) -> Router:
         return Reply(document)
 
     routes.append(Route("GET", "/openapi.json", openapi_document, "This document.", public=True))
-    return Router(
+    router = Router(
         routes,
         # The last one is where OpenAI's client libraries go when they are given /ws as the base of their URLs.
         {"/ws": realtime.serve, "/v1/realtime": realtime.serve, "/ws/realtime": realtime.serve},
         credentials=container.credentials,
         metrics=container.metrics,
         cors_origins=container.settings.server.cors_origins,
+        request_limit=container.settings.server.request_limit,
     )
+    container.metrics.counter("requests_refused", "Requests refused as too many.", lambda: router.refused)
+    return router
 
 
 def realtime_for(container: Container) -> Realtime:
@@ -180,6 +183,7 @@ def realtime_for(container: Container) -> Realtime:
         container.settings.llm,
         container.settings.server.cors_origins,
         resume_grace_s=container.settings.server.ws_resume_grace_s,
+        socket_limit=container.settings.server.websocket_limit,
     )
     container.metrics.gauge("websockets", "Open WebSockets.", lambda: realtime.connected)
     return realtime
@@ -219,7 +223,7 @@ def routes_for(container: Container) -> list[Route]:
               query=(("after", "integer", "Go on after this event's id."),),
               headers=(("Last-Event-ID", "As after; what browsers send when they come back."),)),
         Route("POST", "/api/chat/response/{id}/cancel", chat.cancel, "Stop a turn; answers once the model has stopped.",
-              response=ResponseState),
+              response=ResponseState, vital=True),
         Route("GET", "/api/chat/conversations", chat.list_conversations, "Conversations, newest first.",
               response=ConversationPage,
               query=(*page, ("q", "string", "Only those with this in title or messages."),

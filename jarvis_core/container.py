@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import msgspec
@@ -22,8 +22,9 @@ from jarvis_core.metrics import Metrics
 from jarvis_core.models import Embedder, LanguageModel, new_id
 from jarvis_core.presence import Presence
 from jarvis_core.process import own_identity
-from jarvis_core.services import python_bridges
+from jarvis_core.services import audio_engine, python_bridges
 from jarvis_core.services.audio_engine import AudioEngine
+from jarvis_core.services.breaker import FAILURES
 from jarvis_core.services.bridges_speech import BridgesSpeech
 from jarvis_core.services.embeddings import BridgesEmbedder, OpenAiEmbedder
 from jarvis_core.services.no_speech import NoSpeech
@@ -117,7 +118,8 @@ async def open_container(settings: Settings, unit: Unit) -> AsyncIterator[Contai
             ("embeddings", settings.memory.embeddings_url),
         ):
             if url is not None:
-                neighbours[name] = Transport(name, url, settings.neighbours)
+                failures = audio_engine.FAILURES if name == "audio_engine" else FAILURES
+                neighbours[name] = Transport(name, url, settings.neighbours, failures=failures)
                 stack.push_async_callback(_quietly, name, neighbours[name].close)
         mint = TokenMint(settings.auth.jwt_secret) if settings.auth.jwt_secret is not None else None
         memory_store = MemoryStore(pool)
@@ -128,7 +130,13 @@ async def open_container(settings: Settings, unit: Unit) -> AsyncIterator[Contai
             settings.memory,
             open_s=settings.neighbours.breaker_open_s,
         )
-        turns = Turns(turn_store, _language_model(settings, neighbours, mint), settings.llm, memories)
+        turns = Turns(
+            turn_store,
+            _language_model(settings, neighbours, mint),
+            settings.llm,
+            memories,
+            limit=settings.server.turn_limit,
+        )
         codec = Codec(limit=max(1, min(CODEC_PROCESSES_LIMIT, len(os.sched_getaffinity(0)))))
         stack.push_async_callback(_quietly, "the audio codec", codec.close)
         bridges = neighbours.get("python_bridges")
@@ -255,7 +263,18 @@ def _describe(container: Container) -> None:
         states = {name: float(transport.health.state == "healthy") for name, transport in container.neighbours.items()}
         return {"database": float(container.pool.healthy), **states}
 
-    container.metrics.states("service_up", "1 where a service was well when it was last seen, else 0.", up)
+    def each(read: Callable[[Transport], float]) -> Callable[[], dict[str, float]]:
+        return lambda: {name: read(transport) for name, transport in container.neighbours.items()}
+
+    metrics = container.metrics
+    metrics.counter("turns_refused", "Turns refused as too many.", lambda: container.turns.refused)
+    metrics.counts("neighbour_changes", "Changes of a neighbour's health.", each(lambda one: one.health.changes))
+    metrics.counts("neighbour_retries", "Requests that were sent a second time.", each(lambda one: one.budget.retries))
+    metrics.counts(
+        "breaker_openings", "Times that a neighbour's breaker opened.", each(lambda one: one.breaker.openings)
+    )
+    metrics.states("breaker_open", "1 while a neighbour is left alone.", each(lambda one: not one.breaker.closed))
+    metrics.states("service_up", "1 where a service was well when it was last seen, else 0.", up)
 
 
 async def _quietly(name: str, close: object) -> None:

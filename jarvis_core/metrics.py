@@ -40,6 +40,8 @@ class Metrics:
         self.in_flight = 0
         """Requests being answered."""
         self._gauges: list[tuple[str, str, Callable[[], float]]] = []
+        self._counters: list[tuple[str, str, Callable[[], float]]] = []
+        self._counts: list[tuple[str, str, Callable[[], dict[str, float]]]] = []
         self._states: list[tuple[str, str, Callable[[], dict[str, float]]]] = []
 
     def route(self, method: str, path: str) -> RouteMetrics:
@@ -51,6 +53,14 @@ class Metrics:
     def gauge(self, name: str, documentation: str, read: Callable[[], float]) -> None:
         """Have *read* asked for the value of ``jarvis_<name>`` at each scrape."""
         self._gauges.append((name, documentation, read))
+
+    def counter(self, name: str, documentation: str, read: Callable[[], float]) -> None:
+        """Have *read* asked for the value of ``jarvis_<name>_total``, which only grows, at each scrape."""
+        self._counters.append((name, documentation, read))
+
+    def counts(self, name: str, documentation: str, read: Callable[[], dict[str, float]]) -> None:
+        """Have *read* asked for the values of ``jarvis_<name>_total`` by service at each scrape."""
+        self._counts.append((name, documentation, read))
 
     def states(self, name: str, documentation: str, read: Callable[[], dict[str, float]]) -> None:
         """Have *read* asked for the values of ``jarvis_<name>`` by service at each scrape."""
@@ -99,8 +109,11 @@ class Metrics:
         yield GaugeMetricFamily("jarvis_http_in_flight", "Requests being answered.", value=self.in_flight)
         for name, documentation, read in self._gauges:
             yield GaugeMetricFamily(f"jarvis_{name}", documentation, value=read())
-        for name, documentation, read_all in self._states:
-            family = GaugeMetricFamily(f"jarvis_{name}", documentation, labels=["service"])
-            for service, value in read_all().items():
-                family.add_metric([service], value)
-            yield family
+        for name, documentation, read in self._counters:
+            yield CounterMetricFamily(f"jarvis_{name}", documentation, value=read())
+        for kind, families in ((GaugeMetricFamily, self._states), (CounterMetricFamily, self._counts)):
+            for name, documentation, read_all in families:
+                family = kind(f"jarvis_{name}", documentation, labels=["service"])
+                for service, value in read_all().items():
+                    family.add_metric([service], value)
+                yield family

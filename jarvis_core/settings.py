@@ -61,6 +61,12 @@ class Server(Struct, frozen=True, forbid_unknown_fields=True):
     """Origins of browsers' pages that may call, comma-separated in the environment; ``*`` is any."""
     body_limit_bytes: Annotated[int, Meta(ge=1_024, le=1 << 30, extra={"env": "BODY_LIMIT_BYTES"})] = 1 << 20
     """Longest body of a JSON request, in bytes."""
+    turn_limit: Annotated[int, Meta(ge=1, le=1_000_000, extra={"env": "TURN_LIMIT"})] = 2_000
+    """Most turns that run at a time; who asks for one more is told at once that there is too much work."""
+    request_limit: Annotated[int, Meta(ge=1, le=1_000_000, extra={"env": "REQUEST_LIMIT"})] = 5_000
+    """Most requests that are being answered at a time, waiting ones and readers of streams included."""
+    websocket_limit: Annotated[int, Meta(ge=0, le=1_000_000, extra={"env": "WEBSOCKET_LIMIT"})] = 10_000
+    """Most WebSockets that are open at a time."""
     drain_timeout_s: Annotated[Seconds, Meta(extra={"env": "DRAIN_TIMEOUT_S"})] = 20.0
     """How long running turns may go on after a stop was asked, in seconds."""
     ws_resume_grace_s: Annotated[Seconds, Meta(extra={"env": "WS_RESUME_GRACE_S"})] = 30.0

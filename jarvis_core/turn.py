@@ -18,7 +18,7 @@ import msgspec
 from msgspec import Struct
 
 from jarvis_core import log
-from jarvis_core.errors import BadGateway, DeadlineExceeded, RequestError, Unavailable
+from jarvis_core.errors import BadGateway, DeadlineExceeded, Overloaded, RequestError, Unavailable
 from jarvis_core.memory import NOTHING_RECALLED, Memories, Recalled
 from jarvis_core.models import Caller, Finish, IdempotencyKey, LanguageModel, Prompt, Status, new_id
 from jarvis_core.settings import Llm
@@ -44,8 +44,12 @@ CUT_SHORT: dict[str, type[RequestError]] = {
 """What a stream that ends so has failed with, where it brought no text."""
 STORE_RETRY_DELAYS_S = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0)
 """Waits between attempts to store an end; the last repeats for as long as the process lives."""
+ABANDONED_DELAYS_S = (0.5, 15.0)
+"""When the end of a turn is stored that may have begun: soon, and when no statement can be under way any more."""
 PATIENT_ATTEMPTS = 3
 """After so many failed attempts readers are told that the end could not be stored yet."""
+TOKENS_LIMIT = 2**31 - 1
+"""What the store's column takes."""
 TITLE_CHARS = 80
 RETRY_AFTER_S = 5
 SYSTEM_LIMIT_CHARS = 5_000
@@ -86,7 +90,18 @@ class Turns:
     Owns a task for each running turn; ``close`` ends them all.
     """
 
-    def __init__(self, store: TurnStore, model: LanguageModel, settings: Llm, memories: Memories | None = None) -> None:
+    def __init__(
+        self,
+        store: TurnStore,
+        model: LanguageModel,
+        settings: Llm,
+        memories: Memories | None = None,
+        *,
+        limit: int = 2_000,
+    ) -> None:
+        self._limit = limit
+        self.refused = 0
+        """Turns that were refused as too many."""
         self._store = store
         self._model = model
         self._memories = memories
@@ -105,6 +120,8 @@ class Turns:
         self._keyed: dict[tuple[str, str], asyncio.Task[Turn]] = {}
         """Those of them with an idempotency key, by user and key."""
         self._late_ends: set[asyncio.Task[None]] = set()
+        self._abandoned: set[asyncio.Task[None]] = set()
+        """What ends turns that may have begun; the next start ends those that it does not come to."""
 
     async def find(self, caller: Caller, turn_id: str) -> Turn:
         """Return a turn of *caller*, running or ended, from memory or the store; raises ``NotFound``."""
@@ -117,8 +134,8 @@ class Turns:
 
         With *key*, a request that came before under it is joined instead: its turn is returned, running or ended; one
         that ended without an answer is run again. Raises ``NotFound`` for an unknown conversation, ``Conflict`` while
-        another turn runs in it or where the key was used for another request, ``Unavailable`` without a database. What
-        goes wrong later is the turn's ``error``.
+        another turn runs in it or where the key was used for another request, ``Overloaded`` while as many turns run as
+        may, ``Unavailable`` without a database. What goes wrong later is the turn's ``error``.
         """
         if self._closing:
             raise Unavailable("The server is stopping.", retry_after_s=RETRY_AFTER_S)
@@ -126,6 +143,9 @@ class Turns:
         while name is not None and (first := self._keyed.get(name)) is not None:
             # Another request with this key is between here and the database; it decides which turn this is.
             await asyncio.wait([first])
+        if len(self._running) + len(self._starting) >= self._limit:
+            self.refused += 1
+            raise Overloaded("As many turns run as may; try again.", retry_after_s=1)
         # A task of its own: whoever asks may be cancelled, but a turn that was committed is run.
         task = asyncio.get_running_loop().create_task(self._start(ask, caller, key))
         self._starting.add(task)
@@ -149,10 +169,29 @@ class Turns:
             message_is_stored=ask.stored_message_id is not None,
             key=key,
         )
-        begun = await self._store.begin(beginning)
+        try:
+            begun = await self._store.begin(beginning)
+        except Unavailable as exc:
+            self._abandon(turn, exc)
+            raise
         if isinstance(begun, str):
             return await self._join(ask, caller, beginning, begun)
         return self._run(turn, ask, begun, await self._recall(ask, caller, begun))
+
+    def _abandon(self, turn: Turn, error: RequestError) -> None:
+        """
+        Have a turn ended in the store whose beginning may have been stored although nobody could say so.
+
+        Otherwise it would run there for ever, and keep others out of its conversation.
+        """
+        task = asyncio.get_running_loop().create_task(self._store_abandoned_end(turn, error))
+        self._abandoned.add(task)
+        task.add_done_callback(self._abandoned.discard)
+
+    async def _store_abandoned_end(self, turn: Turn, error: RequestError) -> None:
+        for delay_s in ABANDONED_DELAYS_S:
+            await asyncio.sleep(delay_s)
+            await self._store_end_later(turn, Status.FAILED, "not_started", error)
 
     async def _recall(self, ask: Ask, caller: Caller, begun: Begun) -> Recalled:
         if self._memories is None or not ask.use_memory or not begun.remembers:
@@ -171,7 +210,11 @@ class Turns:
             conversation_id=turn.conversation_id,
             user_message_id=turn.user_message_id,
         )
-        begun = await self._store.begin_again(again)
+        try:
+            begun = await self._store.begin_again(again)
+        except Unavailable as exc:
+            self._abandon(turn, exc)
+            raise
         if begun is None:
             return turn
         fresh = Turn(caller, turn.conversation_id, turn.id, turn.user_message_id)
@@ -261,10 +304,12 @@ class Turns:
             self._checkpoint_timer.cancel()
         if self._checkpoint_task is not None:
             await asyncio.wait([self._checkpoint_task])
+        late = self._abandoned
         if self._late_ends:
-            _, late = await asyncio.wait(self._late_ends, timeout=drain_timeout_s)
-            for task in late:
-                task.cancel()
+            _, still = await asyncio.wait(self._late_ends, timeout=drain_timeout_s)
+            late = late | still
+        for task in late:
+            task.cancel()
 
     async def _produce(self, turn: Turn, production: _Production, prompt: Prompt) -> None:
         finish: Finish | None = None
@@ -364,7 +409,7 @@ class Turns:
             await asyncio.sleep(STORE_RETRY_DELAYS_S[min(attempt, len(STORE_RETRY_DELAYS_S) - 1)])
             attempt += 1
             if await self._try_store_end(turn, status, reason, error):
-                logger.info("an end was stored late", response_id=turn.id)
+                logger.info("an end was stored late", response_id=turn.id, reason=reason)
                 return
 
     async def _try_store_end(self, turn: Turn, status: Status, reason: str, error: RequestError | None) -> bool:
@@ -419,7 +464,8 @@ def _outcome(
 def _tokens(finish: Finish | None, turn: Turn) -> int:
     """Return how many tokens were generated: as the neighbour counted, else about one for each piece of its stream."""
     if finish is not None and finish.tokens is not None:
-        return finish.tokens
+        # Whatever a neighbour counts, it can be stored.
+        return min(max(finish.tokens, 0), TOKENS_LIMIT)
     return turn.pieces if turn.pieces > 1 else -(-len(turn.text().encode()) // 4)
 
 

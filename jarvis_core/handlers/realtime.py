@@ -16,9 +16,9 @@ from starlette.types import Receive, Scope, Send
 from jarvis_core import log
 from jarvis_core.conversation import Conversations
 from jarvis_core.credentials import Credentials
-from jarvis_core.errors import Forbidden, InvalidRequest, NotFound, RequestError, Unauthenticated
+from jarvis_core.errors import Forbidden, InvalidRequest, NotFound, Overloaded, RequestError, Unauthenticated
 from jarvis_core.handlers.failure import INTERNAL, refuse_handshake
-from jarvis_core.handlers.realtime_session import CLOSE_TIMEOUT_S, DEFECT, GOING_AWAY, POLICY, Session
+from jarvis_core.handlers.realtime_session import CLOSE_TIMEOUT_S, DEFECT, GOING_AWAY, POLICY, TRY_AGAIN, Session
 from jarvis_core.models import Caller
 from jarvis_core.settings import Llm
 from jarvis_core.speech import Synthesizer, Transcriber
@@ -29,6 +29,7 @@ logger = log.get(__name__)
 
 SUBPROTOCOL = "realtime"
 KEY_SUBPROTOCOL = "openai-insecure-api-key."
+RETRY_AFTER_S = 5
 
 
 class Realtime:
@@ -45,6 +46,7 @@ class Realtime:
         cors_origins: tuple[str, ...],
         *,
         resume_grace_s: float,
+        socket_limit: int,
     ) -> None:
         self.turns = turns
         self.conversations = conversations
@@ -52,6 +54,7 @@ class Realtime:
         self.synthesizer = synthesizer
         self.settings = settings
         self.resume_grace_s = resume_grace_s
+        self._socket_limit = socket_limit
         self._credentials = credentials
         self._origins = cors_origins
         self._sessions: dict[Session, asyncio.Task[None] | None] = {}
@@ -75,14 +78,17 @@ class Realtime:
         offered = scope.get("subprotocols") or []
         subprotocol = SUBPROTOCOL if SUBPROTOCOL in offered else None
         try:
+            if len(self._sessions) >= self._socket_limit:
+                raise Overloaded("Too many WebSockets are open.", retry_after_s=RETRY_AFTER_S)
             self._check_origin(headers)
             caller = self._credentials.caller(_authorization(headers, query, offered))
             session = await self._session(caller, query, send)
-        except Unauthenticated as error:
+        except (Unauthenticated, Overloaded) as error:
             # A browser's script cannot see the status of a refused handshake, but it can see a closing code.
             await send({"type": "websocket.accept", "subprotocol": subprotocol})
             await Session(self, Caller(""), None, send).complain(error, None)
-            await send({"type": "websocket.close", "code": POLICY, "reason": error.code})
+            code = TRY_AGAIN if isinstance(error, Overloaded) else POLICY
+            await send({"type": "websocket.close", "code": code, "reason": error.code})
             return
         except RequestError as error:
             await refuse_handshake(send, error)

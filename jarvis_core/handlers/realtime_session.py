@@ -71,6 +71,7 @@ GOING_AWAY = 1001
 POLICY = 1008
 TOO_LARGE = 1009
 DEFECT = 1011
+TRY_AGAIN = 1013
 
 TEXT_PARTS = ("input_text", "output_text", "text")
 

@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from jarvis_core import log
 from jarvis_core.credentials import Credentials
-from jarvis_core.errors import MethodNotAllowed, NotFound, RequestError, Unavailable
+from jarvis_core.errors import MethodNotAllowed, NotFound, Overloaded, RequestError, Unavailable
 from jarvis_core.handlers import failure
 from jarvis_core.handlers.call import Call, ClientLeft, Reply
 from jarvis_core.metrics import Metrics, RouteMetrics
@@ -49,6 +49,8 @@ class Route(NamedTuple):
     summary: str
     public: bool = False
     """Whether it needs no credentials."""
+    vital: bool = False
+    """Whether it is answered however much there is to do, as public ones are."""
     request: Any = None
     """The struct of the JSON body."""
     response: Any = None
@@ -82,7 +84,11 @@ class Router:
         credentials: Credentials,
         metrics: Metrics,
         cors_origins: tuple[str, ...],
+        request_limit: int,
     ) -> None:
+        self._request_limit = request_limit
+        self.refused = 0
+        """Requests that were refused as too many."""
         self._static: dict[str, dict[str, _Target]] = {}
         self._variable: dict[tuple[str, str], dict[str, _Target]] = {}
         """(what is before the variable, what is after it) to the methods."""
@@ -181,6 +187,9 @@ class Router:
                         call.caller = self._credentials.caller(call.header(b"authorization"))
                         if self._stopped:
                             raise _stopping()
+                        if len(self._calls) >= self._request_limit and not target.route.vital:
+                            self.refused += 1
+                            raise Overloaded("Too many requests are being answered.", retry_after_s=1)
                         task = asyncio.current_task()
                         self._calls.add(task)
                     reply = await target.route.handler(call)

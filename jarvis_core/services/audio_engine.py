@@ -14,13 +14,14 @@ import msgspec
 
 from jarvis_core import log
 from jarvis_core.errors import BadGateway, RequestError
-from jarvis_core.services.breaker import Breaker
 from jarvis_core.services.contract import NONSENSE, ProcessAnswer
 from jarvis_core.services.transport import Transport
 from jarvis_core.settings import Neighbours
 
 logger = log.get(__name__)
 
+FAILURES = 1
+"""So many open its breaker: nothing waits for it twice."""
 PATIENCE_S = 0.25
 PATIENCE_SHARE = 0.5
 """Of the clip's length, besides ``PATIENCE_S``."""
@@ -30,24 +31,28 @@ _decoder = msgspec.json.Decoder(ProcessAnswer)
 
 
 class AudioEngine:
-    """An audio engine behind ``POST /process``; owns the task of a probe, ``close`` ends it."""
+    """
+    An audio engine behind ``POST /process``; owns the task of a probe, ``close`` ends it.
+
+    Its transport's breaker is to open at the first failure (``FAILURES``).
+    """
 
     def __init__(self, transport: Transport, settings: Neighbours) -> None:
         self._transport = transport
         self._timeout_s = settings.audio_engine_timeout_s
-        self._breaker = Breaker(settings.breaker_open_s)
         self._probe: asyncio.Task[None] | None = None
 
     async def enhance(self, audio: bytes, duration_s: float) -> bytes | None:
         """Return *audio* enhanced, as ``Enhancer`` has it."""
-        if not self._breaker.closed or self._transport.health.state == "unavailable":
+        if not self._transport.breaker.closed:
             self._look_again(audio, duration_s)
             return None
         try:
             return await self._process(audio, duration_s)
         except RequestError as exc:
             logger.debug("a clip is used as it is", error=str(exc))
-            self._breaker.failed()
+            # Also what is a success to the transport, such as a refusal: it may have kept the clip waiting.
+            self._transport.breaker.failed()
             return None
 
     def reject(self, complaint: str) -> None:
@@ -61,22 +66,14 @@ class AudioEngine:
             await asyncio.wait([self._probe])
 
     def _look_again(self, audio: bytes, duration_s: float) -> None:
-        if self._breaker.closed:
-            # Its health check failed before any clip came by.
-            self._breaker.failed()
-        if self._breaker.try_probe():
+        if self._transport.breaker.due and (self._probe is None or self._probe.done()):
             self._probe = asyncio.get_running_loop().create_task(self._try(audio, duration_s))
 
     async def _try(self, audio: bytes, duration_s: float) -> None:
         try:
             await self._process(audio, duration_s)
         except RequestError:
-            self._breaker.failed()
-        except BaseException:
-            self._breaker.failed()
-            raise
-        else:
-            self._breaker.succeeded()
+            self._transport.breaker.failed()
 
     async def _process(self, audio: bytes, duration_s: float) -> bytes:
         timeout_s = min(self._timeout_s, PATIENCE_S + PATIENCE_SHARE * duration_s)

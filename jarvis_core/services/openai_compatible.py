@@ -11,7 +11,8 @@ from jarvis_core.errors import BadGateway, InvalidRequest
 from jarvis_core.models import Caller, Finish, Prompt
 from jarvis_core.services.contract import NONSENSE, ChatMessage, Completion, CompletionRequest, Models
 from jarvis_core.services.lines import LineBuffer
-from jarvis_core.services.transport import Refused, Stream, Transport
+from jarvis_core.services.stream import Stream
+from jarvis_core.services.transport import Refused, Transport
 from jarvis_core.settings import Llm
 
 BYTES_PER_TOKEN = 3

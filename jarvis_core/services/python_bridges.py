@@ -17,8 +17,9 @@ from jarvis_core.errors import BadGateway, RequestError
 from jarvis_core.models import Caller, Finish, Prompt, Utterance
 from jarvis_core.services.contract import FAILURE_MARK, NONSENSE, ChatMessage, GenerateAnswer, GenerateRequest
 from jarvis_core.services.lines import LineBuffer
+from jarvis_core.services.stream import Stream
 from jarvis_core.services.tokens import TokenMint
-from jarvis_core.services.transport import Stream, Transport
+from jarvis_core.services.transport import Transport
 from jarvis_core.settings import Llm
 
 PROMPT_LIMIT_CHARS = 10_000

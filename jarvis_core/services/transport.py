@@ -9,24 +9,33 @@ One call and one stream to a neighbour: the only place where a foreign error bec
 | 501, 502, 503 | ``Unavailable``; 501 says nothing against its health |
 | 504 | ``DeadlineExceeded`` |
 | any other status but 2xx, no HTTP, a body that is too long | ``BadGateway`` |
+| its breaker is open | ``Unavailable``, at once |
+| as many requests as it may have are on their way | ``Overloaded``, at once |
 
-A request that broke on a kept-alive connection before a byte of its answer came is sent once more: neighbours close idle
-connections whenever they like, and every call made here is safe to repeat.
+A request of whose answer no byte came is sent once more, within its deadline and the retry budget: neighbours close idle
+connections whenever they like, and restart; every call made here is safe to repeat. The breaker counts what kept somebody
+waiting or was refused as a whole (no connection, a missed deadline, 502 to 504, a broken answer), not what a neighbour
+answers to one request.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+import math
+import random
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Literal
+from typing import Literal, TypeVar
 
 import aiohttp
 from msgspec import Struct
+from yarl import URL
 
 from jarvis_core import log
-from jarvis_core.errors import BadGateway, DeadlineExceeded, RateLimited, RequestError, Unavailable
+from jarvis_core.errors import BadGateway, DeadlineExceeded, Overloaded, RateLimited, RequestError, Unavailable
+from jarvis_core.services.breaker import FAILURES, Breaker, RetryBudget
+from jarvis_core.services.stream import FOREIGN, Stream, named
 from jarvis_core.settings import Neighbours
 
 logger = log.get(__name__)
@@ -39,10 +48,15 @@ MISSING_RETRY_AFTER_S = 60
 """What a neighbour was started without, the next one may have."""
 BODY_LIMIT_BYTES = 32 << 20
 ERROR_LIMIT_BYTES = 4_096
-END_TIMEOUT_S = 0.05
+RETRY_DELAYS_S = (0.05, 0.15)
+"""Between these, by chance, is waited before a connection is tried again that was not to be had."""
+WATCH_INTERVAL_S = 0.5
+"""How often it is looked whether a neighbour that was not to be reached takes connections again."""
 
 LOST_BEFORE_ANSWER = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError)
-FOREIGN = (aiohttp.ClientError, OSError)
+
+
+Failure = TypeVar("Failure", bound=RequestError)
 
 
 class Refused(BadGateway):
@@ -68,109 +82,39 @@ class Health:
         self.name = name
         self.state: Literal["healthy", "degraded", "unavailable"] = "healthy"
         """Healthy until something else is learnt: nothing has been seen to fail."""
+        self.changes = 0
+        """How often the state has changed."""
 
     def learn(self, state: Literal["healthy", "degraded", "unavailable"], why: str = "") -> None:
         """Take note of what was just seen; a change is logged once."""
         if state != self.state:
             self.state = state
+            self.changes += 1
             if state == "healthy":
                 logger.info("a neighbour is back", neighbour=self.name)
             else:
                 logger.warning("a neighbour is not well", neighbour=self.name, state=state, why=why)
 
 
-class Stream:
-    """
-    An answer that is read as it arrives.
-
-    ``lost`` tells after the iteration why it ended before its time; None is a clean end of the body. The times count
-    from *asked_at*, on the loop's clock.
-    """
-
-    def __init__(
-        self,
-        response: aiohttp.ClientResponse,
-        *,
-        asked_at: float,
-        first_byte_timeout_s: float,
-        stall_timeout_s: float,
-        total_timeout_s: float,
-    ) -> None:
-        self.content_type = response.content_type
-        self.lost: Literal["lost", "stalled", "deadline"] | None = None
-        self._response = response
-        self._loop = asyncio.get_running_loop()
-        self._patience_s = first_byte_timeout_s
-        self._stall_timeout_s = stall_timeout_s
-        self._touched = asked_at
-        self._deadline = asked_at + total_timeout_s
-        # One timer that looks at the clock when it fires costs less than a deadline armed anew for every chunk.
-        self._timer = self._loop.call_at(self._due(), self._look)
-
-    def begin(self) -> None:
-        """
-        Note that what was waited for has begun to come: from now on the neighbour may be silent for the stall's time.
-
-        Until then for the first byte's: a model that is still being loaded may have sent its head already.
-        """
-        self._patience_s = self._stall_timeout_s
-        self._timer.cancel()
-        self._timer = self._loop.call_at(self._due(), self._look)
-
-    def _due(self) -> float:
-        return min(self._touched + self._patience_s, self._deadline)
-
-    def _look(self) -> None:
-        now = self._loop.time()
-        if now < self._due():
-            self._timer = self._loop.call_at(self._due(), self._look)
-            return
-        self.lost = "deadline" if now >= self._deadline else "stalled"
-        self._response.close()
-
-    async def read(self) -> bytes:
-        """Wait for the next bytes; empty at the end, with ``lost`` set when the connection broke or stalled."""
-        try:
-            chunk = await self._response.content.readany()
-        except (*FOREIGN, TimeoutError) as exc:
-            logger.debug("a stream broke", error=_named(exc), lost=self.lost)
-            self.lost = self.lost or "lost"
-            return b""
-        self._touched = self._loop.time()
-        return chunk
-
-    async def finish(self) -> None:
-        """
-        Read to the end of a body whose last item has been seen, so that the connection can be used again.
-
-        Waits at most ``END_TIMEOUT_S``; a neighbour that is slower than that costs a new connection instead.
-        """
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(END_TIMEOUT_S):
-                while not self._response.content.at_eof() and await self.read():
-                    pass
-
-    def close(self) -> None:
-        """Stop reading; the connection is closed unless the whole answer had been read."""
-        self._timer.cancel()
-        if self._response.content.at_eof() and self.lost is None:
-            self._response.release()
-        else:
-            self._response.close()
-
-
 class Transport:
     """
     HTTP to one neighbour, with a deadline on every wait.
 
-    Owns a session with at most ``connection_limit`` connections; ``close`` it in the loop that it was made in.
+    Owns a session with at most ``connection_limit`` connections; ``close`` it in the loop that it was made in. *failures*
+    in a row open its breaker.
     """
 
-    def __init__(self, name: str, base_url: str, settings: Neighbours) -> None:
+    def __init__(self, name: str, base_url: str, settings: Neighbours, *, failures: int = FAILURES) -> None:
         self.name = name
         self.health = Health(name)
+        self.breaker = Breaker(settings.breaker_open_s, failures)
+        self.budget = RetryBudget()
+        self._in_flight = 0
+        self._limit = settings.connection_limit
+        self._watcher: asyncio.Task[None] | None = None
         self._refusals = log.Seldom()
         self._base_url = base_url.rstrip("/")
+        self._connect_timeout_s = settings.connect_timeout_s
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=settings.connection_limit, keepalive_timeout=30, ttl_dns_cache=30),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=settings.connect_timeout_s),
@@ -181,6 +125,9 @@ class Transport:
 
     async def close(self) -> None:
         """Close every connection."""
+        if self._watcher is not None:
+            self._watcher.cancel()
+            await asyncio.wait([self._watcher])
         await self._session.close()
 
     async def call(
@@ -195,19 +142,22 @@ class Transport:
         """Send a request and return its whole answer; waits at most *timeout_s* seconds for all of it."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
-        response = await self._request(method, path, body, headers, timeout_s)
-        try:
-            async with asyncio.timeout_at(deadline):
-                return Answer(response.content_type, await self._read(response))
-        except TimeoutError as exc:
-            raise self._missed(timeout_s) from exc
-        except FOREIGN as exc:
-            raise self._away(_named(exc)) from exc
-        finally:
-            if response.content.at_eof():
-                response.release()
-            else:
-                response.close()
+        with self._admitted():
+            response = await self._request(method, path, body, headers, timeout_s)
+            try:
+                async with asyncio.timeout_at(deadline):
+                    answer = Answer(response.content_type, await self._read(response))
+            except TimeoutError as exc:
+                raise self._missed(timeout_s) from exc
+            except FOREIGN as exc:
+                raise self._away(named(exc)) from exc
+            finally:
+                if response.content.at_eof():
+                    response.release()
+                else:
+                    response.close()
+            self.breaker.succeeded()
+            return answer
 
     @asynccontextmanager
     async def stream(
@@ -228,25 +178,58 @@ class Transport:
         answer was read to its end.
         """
         asked_at = asyncio.get_running_loop().time()
-        response = await self._request(method, path, body, headers, min(first_byte_timeout_s, total_timeout_s))
-        stream = Stream(
-            response,
-            asked_at=asked_at,
-            first_byte_timeout_s=first_byte_timeout_s,
-            stall_timeout_s=stall_timeout_s,
-            total_timeout_s=total_timeout_s,
-        )
-        try:
-            yield stream
-        finally:
-            stream.close()
+        with self._admitted():
+            response = await self._request(method, path, body, headers, min(first_byte_timeout_s, total_timeout_s))
+            stream = Stream(
+                response,
+                asked_at=asked_at,
+                first_byte_timeout_s=first_byte_timeout_s,
+                stall_timeout_s=stall_timeout_s,
+                total_timeout_s=total_timeout_s,
+                breaker=self.breaker,
+            )
+            try:
+                yield stream
+            finally:
+                stream.close()
 
     def lost(self, stream: Stream) -> RequestError:
         """Return the error for a *stream* that was lost before it gave anything."""
         if stream.lost == "lost":
-            return self._away("it broke off its answer")
+            self.health.learn("unavailable", "it broke off its answer")
+            return self._unavailable()
         self.health.learn("degraded", "it began an answer and fell silent")
         return DeadlineExceeded(f"{self.name} did not answer in time.", details={"neighbour": self.name})
+
+    @contextlib.contextmanager
+    def _admitted(self) -> Iterator[None]:
+        """
+        Count a request in and out.
+
+        Raises ``Unavailable`` while the breaker is open, and ``Overloaded`` where there are too many.
+        """
+        if self._in_flight >= self._limit:
+            raise Overloaded(f"{self.name} has as many requests as it may.", retry_after_s=RETRY_AFTER_S)
+        probing = not self.breaker.closed
+        if not self.breaker.admit():
+            raise self._left_alone()
+        self._in_flight += 1
+        self.budget.note_request()
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+            if probing:
+                # Where it has not told how it went: whoever asked has stopped waiting.
+                self.breaker.abandoned()
+
+    def _left_alone(self) -> Unavailable:
+        """Return the error for who comes while the breaker is open."""
+        return Unavailable(
+            f"{self.name} is not available: it failed time and again, and is left alone for a while.",
+            details={"neighbour": self.name},
+            retry_after_s=max(1, math.ceil(self.breaker.wait_s)),
+        )
 
     async def _request(
         self, method: str, path: str, body: bytes | None, headers: Mapping[str, str] | None, timeout_s: float
@@ -258,21 +241,25 @@ class Transport:
                     response = await self._session.request(
                         method, url, data=body, headers=headers, allow_redirects=False
                     )
-                except aiohttp.ClientConnectorError:
-                    raise
-                except LOST_BEFORE_ANSWER:
+                except LOST_BEFORE_ANSWER as exc:
+                    # A probe that fails has told what it was to tell.
+                    if isinstance(exc, aiohttp.ClientSSLError) or not (self.breaker.closed and self.budget.take()):
+                        raise
+                    if isinstance(exc, aiohttp.ClientConnectorError):
+                        await asyncio.sleep(random.uniform(*RETRY_DELAYS_S))  # noqa: S311 - no secret
                     response = await self._session.request(
                         method, url, data=body, headers=headers, allow_redirects=False
                     )
         except (TimeoutError, aiohttp.ServerTimeoutError) as exc:
             if isinstance(exc, aiohttp.ConnectionTimeoutError):
-                raise self._away(_named(exc)) from exc
+                raise self._away(named(exc)) from exc
             raise self._missed(timeout_s) from exc
         except aiohttp.ClientResponseError as exc:
-            self.health.learn("degraded", _named(exc))
+            self.health.learn("degraded", named(exc))
+            self.breaker.failed()
             raise BadGateway(f"{self.name} answered nonsense.", details={"neighbour": self.name}) from exc
         except FOREIGN as exc:
-            raise self._away(_named(exc)) from exc
+            raise self._away(named(exc)) from exc
         if response.status < 300:
             self.health.learn("healthy")
             return response
@@ -301,6 +288,7 @@ class Transport:
         details: dict[str, str | int] = {"neighbour": self.name, "status": status}
         if status == 429:
             self.health.learn("healthy")
+            self.breaker.succeeded()
             return RateLimited(
                 f"{self.name} takes no more requests for now.",
                 details=details,
@@ -308,17 +296,21 @@ class Transport:
             )
         if status == 501:
             # It is well, and says that it was made without this.
+            self.breaker.succeeded()
             return Unavailable(
                 f"{self.name} does not offer this.", details=details, retry_after_s=MISSING_RETRY_AFTER_S
             )
         if status in (502, 503):
             self.health.learn("unavailable", f"status {status}")
-            return Unavailable(f"{self.name} is not available.", details=details, retry_after_s=RETRY_AFTER_S)
+            return self._counted(
+                Unavailable(f"{self.name} is not available.", details=details, retry_after_s=RETRY_AFTER_S)
+            )
         if status == 504:
             self.health.learn("degraded", "status 504")
-            return DeadlineExceeded(f"{self.name} did not answer in time.", details=details)
+            return self._counted(DeadlineExceeded(f"{self.name} did not answer in time.", details=details))
         if status >= 500:
             self.health.learn("degraded", f"status {status}")
+        self.breaker.succeeded()
         return Refused(f"{self.name} refused with status {status}.", status=status, answer=text, details=details)
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
@@ -333,13 +325,37 @@ class Transport:
 
     def _away(self, why: str) -> Unavailable:
         self.health.learn("unavailable", why)
+        error = self._counted(self._unavailable())
+        if not self.breaker.closed and (self._watcher is None or self._watcher.done()):
+            self._watcher = asyncio.get_running_loop().create_task(self._watch())
+        return error
+
+    def _missed(self, timeout_s: float) -> DeadlineExceeded:
+        self.health.learn("degraded", f"nothing within {timeout_s:g} s")
+        details: dict[str, str | int] = {"neighbour": self.name}
+        return self._counted(DeadlineExceeded(f"{self.name} did not answer within {timeout_s:g} s.", details=details))
+
+    def _unavailable(self) -> Unavailable:
         return Unavailable(
             f"{self.name} is not available.", details={"neighbour": self.name}, retry_after_s=RETRY_AFTER_S
         )
 
-    def _missed(self, timeout_s: float) -> DeadlineExceeded:
-        self.health.learn("degraded", f"nothing within {timeout_s:g} s")
-        return DeadlineExceeded(f"{self.name} did not answer within {timeout_s:g} s.", details={"neighbour": self.name})
+    def _counted(self, error: Failure) -> Failure:
+        """Have the breaker count *error*."""
+        self.breaker.failed()
+        return error
+
+    async def _watch(self) -> None:
+        """Wait until the neighbour takes connections again, and have it tried then: to connect asks nothing of it."""
+        url = URL(self._base_url)
+        while not self.breaker.closed:
+            await asyncio.sleep(WATCH_INTERVAL_S)
+            with contextlib.suppress(OSError, TimeoutError):
+                async with asyncio.timeout(self._connect_timeout_s):
+                    _, writer = await asyncio.open_connection(url.host, url.port)
+                writer.close()
+                self.breaker.hurry()
+                return
 
 
 def _seconds(retry_after: str) -> int:
@@ -348,8 +364,3 @@ def _seconds(retry_after: str) -> int:
         return RATE_LIMIT_RETRY_AFTER_S
     # ``int`` raises on thousands of digits.
     return min(int(retry_after), RETRY_AFTER_LIMIT_S) if len(retry_after) <= 9 else RETRY_AFTER_LIMIT_S
-
-
-def _named(exc: BaseException) -> str:
-    """Return what the log shows of a foreign error; its ``repr`` may show the request's headers, and so its token."""
-    return f"{type(exc).__name__}: {str(exc)[:200]}"

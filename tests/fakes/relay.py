@@ -25,6 +25,8 @@ class DatabaseRelay:
         self._port = 0
         self._flowing = asyncio.Event()
         self._flowing.set()
+        self._answering = asyncio.Event()
+        self._answering.set()
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self.connections_seen = 0
@@ -50,6 +52,7 @@ class DatabaseRelay:
     async def come_back(self) -> None:
         """Listen again on the same port, and pass on again."""
         self._flowing.set()
+        self._answering.set()
         if self._server is None:
             self._server = await asyncio.start_server(self._accept, "127.0.0.1", self._port)
             self._port = self._server.sockets[0].getsockname()[1]
@@ -57,6 +60,10 @@ class DatabaseRelay:
     def hang(self) -> None:
         """Accept, but pass nothing on until ``come_back``: a host that went down, or a firewall."""
         self._flowing.clear()
+
+    def keep_answers(self) -> None:
+        """Pass on what is asked, but no answer until ``come_back``: what is asked for is done, and nobody learns of it."""
+        self._answering.clear()
 
     async def drop_connections(self) -> None:
         """Reset every connection without a word, and stay reachable."""
@@ -85,8 +92,8 @@ class DatabaseRelay:
         behind: asyncio.StreamWriter | None = None
         try:
             answers, behind = await asyncio.open_unix_connection(self._socket)
-            up = asyncio.ensure_future(self._pass_on(reader, behind))
-            down = asyncio.ensure_future(self._pass_on(answers, writer))
+            up = asyncio.ensure_future(self._pass_on(reader, behind, self._flowing))
+            down = asyncio.ensure_future(self._pass_on(answers, writer, self._flowing, self._answering))
             try:
                 await asyncio.wait({up, down}, return_when=asyncio.FIRST_COMPLETED)
             finally:
@@ -104,9 +111,12 @@ class DatabaseRelay:
                     with contextlib.suppress(OSError):
                         await one.wait_closed()
 
-    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pass_on(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *conditions: asyncio.Event
+    ) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(65536):
-                await self._flowing.wait()
+                for condition in conditions:
+                    await condition.wait()
                 writer.write(data)
                 await writer.drain()

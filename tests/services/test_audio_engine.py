@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from jarvis_core.services.audio_engine import AudioEngine
+from jarvis_core.services.audio_engine import FAILURES, AudioEngine
+from jarvis_core.services.python_bridges import probe
 from jarvis_core.services.transport import Transport
 from jarvis_core.settings import Neighbours
 from tests.fakes.audio_engine import AudioEngineMode, FakeAudioEngine
@@ -33,7 +34,7 @@ async def server() -> AsyncIterator[FakeAudioEngine]:
 @pytest.fixture
 async def transport(server: FakeAudioEngine) -> AsyncIterator[Transport]:
     """Give the way to it."""
-    transport = Transport("audio_engine", server.url, Neighbours())
+    transport = Transport("audio_engine", server.url, Neighbours(breaker_open_s=0.3), failures=FAILURES)
     yield transport
     await transport.close()
 
@@ -41,7 +42,7 @@ async def transport(server: FakeAudioEngine) -> AsyncIterator[Transport]:
 @pytest.fixture
 async def engine(transport: Transport) -> AsyncIterator[AudioEngine]:
     """Give the engine; it is tried again 0.3 s after it has failed."""
-    engine = AudioEngine(transport, Neighbours(audio_engine_timeout_s=60, breaker_open_s=0.3))
+    engine = AudioEngine(transport, Neighbours(audio_engine_timeout_s=60))
     yield engine
     await engine.close()
 
@@ -101,7 +102,7 @@ async def test_patience(server: FakeAudioEngine, engine: AudioEngine) -> None:
 
 async def test_patience_has_a_limit(server: FakeAudioEngine, transport: Transport) -> None:
     """However long the clip is, the setting bounds the wait."""
-    engine = AudioEngine(transport, Neighbours(audio_engine_timeout_s=0.2, breaker_open_s=60))
+    engine = AudioEngine(transport, Neighbours(audio_engine_timeout_s=0.2))
     server.mode = AudioEngineMode(faults={PROCESS: Fault("hang")})
     async with asyncio.timeout(10):
         assert await enhance(engine, LONG_S) is None
@@ -133,7 +134,8 @@ async def test_unusable_answers(server: FakeAudioEngine, engine: AudioEngine, tr
 
 async def test_known_to_be_away(server: FakeAudioEngine, engine: AudioEngine, transport: Transport) -> None:
     """Where its health check has failed no clip waits for it, from the first one on; it is found out when it is back."""
-    transport.health.learn("unavailable", "its health check failed")
+    server.mode = AudioEngineMode(faults={"/health": Fault(status=503)})
+    await probe(transport)
     assert await enhance(engine) is None
     assert server.requests_seen[PROCESS] == 0
     await well(engine)
@@ -158,10 +160,10 @@ async def test_away_and_back(server: FakeAudioEngine, engine: AudioEngine) -> No
 async def test_close_while_a_copy_waits(server: FakeAudioEngine, transport: Transport) -> None:
     """Closing gives up the copy that waits, and leaves no task behind."""
     tasks = asyncio.all_tasks()
-    engine = AudioEngine(transport, Neighbours(breaker_open_s=0.05))
+    engine = AudioEngine(transport, Neighbours())
     server.mode = AudioEngineMode(faults={PROCESS: Fault("hang")})
     assert await enhance(engine, 0.1) is None
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(0.35)
     assert await enhance(engine, LONG_S) is None
     await server.seen(PROCESS, 2)
     async with asyncio.timeout(2):

@@ -13,9 +13,11 @@ import msgspec
 import pytest
 
 from jarvis_core import log
-from jarvis_core.errors import BadGateway, DeadlineExceeded, RateLimited, RequestError, Unavailable
+from jarvis_core.errors import BadGateway, DeadlineExceeded, Overloaded, RateLimited, RequestError, Unavailable
 from jarvis_core.services import transport as transport_module
+from jarvis_core.services.breaker import Breaker
 from jarvis_core.services.python_bridges import probe
+from jarvis_core.services.stream import Stream
 from jarvis_core.services.transport import (
     MISSING_RETRY_AFTER_S,
     RATE_LIMIT_RETRY_AFTER_S,
@@ -23,7 +25,6 @@ from jarvis_core.services.transport import (
     RETRY_AFTER_S,
     Answer,
     Refused,
-    Stream,
     Transport,
 )
 from jarvis_core.settings import Neighbours
@@ -515,3 +516,140 @@ async def test_probe(bridges: FakeBridges, transport: Transport, answers: Bridge
     bridges.mode = answers
     await probe(transport)
     assert transport.health.state == state
+
+
+# The breaker, retries and too many requests
+
+FEW = Neighbours(connect_timeout_s=0.5, breaker_open_s=0.4, connection_limit=3)
+
+
+@pytest.fixture
+async def frail(bridges: FakeBridges) -> AsyncIterator[Transport]:
+    """Give a way whose breaker opens at the third failure in a row, for 0.4 s, and that takes three requests at a time."""
+    transport = Transport("bridges", bridges.url, FEW, failures=3)
+    yield transport
+    await transport.close()
+
+
+async def fail(transport: Transport, times: int) -> list[RequestError]:
+    """Call so many times, and return the errors."""
+    errors = []
+    for _ in range(times):
+        with pytest.raises(RequestError) as caught:
+            await call(transport, 0.2)
+        errors.append(caught.value)
+    return errors
+
+
+async def answers_again(transport: Transport, within_s: float) -> None:
+    """Wait until calls are answered."""
+    async with asyncio.timeout(within_s):
+        while True:
+            with contextlib.suppress(RequestError):
+                await call(transport)
+                return
+            await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("fault", [Fault("hang"), Fault(status=503), Fault(status=504)], ids=["hang", "503", "504"])
+async def test_breaker(bridges: FakeBridges, frail: Transport, fault: Fault) -> None:
+    """Who fails time and again is left alone: callers are told at once and when to come back; one finds it well again."""
+    bridges.mode = BridgesMode(faults={"/": fault})
+    await fail(frail, 3)
+    seen = bridges.requests_seen[VOICES]
+    started = time.monotonic()
+    for error in await fail(frail, 5):
+        assert isinstance(error, Unavailable)
+        assert error.retry_after_s == 1
+    assert time.monotonic() - started < 0.3
+    assert bridges.requests_seen[VOICES] == seen
+    bridges.mode = BridgesMode()
+    await answers_again(frail, 3)
+    assert bridges.requests_seen[VOICES] == seen + 1
+    assert (frail.breaker.openings, frail.health.state) == (1, "healthy")
+
+
+async def test_breaker_of_a_stream(bridges: FakeBridges, frail: Transport) -> None:
+    """Streams that begin and then fall silent open it too; one whose model speaks closes it before it ends."""
+    bridges.mode = BridgesMode(shape="ndjson", stall_after=1)
+    for _ in range(3):
+        async with stream(frail, first=0.1, stall=0.1) as source:
+            await read(source)
+            assert source.lost == "stalled"
+    with pytest.raises(Unavailable):
+        await enter(frail)
+    bridges.mode = BridgesMode(shape="ndjson", hold_after=1)
+    await asyncio.sleep(0.45)
+    async with stream(frail) as source:
+        await source.read()
+        source.begin()
+        await call(frail)
+
+
+async def test_one_answers_for_the_others(bridges: FakeBridges, frail: Transport) -> None:
+    """What a neighbour answers to one request, an error or a word about the caller, does not count against it."""
+    for status in (500, 400, 429, 501, 404):
+        bridges.mode = BridgesMode(faults={"/": Fault(status=status)})
+        await fail(frail, 4)
+    bridges.mode = BridgesMode()
+    await call(frail)
+    assert frail.breaker.openings == 0
+
+
+async def test_probe_that_nobody_waits_for(bridges: FakeBridges, frail: Transport) -> None:
+    """A probe whose caller leaves lets the next one try."""
+    bridges.mode = mode("hang")
+    await fail(frail, 3)
+    await asyncio.sleep(0.45)
+    asking = asyncio.create_task(call(frail))
+    await bridges.seen(VOICES, 4)
+    (refused,) = await fail(frail, 1)
+    assert isinstance(refused, Unavailable)
+    asking.cancel()
+    await asyncio.wait([asking])
+    bridges.mode = BridgesMode()
+    await call(frail)
+
+
+async def test_back_before_its_time(bridges: FakeBridges) -> None:
+    """A neighbour that was not to be reached is tried again as soon as it takes connections, not when the time is over."""
+    transport = Transport("bridges", bridges.url, Neighbours(connect_timeout_s=0.5, breaker_open_s=60), failures=3)
+    try:
+        await bridges.go_away()
+        await fail(transport, 4)
+        assert not transport.breaker.closed
+        await bridges.come_back()
+        await answers_again(transport, 5)
+    finally:
+        await transport.close()
+
+
+async def test_retry_after_a_restart(bridges: FakeBridges, frail: Transport) -> None:
+    """A call that finds nobody is made once more, and reaches who has just come back."""
+    await bridges.go_away()
+    asking = asyncio.create_task(call(frail))
+    await asyncio.sleep(0.02)
+    await bridges.come_back()
+    await asking
+    assert frail.budget.retries == 1
+
+
+async def test_retries_are_few(bridges: FakeBridges, transport: Transport) -> None:
+    """However many calls break, only a few are sent a second time."""
+    transport.breaker = Breaker(0.0, 1_000)
+    bridges.mode = mode("close")
+    for _ in range(40):
+        await failing(transport, Unavailable, post=True)
+    assert 5 <= transport.budget.retries <= 5 + 0.1 * 40
+    assert bridges.requests_seen[GENERATE] == 40 + transport.budget.retries
+
+
+async def test_too_many_at_once(bridges: FakeBridges, frail: Transport) -> None:
+    """One request more than a neighbour may have is told so at once; those that are on their way are answered."""
+    bridges.mode = mode(delay_s=0.3)
+    asking = [asyncio.create_task(call(frail)) for _ in range(3)]
+    await bridges.seen(VOICES, 3)
+    with pytest.raises(Overloaded):
+        await call(frail)
+    await asyncio.gather(*asking)
+    await call(frail)

@@ -1,11 +1,10 @@
-"""The circuit breaker: one failure opens it, one probe at a time closes it again."""
+"""The circuit breaker and the retry budget."""
 
 from __future__ import annotations
 
 import pytest
 
-from jarvis_core.services import breaker
-from jarvis_core.services.breaker import Breaker
+from jarvis_core.services.breaker import RETRY_RESERVE, RETRY_SHARE, Breaker, RetryBudget
 
 OPEN_S = 10.0
 
@@ -16,90 +15,113 @@ class Clock:
     def __init__(self) -> None:
         self.now_s = 1_000.0
 
-    def monotonic(self) -> float:
+    def __call__(self) -> float:
         return self.now_s
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+def clock() -> Clock:
     """Give the breaker's clock."""
-    clock = Clock()
-    monkeypatch.setattr(breaker, "time", clock)
-    return clock
+    return Clock()
 
 
-def lets_pass(one: Breaker) -> bool:
+def opened(clock: Clock, failures: int = 1) -> Breaker:
+    """Return a breaker that has just opened."""
+    breaker = Breaker(OPEN_S, failures, clock)
+    for _ in range(failures):
+        breaker.failed()
+    assert not breaker.closed
+    return breaker
+
+
+def is_closed(breaker: Breaker) -> bool:
     """Return whether it is closed now."""
-    return one.closed
+    return breaker.closed
 
 
 def test_closed_at_first(clock: Clock) -> None:
-    """Calls go through, and nobody probes, while nothing has failed."""
-    one = Breaker(OPEN_S)
-    assert one.closed
-    assert not one.try_probe()
-    one.succeeded()
-    assert one.closed
+    """Calls go through while nothing has failed."""
+    breaker = Breaker(OPEN_S, 1, clock)
+    assert breaker.closed
+    assert breaker.admit()
+    assert not breaker.due
+    assert breaker.wait_s == 0
 
 
-def test_first_failure_opens(clock: Clock) -> None:
-    """The first failure keeps everybody away for its time, to the end."""
-    one = Breaker(OPEN_S)
-    one.failed()
+def test_failures_in_a_row_open(clock: Clock) -> None:
+    """So many failures in a row open it; a success between them begins the count anew."""
+    breaker = Breaker(OPEN_S, 3, clock)
+    for outcome in ("failed", "failed", "succeeded", "failed", "abandoned", "failed"):
+        getattr(breaker, outcome)()
+        assert is_closed(breaker)
+    breaker.failed()
+    assert not is_closed(breaker)
+    assert breaker.openings == 1
+
+
+def test_open_for_its_time(clock: Clock) -> None:
+    """Nobody is admitted before the time is over, and everybody can see how long that is."""
+    breaker = opened(clock)
     for passed_s in (0.0, 5.0, 4.9):
         clock.now_s += passed_s
-        assert not one.closed
-        assert not one.try_probe()
+        assert not breaker.admit()
+    assert breaker.wait_s == pytest.approx(0.1)
 
 
 def test_one_probe_at_a_time(clock: Clock) -> None:
-    """After that time one may try, and nobody else until that one has told how it went."""
-    one = Breaker(OPEN_S)
-    one.failed()
+    """After that time one is admitted, and nobody else until that one has told how it went."""
+    breaker = opened(clock, 3)
     clock.now_s += OPEN_S
-    assert one.try_probe()
-    clock.now_s += 100 * OPEN_S
-    assert not one.try_probe()
-    assert not one.closed
+    assert [breaker.due, breaker.admit(), breaker.due, breaker.admit()] == [True, True, False, False]
+    breaker.succeeded()
+    assert is_closed(breaker)
+    assert breaker.admit()
 
 
-def test_success_closes(clock: Clock) -> None:
-    """A probe that went well closes it; the next failure opens it like the first."""
-    one = Breaker(OPEN_S)
-    one.failed()
+def test_probe_that_fails(clock: Clock) -> None:
+    """A probe that fails opens it for as long again, however many failures it takes otherwise."""
+    breaker = opened(clock, 3)
     clock.now_s += OPEN_S
-    assert one.try_probe()
-    one.succeeded()
-    assert lets_pass(one)
-    assert not one.try_probe()
-    one.failed()
-    assert not lets_pass(one)
-    assert not one.try_probe()
-    clock.now_s += OPEN_S
-    assert one.try_probe()
-
-
-def test_failed_probe_opens_anew(clock: Clock) -> None:
-    """A probe that failed opens it for its whole time again."""
-    one = Breaker(OPEN_S)
-    one.failed()
-    clock.now_s += 3 * OPEN_S
-    assert one.try_probe()
-    clock.now_s += 5
-    one.failed()
+    assert breaker.admit()
+    breaker.failed()
+    assert not breaker.admit()
     clock.now_s += OPEN_S - 0.1
-    assert not one.try_probe()
-    clock.now_s += 0.1
-    assert one.try_probe()
+    assert not breaker.admit()
+    clock.now_s += 0.2
+    assert breaker.admit()
+    assert breaker.openings == 1
 
 
-def test_late_failures_prolong(clock: Clock) -> None:
-    """Calls that were under way when it opened, and fail later, count."""
-    one = Breaker(OPEN_S)
-    one.failed()
-    clock.now_s += 8
-    one.failed()
-    clock.now_s += 8
-    assert not one.try_probe()
-    clock.now_s += 2
-    assert one.try_probe()
+def test_probe_that_nobody_waits_for(clock: Clock) -> None:
+    """A probe that was given up tells nothing, and the next who comes is the probe."""
+    breaker = opened(clock)
+    clock.now_s += OPEN_S
+    assert breaker.admit()
+    breaker.abandoned()
+    assert breaker.admit()
+
+
+def test_hurry(clock: Clock) -> None:
+    """What speaks for a success lets the probe through before its time, and does nothing to a closed one."""
+    breaker = opened(clock)
+    breaker.hurry()
+    assert breaker.due
+    assert breaker.admit()
+    breaker.succeeded()
+    breaker.hurry()
+    assert is_closed(breaker)
+
+
+def test_retry_budget() -> None:
+    """After a reserve, only a share of the requests may be sent again; what is not used is saved up to the reserve."""
+    budget = RetryBudget()
+    assert sum(budget.take() for _ in range(100)) == RETRY_RESERVE
+    granted = 0
+    for _ in range(1_000):
+        budget.note_request()
+        granted += budget.take()
+    assert granted == pytest.approx(1_000 * RETRY_SHARE, abs=1)
+    assert budget.retries == granted + RETRY_RESERVE
+    for _ in range(10_000):
+        budget.note_request()
+    assert sum(budget.take() for _ in range(100)) == RETRY_RESERVE

@@ -24,7 +24,9 @@ class Client:
         self.reached = asyncio.Event()
         self._begins = begins
         routes = [Route("POST", "/wait", self._wait, ""), Route("GET", "/public", self._answer, "", public=True)]
-        self.router = Router(routes, {}, credentials=Credentials(Auth()), metrics=self.metrics, cors_origins=())
+        self.router = Router(
+            routes, {}, credentials=Credentials(Auth()), metrics=self.metrics, cors_origins=(), request_limit=3
+        )
 
     async def ask(self, method: str, path: str) -> None:
         """Send a request and wait for the end of its answer."""

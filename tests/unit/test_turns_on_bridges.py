@@ -7,10 +7,11 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+import msgspec
 import pytest
 
 from jarvis_core import turn as turn_module
-from jarvis_core.errors import Conflict, NotFound, Unavailable
+from jarvis_core.errors import Conflict, NotFound, Overloaded, Unavailable
 from jarvis_core.models import Caller, IdempotencyKey, Message, Status, TurnRecord, new_id
 from jarvis_core.services.python_bridges import BridgesModel
 from jarvis_core.services.transport import Transport
@@ -631,6 +632,56 @@ async def test_closing_while_a_message_is_stored(pool: Pool, model: BridgesModel
     assert await pool.fetch_all("select status from turns") != [("running",)]
     assert turns.running == 0
     await asyncio.wait([task])
+
+
+async def test_beginning_that_nobody_learns_of(
+    frail_turns: Turns, frail_pool: Pool, relay: DatabaseRelay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A turn whose beginning was stored, but not confirmed, is ended when the database is back: the next one may run."""
+    monkeypatch.setattr(turn_module, "ABANDONED_DELAYS_S", (0.1, 0.5))
+    first = await ended(await frail_turns.start(ASK, ANN))
+    ask = msgspec.structs.replace(ASK, conversation_id=first.conversation_id)
+    relay.keep_answers()
+    with pytest.raises(Unavailable):
+        await frail_turns.start(ask, ANN)
+    await relay.come_back()
+    async with asyncio.timeout(15):
+        while True:
+            try:
+                turn = await frail_turns.start(ask, ANN)
+                break
+            except (Unavailable, Conflict):
+                await asyncio.sleep(0.1)
+    await ended(turn)
+    rows = await frail_pool.fetch_all("select status, reason from turns order by started_at")
+    assert rows == [("completed", "stop"), ("failed", "not_started"), ("completed", "stop")]
+    assert frail_turns.running == 0
+
+
+# Too much work
+
+
+async def test_as_many_turns_as_may_run(pool: Pool, model: BridgesModel, bridges: FakeBridges) -> None:
+    """Who asks for one turn too many is told at once and nothing is stored; when one has ended there is room again."""
+    turns = Turns(TurnStore(pool), model, LLM, limit=2)
+    bridges.mode = BridgesMode(shape="ndjson", hold_after=2)
+    running = [await turns.start(ASK, ANN) for _ in range(2)]
+    with pytest.raises(Overloaded):
+        await turns.start(ASK, ANN)
+    assert turns.refused == 1
+    assert await pool.fetch_one("select count(*) from turns") == (2,)
+    await turns.stop(running[0])
+    bridges.gate.release()
+    await ended(await turns.start(ASK, ANN))
+    await turns.close(drain_timeout_s=5)
+
+
+async def test_limit_counts_those_who_are_on_their_way(pool: Pool, model: BridgesModel) -> None:
+    """Of many who ask at the same moment no more than may run get a turn."""
+    turns = Turns(TurnStore(pool), model, LLM, limit=3)
+    results = await asyncio.gather(*(turns.start(ASK, ANN) for _ in range(20)), return_exceptions=True)
+    assert sum(isinstance(result, Overloaded) for result in results) == 17
+    await turns.close(drain_timeout_s=5)
 
 
 # The end of the process

@@ -1,0 +1,109 @@
+"""A neighbour's answer that is read as it arrives."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Literal
+
+import aiohttp
+
+from jarvis_core import log
+from jarvis_core.services.breaker import Breaker
+
+logger = log.get(__name__)
+
+END_TIMEOUT_S = 0.05
+FOREIGN = (aiohttp.ClientError, OSError)
+"""What breaks a connection."""
+
+
+class Stream:
+    """
+    An answer that is read as it arrives.
+
+    ``lost`` tells after the iteration why it ended before its time; None is a clean end of the body. The times count
+    from *asked_at*, on the loop's clock.
+    """
+
+    def __init__(
+        self,
+        response: aiohttp.ClientResponse,
+        *,
+        asked_at: float,
+        first_byte_timeout_s: float,
+        stall_timeout_s: float,
+        total_timeout_s: float,
+        breaker: Breaker,
+    ) -> None:
+        self.content_type = response.content_type
+        self.lost: Literal["lost", "stalled", "deadline"] | None = None
+        self._response = response
+        self._breaker = breaker
+        self._loop = asyncio.get_running_loop()
+        self._patience_s = first_byte_timeout_s
+        self._stall_timeout_s = stall_timeout_s
+        self._touched = asked_at
+        self._deadline = asked_at + total_timeout_s
+        # One timer that looks at the clock when it fires costs less than a deadline armed anew for every chunk.
+        self._timer = self._loop.call_at(self._due(), self._look)
+
+    def begin(self) -> None:
+        """
+        Note that what was waited for has begun to come: from now on the neighbour may be silent for the stall's time.
+
+        Until then for the first byte's: a model that is still being loaded may have sent its head already.
+        """
+        self._patience_s = self._stall_timeout_s
+        self._breaker.succeeded()
+        self._timer.cancel()
+        self._timer = self._loop.call_at(self._due(), self._look)
+
+    def _due(self) -> float:
+        return min(self._touched + self._patience_s, self._deadline)
+
+    def _look(self) -> None:
+        now = self._loop.time()
+        if now < self._due():
+            self._timer = self._loop.call_at(self._due(), self._look)
+            return
+        self.lost = "deadline" if now >= self._deadline else "stalled"
+        self._response.close()
+
+    async def read(self) -> bytes:
+        """Wait for the next bytes; empty at the end, with ``lost`` set when the connection broke or stalled."""
+        try:
+            chunk = await self._response.content.readany()
+        except (*FOREIGN, TimeoutError) as exc:
+            logger.debug("a stream broke", error=named(exc), lost=self.lost)
+            self.lost = self.lost or "lost"
+            return b""
+        self._touched = self._loop.time()
+        return chunk
+
+    async def finish(self) -> None:
+        """
+        Read to the end of a body whose last item has been seen, so that the connection can be used again.
+
+        Waits at most ``END_TIMEOUT_S``; a neighbour that is slower than that costs a new connection instead.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(END_TIMEOUT_S):
+                while not self._response.content.at_eof() and await self.read():
+                    pass
+
+    def close(self) -> None:
+        """Stop reading; the connection is closed unless the whole answer had been read."""
+        self._timer.cancel()
+        if self._response.content.at_eof() and self.lost is None:
+            self._response.release()
+            self._breaker.succeeded()
+        else:
+            self._response.close()
+            if self.lost is not None:
+                self._breaker.failed()
+
+
+def named(exc: BaseException) -> str:
+    """Return what the log shows of a foreign error; its ``repr`` may show the request's headers, and so its token."""
+    return f"{type(exc).__name__}: {str(exc)[:200]}"
