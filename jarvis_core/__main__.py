@@ -23,6 +23,7 @@ from types import FrameType
 import msgspec
 
 from jarvis_core import __version__, log
+from jarvis_core.credentials import USER_LIMIT_CHARS, is_user
 from jarvis_core.errors import SettingsError, StartError
 from jarvis_core.process import Child, spawn
 from jarvis_core.settings import Assignment, Cache, Neighbours, Secret, Settings, Unit, data_directory, load
@@ -62,6 +63,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def serve(settings: Settings) -> int:
     """Start what is missing, then serve until a signal; return the exit code."""
+    if settings.server.tls_cert_path is not None:
+        from jarvis_core.tls import certificate_of
+
+        certificate_of(settings.server)
     probe_address(settings)
     workers = settings.server.workers
     with ExitStack() as stack, _terminable():
@@ -241,7 +246,8 @@ def announce(settings: Settings, remarks: list[str]) -> None:
     """Print where the core listens, what is embedded and missing, and a line to try."""
     host = settings.server.host
     shown = "localhost" if host in ("0.0.0.0", "127.0.0.1", "::", "::1") else host  # noqa: S104 - compared, not bound
-    address = f"http://{shown}:{settings.server.port}"
+    tls = settings.server.tls_cert_path is not None
+    address = f"{'https' if tls else 'http'}://{shown}:{settings.server.port}"
     lines = [f"Jarvis Core {__version__} listens on {address}"]
     lines += [f"  {remark}" for remark in sorted(remarks, key=lambda remark: not remark.startswith("embedded"))]
     credentials_are_open = settings.auth.jwt_secret is None and settings.auth.api_keys is None
@@ -255,8 +261,10 @@ def announce(settings: Settings, remarks: list[str]) -> None:
             )
     content = '{"content": "Bonjour Jarvis, qui es-tu ?"}'
     credentials = "" if credentials_are_open else " -H 'authorization: Bearer …'"
+    # A certificate of one's own making is not known to curl.
+    curl = "curl -sk" if tls else "curl -s"
     lines.append(
-        f"  try:      curl -s {address}/api/chat -H 'content-type: application/json'{credentials} -d '{content}'"
+        f"  try:      {curl} {address}/api/chat -H 'content-type: application/json'{credentials} -d '{content}'"
     )
     print("\n".join(lines), flush=True)
 
@@ -313,6 +321,8 @@ def print_token(settings: Settings, user: str, ttl: str) -> int:
     """Print a token for *user* that holds for *ttl*; raises ``SettingsError``."""
     if settings.auth.jwt_secret is None:
         raise SettingsError("JWT_SECRET: a token needs it (try: export JWT_SECRET=$(openssl rand -hex 32))")
+    if not is_user(user):
+        raise SettingsError(f"--user: must be 1 to {USER_LIMIT_CHARS} printable characters")
     import jwt
 
     now = int(time.time())
@@ -336,6 +346,10 @@ def check(settings: Settings) -> int:
 
     host = settings.server.host if is_loopback(settings.server.host) else "127.0.0.1"
     connection = http.client.HTTPConnection(host, settings.server.port, timeout=5)
+    if settings.server.tls_cert_path is not None:
+        from jarvis_core.tls import unverified
+
+        connection = http.client.HTTPSConnection(host, settings.server.port, timeout=5, context=unverified())
     try:
         connection.request("GET", "/health")
         answer = connection.getresponse()

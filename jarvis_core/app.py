@@ -19,6 +19,7 @@ from jarvis_core import log
 from jarvis_core.codec.request import TranscribeRequest
 from jarvis_core.container import Container, open_container
 from jarvis_core.handlers import openapi
+from jarvis_core.handlers.admission import Admission
 from jarvis_core.handlers.call import Call, Reply
 from jarvis_core.handlers.chat import ChatHandlers
 from jarvis_core.handlers.health import HealthHandlers
@@ -120,8 +121,9 @@ class Application(Starlette):
         self._life = asyncio.current_task()
         try:
             async with open_container(self._settings, self._unit) as self._container:
-                self._realtime = realtime_for(self._container)
-                self.middleware_stack = self._routes = router_for(self._container, self._realtime)
+                admission = admission_for(self._container)
+                self._realtime = realtime_for(self._container, admission)
+                self.middleware_stack = self._routes = router_for(self._container, self._realtime, admission)
                 # What is there now stays: the collector need not look at it again.
                 gc.collect()
                 gc.freeze()
@@ -150,7 +152,13 @@ def create_app(
     return Application(settings, unit or Unit(), on_ready)
 
 
-def router_for(container: Container, realtime: Realtime) -> Router:
+def admission_for(container: Container) -> Admission:
+    """Return what requests and WebSockets pass before they are let in."""
+    settings = container.settings
+    return Admission(container.credentials, settings.server, settings.limits, container.limiter)
+
+
+def router_for(container: Container, realtime: Realtime, admission: Admission) -> Router:
     """Return the router with every route over *container*'s parts."""
     routes = routes_for(container)
     document = openapi.document(routes)
@@ -163,25 +171,23 @@ def router_for(container: Container, realtime: Realtime) -> Router:
         routes,
         # The last one is where OpenAI's client libraries go when they are given /ws as the base of their URLs.
         {"/ws": realtime.serve, "/v1/realtime": realtime.serve, "/ws/realtime": realtime.serve},
-        credentials=container.credentials,
+        admission=admission,
         metrics=container.metrics,
-        cors_origins=container.settings.server.cors_origins,
         request_limit=container.settings.server.request_limit,
     )
     container.metrics.counter("requests_refused", "Requests refused as too many.", lambda: router.refused)
     return router
 
 
-def realtime_for(container: Container) -> Realtime:
+def realtime_for(container: Container, admission: Admission) -> Realtime:
     """Return the WebSocket's handler over *container*'s parts."""
     realtime = Realtime(
         container.turns,
         container.conversations,
         container.transcriber,
         container.synthesizer,
-        container.credentials,
+        admission,
         container.settings.llm,
-        container.settings.server.cors_origins,
         resume_grace_s=container.settings.server.ws_resume_grace_s,
         socket_limit=container.settings.server.websocket_limit,
     )

@@ -22,6 +22,7 @@ from jarvis_core.metrics import Metrics
 from jarvis_core.models import Embedder, LanguageModel, new_id
 from jarvis_core.presence import Presence
 from jarvis_core.process import own_identity
+from jarvis_core.rate_limit import InProcessLimiter, RateLimiter
 from jarvis_core.services import audio_engine, python_bridges
 from jarvis_core.services.audio_engine import AudioEngine
 from jarvis_core.services.breaker import FAILURES
@@ -32,7 +33,7 @@ from jarvis_core.services.openai_compatible import OpenAiModel
 from jarvis_core.services.python_bridges import BridgesModel
 from jarvis_core.services.tokens import TokenMint
 from jarvis_core.services.transport import Transport
-from jarvis_core.settings import Database, Settings, Unit
+from jarvis_core.settings import Database, Limits, Settings, Unit
 from jarvis_core.speech import Synthesizer, Transcriber, Voices
 from jarvis_core.store.conversations import ConversationStore
 from jarvis_core.store.memories import MemoryStore
@@ -70,6 +71,7 @@ class Container:
         neighbours: dict[str, Transport],
         metrics: Metrics,
         credentials: Credentials,
+        limiter: RateLimiter | None,
     ) -> None:
         self.settings = settings
         self.pool = pool
@@ -84,6 +86,8 @@ class Container:
         """By the name under which /health shows them, and ``llm``."""
         self.metrics = metrics
         self.credentials = credentials
+        self.limiter = limiter
+        """None where there is no limit."""
         self.draining = False
         """Whether a stop was asked for."""
 
@@ -172,6 +176,7 @@ async def open_container(settings: Settings, unit: Unit) -> AsyncIterator[Contai
             neighbours=neighbours,
             metrics=Metrics(),
             credentials=Credentials(settings.auth),
+            limiter=_limiter(settings.limits),
         )
         _describe(container)
         for work in (
@@ -194,6 +199,10 @@ def _language_model(settings: Settings, neighbours: dict[str, Transport], mint: 
     if "python_bridges" in neighbours:
         return BridgesModel(neighbours["python_bridges"], settings.llm, mint)
     raise StartError("PYTHON_BRIDGES_URL or LLM_URL: no language model was given, and none was started")
+
+
+def _limiter(settings: Limits) -> RateLimiter | None:
+    return InProcessLimiter(settings.rate_limit_per_minute) if settings.rate_limit_per_minute else None
 
 
 def _embedder(settings: Settings, neighbours: dict[str, Transport], mint: TokenMint | None) -> Embedder | None:

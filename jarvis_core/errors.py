@@ -82,9 +82,13 @@ class InvalidRequest(RequestError):
 
 
 class Unauthenticated(RequestError):
-    """No or bad credentials."""
+    """No or bad credentials; *guessed* where they may have been made up, which is counted against their sender."""
 
     code = "unauthenticated"
+
+    def __init__(self, message: str, *, guessed: bool = False) -> None:
+        super().__init__(message)
+        self.guessed = guessed
 
 
 class Forbidden(RequestError):

@@ -15,8 +15,9 @@ import sys
 from collections.abc import Callable
 
 import uvloop
-from granian.constants import HTTPModes, Interfaces
+from granian.constants import HTTPModes, Interfaces, SSLProtocols
 from granian.errors import FatalError
+from granian.http import HTTP1Settings
 from granian.log import LogLevels
 from granian.server.embed import Server
 
@@ -25,7 +26,10 @@ from jarvis_core.app import create_app
 from jarvis_core.errors import StartError
 from jarvis_core.process import give_memory_back
 from jarvis_core.settings import Assignment, Settings, Unit
+from jarvis_core.tls import certificate_of
 
+HEAD_LIMIT_BYTES = 5 << 18
+"""Of an HTTP/1 request's head. Over that the server answers 431, without a body, below it we do: 1.25 MiB."""
 LINGER_S = 0.5
 """How long clients may take for the rest of their answers, when the time for draining is over."""
 INTERRUPTED = 130
@@ -58,6 +62,7 @@ def main() -> int:
 async def _serve(settings: Settings, unit: Unit, on_ready: Callable[[], None]) -> int:
     # Granian's embedded server runs in this process and loop: a worker process of its own would cost 25 MB more, and
     # would answer signals before running turns are stored.
+    files = certificate_of(settings.server)
     app = create_app(settings, unit, on_ready=on_ready)
     server = Server(
         app,
@@ -66,6 +71,10 @@ async def _serve(settings: Settings, unit: Unit, on_ready: Callable[[], None]) -
         interface=Interfaces.ASGI,
         http=HTTPModes.auto,
         backlog=2_048,
+        http1_settings=HTTP1Settings(max_buffer_size=HEAD_LIMIT_BYTES),
+        ssl_cert=files.certificate if files else None,
+        ssl_key=files.key if files else None,
+        ssl_protocol_min=SSLProtocols.tls12,
         log_level=LogLevels.error,
         log_dictconfig={"handlers": {}, "formatters": {}, "loggers": {"_granian": {"propagate": True}}},
     )

@@ -7,6 +7,7 @@ counts as unset. ``load()`` is the only reader of the environment; the parts get
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import tomllib
 import typing
@@ -22,6 +23,9 @@ from jarvis_core.errors import SettingsError
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 SWITCHES = {"on": True, "yes": True, "off": False, "no": False}
 """What may be written besides true, false, 1 and 0."""
@@ -59,6 +63,11 @@ class Server(Struct, frozen=True, forbid_unknown_fields=True):
     """Processes that answer, on this machine; about as many as it has cores."""
     cors_origins: Annotated[tuple[str, ...], Meta(extra={"env": "CORS_ORIGINS"})] = ("http://localhost:3000",)
     """Origins of browsers' pages that may call, comma-separated in the environment; ``*`` is any."""
+    trusted_proxies: Annotated[tuple[str, ...], Meta(extra={"env": "TRUSTED_PROXIES"})] = ()
+    """Addresses and networks of proxies whose X-Forwarded-For and -Proto are believed."""
+    tls_cert_path: Annotated[str | None, Meta(extra={"env": "TLS_CERT_PATH"})] = None
+    """Certificate in PEM, its chain after it; with ``tls_key_path`` the core speaks TLS."""
+    tls_key_path: Annotated[str | None, Meta(extra={"env": "TLS_KEY_PATH"})] = None
     body_limit_bytes: Annotated[int, Meta(ge=1_024, le=1 << 30, extra={"env": "BODY_LIMIT_BYTES"})] = 1 << 20
     """Longest body of a JSON request, in bytes."""
     turn_limit: Annotated[int, Meta(ge=1, le=1_000_000, extra={"env": "TURN_LIMIT"})] = 2_000
@@ -177,6 +186,15 @@ class Auth(Struct, frozen=True, forbid_unknown_fields=True):
     """``name:key,name:key``; the name is the user."""
 
 
+class Limits(Struct, frozen=True, forbid_unknown_fields=True):
+    """How much one user may ask."""
+
+    rate_limit_per_minute: Annotated[int, Meta(ge=0, le=1_000_000, extra={"env": "RATE_LIMIT_PER_MINUTE"})] = 0
+    """Requests of one user, or of one address where the server is open; 0 is no limit."""
+    user_connection_limit: Annotated[int, Meta(ge=0, le=1_000_000, extra={"env": "USER_CONNECTION_LIMIT"})] = 256
+    """WebSockets and unanswered requests of one user at a time; 0 is no limit, as where the server is open."""
+
+
 class Local(Struct, frozen=True, forbid_unknown_fields=True):
     """What stands in for absent neighbours on this machine."""
 
@@ -209,6 +227,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     speech: Speech = Speech()
     memory: Memory = Memory()
     auth: Auth = Auth()
+    limits: Limits = Limits()
     local: Local = Local()
 
 
@@ -333,6 +352,11 @@ def _check(settings: Settings) -> None:
     if secret is not None and len(secret.reveal().encode()) < 32:
         raise SettingsError("JWT_SECRET: must have at least 32 bytes (try: openssl rand -hex 32)")
     parse_api_keys(settings.auth.api_keys)
+    parse_networks(settings.server.trusted_proxies)
+    certificate, key = settings.server.tls_cert_path, settings.server.tls_key_path
+    if (certificate is None) != (key is None):
+        missing, there = ("TLS_KEY_PATH", "TLS_CERT_PATH") if key is None else ("TLS_CERT_PATH", "TLS_KEY_PATH")
+        raise SettingsError(f"{missing}: is needed, because {there} is set")
 
 
 def _check_url(name: str, url: str) -> None:
@@ -354,8 +378,19 @@ def parse_api_keys(keys: Secret | None) -> dict[str, str]:
         name, _, key = pair.strip().partition(":")
         if not name or len(key) < 8:
             raise SettingsError("API_KEYS: must be name:key,name:key with keys of at least 8 characters")
-        users[key] = name
+        if not (name.isprintable() and key.isascii() and key.isprintable()):
+            raise SettingsError("API_KEYS: names must be printable, and keys printable ASCII: they come in a header")
+        if users.setdefault(key, name) != name:
+            raise SettingsError("API_KEYS: two users have the same key")
     return users
+
+
+def parse_networks(texts: tuple[str, ...]) -> tuple[Network, ...]:
+    """Return the networks of ``TRUSTED_PROXIES``, an address as the network of itself; raise ``SettingsError``."""
+    try:
+        return tuple(ipaddress.ip_network(text, strict=False) for text in texts)
+    except ValueError as exc:
+        raise SettingsError(f"TRUSTED_PROXIES: {exc}") from exc
 
 
 def data_directory(local: Local) -> Path:

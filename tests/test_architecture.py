@@ -35,8 +35,8 @@ LAYERS = (
     ("handlers",),
     ("turn", "turn_log", "conversation", "memory", "speech", "narration", "presence"),
     ("services", "store", "cache", "local", "codec"),
-    ("credentials", "metrics", "sentences", "workers", "parent"),
-    ("models", "errors", "settings", "log", "process", "folding"),
+    ("credentials", "guesses", "metrics", "rate_limit", "sentences", "workers", "parent"),
+    ("models", "errors", "settings", "log", "process", "folding", "tls"),
 )
 """From the top down. A module imports from its own package and from what lies lower, never across or up."""
 
@@ -421,7 +421,7 @@ async def application(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[app_modu
     """Give the started application over parts that only look like parts: no request here gets as far as them."""
     settings = Settings()
     parts = SimpleNamespace(
-        settings=settings, credentials=Credentials(settings.auth), metrics=Metrics(), draining=False, neighbours={},
+        settings=settings, credentials=Credentials(settings.auth), limiter=None, metrics=Metrics(), draining=False, neighbours={},
         pool=SimpleNamespace(healthy=True), turns=SimpleNamespace(running=0), conversations=SimpleNamespace(),
         transcriber=SimpleNamespace(), synthesizer=SimpleNamespace(), voices=SimpleNamespace(), codec=SimpleNamespace(),
         memories=SimpleNamespace(semantic=True),

@@ -18,6 +18,16 @@ T = TypeVar("T")
 
 JSON = b"application/json"
 
+SAFETY = (
+    (b"cache-control", b"no-store"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+)
+"""
+On every answer (as OWASP's REST Security Cheat Sheet has it): nothing is kept by caches, taken for another type than it
+says, or shown inside a page. Whether a host is reached by TLS alone is for its owner to say, in the proxy.
+"""
+
 BODY_PAUSE_S = 20.0
 """How long a client may take to send the next part of its request."""
 SEND_TIMEOUT_S = 30.0
@@ -103,7 +113,7 @@ class BoundedSend:
 class Call:
     """One request: what a handler gets."""
 
-    __slots__ = ("caller", "cors", "more", "receive", "request_id", "scope", "send", "status", "variable")
+    __slots__ = ("caller", "headers", "more", "receive", "request_id", "scope", "send", "status", "variable")
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, request_id: str, variable: str) -> None:
         self.scope = scope
@@ -113,7 +123,8 @@ class Call:
         self.variable = variable
         """The part of the path that the route leaves open; empty where it has none."""
         self.caller: Caller = ANYBODY
-        self.cors: Sequence[tuple[bytes, bytes]] = ()
+        self.headers: Sequence[tuple[bytes, bytes]] = SAFETY
+        """What the answer has besides its own: for every answer, for a browser's page, for a rate that is limited."""
         self.status = 0
         """Of an answer whose start was sent by the handler itself."""
         self.more = True

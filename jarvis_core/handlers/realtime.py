@@ -15,8 +15,8 @@ from starlette.types import Receive, Scope, Send
 
 from jarvis_core import log
 from jarvis_core.conversation import Conversations
-from jarvis_core.credentials import Credentials
-from jarvis_core.errors import Forbidden, InvalidRequest, NotFound, Overloaded, RequestError, Unauthenticated
+from jarvis_core.errors import InvalidRequest, NotFound, Overloaded, RateLimited, RequestError, Unauthenticated
+from jarvis_core.handlers.admission import Admission, Admitted
 from jarvis_core.handlers.failure import INTERNAL, refuse_handshake
 from jarvis_core.handlers.realtime_session import CLOSE_TIMEOUT_S, DEFECT, GOING_AWAY, POLICY, TRY_AGAIN, Session
 from jarvis_core.models import Caller
@@ -28,7 +28,7 @@ from jarvis_core.turn_log import Turn
 logger = log.get(__name__)
 
 SUBPROTOCOL = "realtime"
-KEY_SUBPROTOCOL = "openai-insecure-api-key."
+NOBODY = Admitted(Caller(""), "")
 RETRY_AFTER_S = 5
 
 
@@ -41,9 +41,8 @@ class Realtime:
         conversations: Conversations,
         transcriber: Transcriber,
         synthesizer: Synthesizer,
-        credentials: Credentials,
+        admission: Admission,
         settings: Llm,
-        cors_origins: tuple[str, ...],
         *,
         resume_grace_s: float,
         socket_limit: int,
@@ -55,8 +54,7 @@ class Realtime:
         self.settings = settings
         self.resume_grace_s = resume_grace_s
         self._socket_limit = socket_limit
-        self._credentials = credentials
-        self._origins = cors_origins
+        self._admission = admission
         self._sessions: dict[Session, asyncio.Task[None] | None] = {}
         """Open sockets, and the tasks that serve them."""
         self._graces: set[asyncio.Task[None]] = set()
@@ -73,30 +71,39 @@ class Realtime:
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one WebSocket from its handshake to its end."""
         await receive()
-        headers = {bytes(key): bytes(value) for key, value in scope["headers"]}
         query = {name: values[-1] for name, values in parse_qs(scope["query_string"].decode("latin-1")).items()}
-        offered = scope.get("subprotocols") or []
-        subprotocol = SUBPROTOCOL if SUBPROTOCOL in offered else None
+        subprotocol = SUBPROTOCOL if SUBPROTOCOL in (scope.get("subprotocols") or ()) else None
+        admitted: Admitted | None = None
         try:
-            if len(self._sessions) >= self._socket_limit:
-                raise Overloaded("Too many WebSockets are open.", retry_after_s=RETRY_AFTER_S)
-            self._check_origin(headers)
-            caller = self._credentials.caller(_authorization(headers, query, offered))
-            session = await self._session(caller, query, send)
-        except (Unauthenticated, Overloaded) as error:
-            # A browser's script cannot see the status of a refused handshake, but it can see a closing code.
-            await send({"type": "websocket.accept", "subprotocol": subprotocol})
-            await Session(self, Caller(""), None, send).complain(error, None)
-            code = TRY_AGAIN if isinstance(error, Overloaded) else POLICY
-            await send({"type": "websocket.close", "code": code, "reason": error.code})
-            return
-        except RequestError as error:
-            await refuse_handshake(send, error)
-            return
-        except Exception:
-            logger.exception("a handshake failed through a defect")
-            await refuse_handshake(send, INTERNAL)
-            return
+            try:
+                if len(self._sessions) >= self._socket_limit:
+                    raise Overloaded("Too many WebSockets are open.", retry_after_s=RETRY_AFTER_S)
+                admitted = await self._admission.admit_socket(scope)
+                session = await self._session(admitted, query, send)
+            except (Unauthenticated, RateLimited, Overloaded) as error:
+                # A browser's script cannot see the status of a refused handshake, but it can see a closing code.
+                await send({"type": "websocket.accept", "subprotocol": subprotocol})
+                await Session(self, NOBODY, None, send).complain(error, None)
+                code = TRY_AGAIN if isinstance(error, Overloaded) else POLICY
+                await send({"type": "websocket.close", "code": code, "reason": error.code})
+                return
+            except RequestError as error:
+                await refuse_handshake(send, error)
+                return
+            except Exception:
+                logger.exception("a handshake failed through a defect")
+                await refuse_handshake(send, INTERNAL)
+                return
+            await self._run(session, receive, send, subprotocol)
+        finally:
+            if admitted is not None:
+                self._admission.leave(admitted.caller)
+
+    async def charge(self, admitted: Admitted) -> None:
+        """Count what somebody asks for over an open socket; raises ``RateLimited``."""
+        await self._admission.charge(admitted)
+
+    async def _run(self, session: Session, receive: Receive, send: Send, subprotocol: str | None) -> None:
         self._sessions[session] = asyncio.current_task()
         try:
             await send({"type": "websocket.accept", "subprotocol": subprotocol})
@@ -145,7 +152,8 @@ class Realtime:
         if self._by_response.get(turn.id) is session:
             del self._by_response[turn.id]
 
-    async def _session(self, caller: Caller, query: dict[str, str], send: Send) -> Session:
+    async def _session(self, admitted: Admitted, query: dict[str, str], send: Send) -> Session:
+        caller = admitted.caller
         resume = query.get("resume")
         if resume is not None:
             after = query.get("after", "0")
@@ -158,29 +166,10 @@ class Realtime:
                     "This response can no longer be resumed here; it is to be had at /api/chat/response/{id}.",
                     details={"response_id": turn.id, "conversation_id": turn.conversation_id},
                 )
-            session = Session(self, caller, left.conversation_id, send)
+            session = Session(self, admitted, left.conversation_id, send)
             await session.take_over(left, int(after))
             return session
         conversation_id = query.get("conversation_id")
         if conversation_id is not None:
             conversation_id = (await self.conversations.fetch(caller.user_id, conversation_id)).id
-        return Session(self, caller, conversation_id, send)
-
-    def _check_origin(self, headers: dict[bytes, bytes]) -> None:
-        """Refuse pages of other origins than those allowed: browsers do not do it for WebSockets."""
-        origin = headers.get(b"origin", b"").decode("latin-1")
-        if not origin or "*" in self._origins or origin in self._origins:
-            return
-        if origin.partition("://")[2] == headers.get(b"host", b"").decode("latin-1"):
-            return
-        raise Forbidden("Pages of this origin may not connect; CORS_ORIGINS names those that may.")
-
-
-def _authorization(headers: dict[bytes, bytes], query: dict[str, str], offered: list[str]) -> str:
-    """Return the credentials of a handshake as an Authorization header: browsers cannot send that one itself."""
-    if b"authorization" in headers:
-        return headers[b"authorization"].decode("latin-1")
-    for protocol in offered:
-        if protocol.startswith(KEY_SUBPROTOCOL):
-            return "Bearer " + protocol.removeprefix(KEY_SUBPROTOCOL)
-    return f"Bearer {query['token']}" if "token" in query else ""
+        return Session(self, admitted, conversation_id, send)

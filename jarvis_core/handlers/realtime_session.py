@@ -21,7 +21,8 @@ from starlette.types import Message, Receive, Send
 
 from jarvis_core import log
 from jarvis_core.conversation import Conversations
-from jarvis_core.errors import Conflict, InvalidRequest, Overloaded, RequestError
+from jarvis_core.errors import Conflict, InvalidRequest, Overloaded, RateLimited, RequestError
+from jarvis_core.handlers.admission import Admitted
 from jarvis_core.handlers.call import SEND_TIMEOUT_S, BoundedSend, ClientLeft, decode, text_field
 from jarvis_core.handlers.events import ContentPart, Item, SpokenOutput
 from jarvis_core.handlers.failure import INTERNAL
@@ -49,7 +50,7 @@ from jarvis_core.handlers.realtime_wire import (
     TranscriptionCompletedEvent,
     TranscriptionFailedEvent,
 )
-from jarvis_core.models import Caller, Role, new_id
+from jarvis_core.models import Role, new_id
 from jarvis_core.narration import START, Place
 from jarvis_core.settings import Llm
 from jarvis_core.speech import Heard, SpeechOptions, Synthesizer, Transcriber
@@ -73,6 +74,11 @@ TOO_LARGE = 1009
 DEFECT = 1011
 TRY_AGAIN = 1013
 
+CHARGED = (ItemCreate, ResponseCreate, AudioCommit)
+"""Events that count as a request: each stores something, or asks a neighbour."""
+REFUSALS_LIMIT = 20
+"""Events in a row that are refused for their rate; with the next one the socket is closed."""
+
 TEXT_PARTS = ("input_text", "output_text", "text")
 
 _encoder = msgspec.json.Encoder()
@@ -88,6 +94,10 @@ class Sessions(Protocol):
     transcriber: Transcriber
     synthesizer: Synthesizer
     settings: Llm
+
+    async def charge(self, admitted: Admitted) -> None:
+        """Count what somebody asks for over an open socket; raises ``RateLimited``."""
+        ...
 
     def give_grace(self, session: Session) -> asyncio.Task[None]:
         """Have *session* give up its turn when the time to come back is over."""
@@ -109,9 +119,12 @@ class Sessions(Protocol):
 class Session:
     """One client's conversation over one socket; a new one goes on where another was left."""
 
-    def __init__(self, realtime: Sessions, caller: Caller, conversation_id: str | None, send: Send) -> None:
+    def __init__(self, realtime: Sessions, admitted: Admitted, conversation_id: str | None, send: Send) -> None:
         self.id = f"sess_{new_id()}"
-        self.caller = caller
+        self.caller = admitted.caller
+        self._admitted = admitted
+        self._refusals = 0
+        """Events in a row that were one too many for the caller's rate."""
         self.conversation_id = conversation_id
         self.turn: Turn | None = None
         """The response that runs, or the last one."""
@@ -272,10 +285,23 @@ class Session:
             with contextlib.suppress(RequestError):
                 event_id = decode(_head_decoder, raw).event_id
             event = decode(_decoder, raw)
+            if isinstance(event, CHARGED):
+                await self._charge()
             async with self._handling:
                 await self._handle(event)
         except RequestError as error:
             await self.complain(error, event_id)
+
+    async def _charge(self) -> None:
+        """Count an event that makes work; raises ``RateLimited``, and closes the socket of a client that does not care."""
+        try:
+            await self._realtime.charge(self._admitted)
+        except RateLimited:
+            self._refusals += 1
+            if self._refusals > REFUSALS_LIMIT:
+                self.close(POLICY)
+            raise
+        self._refusals = 0
 
     async def _handle(self, event: ClientEvent) -> None:
         match event:

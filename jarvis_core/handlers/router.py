@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 from starlette.types import Receive, Scope, Send
 
 from jarvis_core import log
-from jarvis_core.credentials import Credentials
 from jarvis_core.errors import MethodNotAllowed, NotFound, Overloaded, RequestError, Unavailable
 from jarvis_core.handlers import failure
-from jarvis_core.handlers.call import Call, ClientLeft, Reply
+from jarvis_core.handlers.admission import Admission
+from jarvis_core.handlers.call import SAFETY, Call, ClientLeft, Reply
 from jarvis_core.metrics import Metrics, RouteMetrics
 
 logger = log.get(__name__)
@@ -81,9 +81,8 @@ class Router:
         routes: list[Route],
         websockets: dict[str, WebSocketHandler],
         *,
-        credentials: Credentials,
+        admission: Admission,
         metrics: Metrics,
-        cors_origins: tuple[str, ...],
         request_limit: int,
     ) -> None:
         self._request_limit = request_limit
@@ -93,10 +92,8 @@ class Router:
         self._variable: dict[tuple[str, str], dict[str, _Target]] = {}
         """(what is before the variable, what is after it) to the methods."""
         self._websockets = websockets
-        self._credentials = credentials
+        self._admission = admission
         self._metrics = metrics
-        self._origins = frozenset(origin.encode() for origin in cors_origins)
-        self._any_origin = "*" in cors_origins
         self._calls: set[asyncio.Task[Any] | None] = set()
         """What runs for routes that are not public: a stop waits for these."""
         self._stopped = False
@@ -162,12 +159,15 @@ class Router:
         metrics = self._metrics
         metrics.in_flight += 1
         request_id = ""
-        origin = b""
+        origin = authorization = b""
         for key, value in scope["headers"]:
             if key == b"x-request-id":
                 request_id = _sound_request_id(value)
             elif key == b"origin":
                 origin = value
+            elif key == b"authorization":
+                # The lines of a header are one (RFC 9110, 5.3): of two credentials neither is taken.
+                authorization = authorization + b", " + value if authorization else value
         if not request_id:
             request_id = self._new_request_id()
         log.request_id.set(request_id)
@@ -175,8 +175,9 @@ class Router:
         methods, variable = self.find(scope["path"])
         call = Call(scope, receive, send, request_id, variable)
         if origin:
-            call.cors = self._cors(origin)
+            call.headers = [*SAFETY, *self._admission.origins.headers(origin)]
         task: asyncio.Task[Any] | None = None
+        admitted = False
         try:
             try:
                 method = scope["method"]
@@ -184,7 +185,8 @@ class Router:
                 if target is not None:
                     counters = target.counters
                     if not target.route.public:
-                        call.caller = self._credentials.caller(call.header(b"authorization"))
+                        await self._admission.admit(call, authorization, origin)
+                        admitted = True
                         if self._stopped:
                             raise _stopping()
                         if len(self._calls) >= self._request_limit and not target.route.vital:
@@ -196,7 +198,7 @@ class Router:
                 elif methods is None:
                     raise NotFound("There is no such path.")
                 elif method == "OPTIONS" and origin:
-                    reply = _preflight(methods, call)
+                    reply = _preflight(methods, call, allowed=self._admission.origins.allows(origin))
                 else:
                     raise MethodNotAllowed(f"{method} is not a method of this path.", allow=", ".join(sorted(methods)))
             except RequestError as error:
@@ -222,6 +224,8 @@ class Router:
         finally:
             metrics.in_flight -= 1
             self._calls.discard(task)
+            if admitted:
+                self._admission.leave(call.caller)
         if access.isEnabledFor(logging.DEBUG):
             log.get(ACCESS).debug(
                 "answered",
@@ -245,16 +249,6 @@ class Router:
         self._request_count += 1
         return f"{self._request_prefix}-{self._request_count:x}"
 
-    def _cors(self, origin: bytes) -> list[tuple[bytes, bytes]]:
-        """Return the headers that let a page of *origin* read the answer (https://fetch.spec.whatwg.org/#http-cors-protocol)."""
-        if not self._any_origin and origin not in self._origins:
-            return [(b"vary", b"Origin")]
-        return [
-            (b"access-control-allow-origin", origin),
-            (b"access-control-expose-headers", b"X-Request-ID, Retry-After, X-Sample-Rate, X-Voice"),
-            (b"vary", b"Origin"),
-        ]
-
 
 def _failure(error: RequestError, call: Call) -> Reply:
     return Reply(failure.body_of(error, call.request_id), failure.status_of(error), headers=failure.headers_of(error))
@@ -264,7 +258,7 @@ def _stopping() -> Unavailable:
     return Unavailable("The server is stopping.", retry_after_s=RETRY_AFTER_S)
 
 
-def _preflight(methods: dict[str, _Target], call: Call) -> Reply:
+def _preflight(methods: dict[str, _Target], call: Call, *, allowed: bool) -> Reply:
     return Reply(
         b"",
         204,
@@ -273,7 +267,7 @@ def _preflight(methods: dict[str, _Target], call: Call) -> Reply:
             (b"access-control-allow-headers", call.header(b"access-control-request-headers").encode("latin-1") or b"*"),
             (b"access-control-max-age", b"600"),
         ]
-        if len(call.cors) > 1
+        if allowed
         else [],
     )
 
@@ -286,7 +280,7 @@ def _sound_request_id(value: bytes) -> str:
 
 
 async def _send(call: Call, reply: Reply) -> None:
-    headers = [*reply.headers, (b"x-request-id", call.request_id.encode()), *call.cors]
+    headers = [*reply.headers, (b"x-request-id", call.request_id.encode()), *call.headers]
     await call.send({"type": "http.response.start", "status": reply.status, "headers": headers})
     body = b"" if call.scope["method"] == "HEAD" else reply.body
     await call.send({"type": "http.response.body", "body": body})

@@ -20,7 +20,6 @@ HEARTBEAT_S = 15.0
 
 SSE_HEADERS = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-store"),
     (b"x-accel-buffering", b"no"),
 )
 
@@ -79,7 +78,7 @@ async def send_events(call: Call, turns: Turns, turn: Turn, after: int = 0) -> N
     heartbeat = _Heartbeat(loop, reader)
     try:
         call.status = 200
-        headers = [*SSE_HEADERS, (b"x-request-id", call.request_id.encode()), *call.cors]
+        headers = [*SSE_HEADERS, (b"x-request-id", call.request_id.encode()), *call.headers]
         await call.send({"type": "http.response.start", "status": 200, "headers": headers})
         more = True
         async with BoundedSend(call.send) as client:

@@ -194,12 +194,11 @@ class VoiceHandlers:
             kind += b"; rate=%d; channels=1" % rate_hz
         headers = [
             (b"content-type", kind),
-            (b"cache-control", b"no-store"),
             (b"x-accel-buffering", b"no"),
             (b"x-request-id", call.request_id.encode()),
             (b"x-sample-rate", b"%d" % rate_hz),
             (b"x-voice", _printable(voice or "")),
-            *call.cors,
+            *call.headers,
         ]
         await call.send({"type": "http.response.start", "status": 200, "headers": headers})
 

@@ -9,10 +9,11 @@ import pytest
 from starlette.types import Message, Scope
 
 from jarvis_core.credentials import Credentials
+from jarvis_core.handlers.admission import Admission
 from jarvis_core.handlers.call import Call, Reply
 from jarvis_core.handlers.router import Route, Router
 from jarvis_core.metrics import Metrics
-from jarvis_core.settings import Auth
+from jarvis_core.settings import Auth, Limits, Server
 
 
 class Client:
@@ -24,9 +25,8 @@ class Client:
         self.reached = asyncio.Event()
         self._begins = begins
         routes = [Route("POST", "/wait", self._wait, ""), Route("GET", "/public", self._answer, "", public=True)]
-        self.router = Router(
-            routes, {}, credentials=Credentials(Auth()), metrics=self.metrics, cors_origins=(), request_limit=3
-        )
+        admission = Admission(Credentials(Auth()), Server(), Limits(), None)
+        self.router = Router(routes, {}, admission=admission, metrics=self.metrics, request_limit=3)
 
     async def ask(self, method: str, path: str) -> None:
         """Send a request and wait for the end of its answer."""

@@ -1,0 +1,85 @@
+"""
+Who is at the other end of a connection: the peer, or the client that a trusted proxy says it speaks for.
+
+``X-Forwarded-For`` and ``-Proto`` can be written by anybody, so they are read only where the peer is one of
+``TRUSTED_PROXIES``. Each proxy appends the address that it saw: read from the right, the first that is not a trusted proxy's
+is the client's, and what stands left of it is what the client claims.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+
+from starlette.types import Scope
+
+from jarvis_core.settings import Address, parse_networks
+
+HOPS_LIMIT = 20
+"""Entries of X-Forwarded-For that are looked at."""
+UNKNOWN = "unknown"
+SECURE_SCHEMES = ("https", "wss")
+
+
+class ClientAddresses:
+    """Finds the client's address and scheme."""
+
+    def __init__(self, trusted_proxies: tuple[str, ...]) -> None:
+        self._trusted = parse_networks(trusted_proxies)
+
+    def key(self, scope: Scope) -> str:
+        """
+        Return under which name the client's requests are counted.
+
+        That is its IPv4 address; of an IPv6 address the network (/64), of which a client has every address.
+        """
+        address = self.address(scope)
+        if address is None:
+            return UNKNOWN
+        return str(address) if address.version == 4 else str(ipaddress.ip_network((address, 64), strict=False))
+
+    def address(self, scope: Scope) -> Address | None:
+        """Return the client's address; None where the peer has none that can be read."""
+        client = scope.get("client")
+        address = _parsed(client[0]) if client else None
+        if address is None or not self._trusts(address):
+            return address
+        hops = b",".join(value for key, value in scope["headers"] if key == b"x-forwarded-for").decode("latin-1")
+        for hop in reversed(hops.rsplit(",", HOPS_LIMIT)[-HOPS_LIMIT:]):
+            named = _parsed(_without_port(hop.strip()))
+            if named is None:
+                break
+            address = named
+            if not self._trusts(address):
+                break
+        return address
+
+    def secure(self, scope: Scope) -> bool:
+        """Whether the client speaks TLS, to us or to a trusted proxy."""
+        if scope.get("scheme") in SECURE_SCHEMES:
+            return True
+        client = scope.get("client")
+        peer = _parsed(client[0]) if client and self._trusted else None
+        if peer is None or not self._trusts(peer):
+            return False
+        said = next((value for key, value in scope["headers"] if key == b"x-forwarded-proto"), b"")
+        return bytes(said).rpartition(b",")[2].strip().lower() in (b"https", b"wss")
+
+    def _trusts(self, address: Address) -> bool:
+        return any(address in network for network in self._trusted)
+
+
+def _parsed(text: str) -> Address | None:
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    if address.version == 6 and address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    return address
+
+
+def _without_port(hop: str) -> str:
+    """Return the address of ``192.0.2.1:80``, ``[2001:db8::1]:80`` or the bare address."""
+    if hop.startswith("["):
+        return hop[1:].partition("]")[0]
+    return hop.partition(":")[0] if hop.count(":") == 1 else hop

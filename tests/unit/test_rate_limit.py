@@ -1,0 +1,93 @@
+"""The rate limit: how many at once, how they come back, and what a client is told."""
+
+from __future__ import annotations
+
+import pytest
+
+from jarvis_core import rate_limit
+from jarvis_core.rate_limit import Allowance, InProcessLimiter
+
+
+class Clock:
+    """A clock that stands until it is moved."""
+
+    def __init__(self) -> None:
+        self.now = 1_000_000.3
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def granted(limiter: InProcessLimiter, key: str, tries: int) -> int:
+    """Return how many of so many tries are granted."""
+    return sum([(await limiter.take(key)).granted for _ in range(tries)])
+
+
+@pytest.mark.parametrize("limit", [1, 2, 7, 60, 1_000, 7_777])
+async def test_limit_at_once(limit: int) -> None:
+    """Exactly as many as the limit says are to be had at once, and after a minute as many again."""
+    clock = Clock()
+    limiter = InProcessLimiter(limit, now=clock)
+    for _ in range(5):
+        assert await granted(limiter, "ann", limit + 5) == limit
+        clock.now += 60
+
+
+@pytest.mark.parametrize("limit", [1, 3, 59, 600])
+async def test_wait_is_long_enough_and_no_longer(limit: int) -> None:
+    """Who waits as long as the refusal says is granted the next one; never is it more than a minute."""
+    clock = Clock()
+    limiter = InProcessLimiter(limit, now=clock)
+    await granted(limiter, "ann", limit)
+    for _ in range(20):
+        refusal = await limiter.take("ann")
+        assert not refusal.granted
+        assert 1 <= refusal.reset_s <= 60
+        clock.now += refusal.reset_s
+        assert (await limiter.take("ann")).granted
+        await granted(limiter, "ann", limit)
+        clock.now += 0.37 / limit
+
+
+async def test_what_is_told() -> None:
+    """An allowance says how many are left, and when all will be back."""
+    clock = Clock()
+    limiter = InProcessLimiter(3, now=clock)
+    told = [await limiter.take("ann") for _ in range(4)]
+    assert told == [
+        Allowance(True, 2, 20),
+        Allowance(True, 1, 40),
+        Allowance(True, 0, 60),
+        Allowance(False, 0, 20),
+    ]
+    clock.now += 20
+    assert await limiter.take("ann") == Allowance(True, 0, 60)
+
+
+async def test_they_come_back_evenly() -> None:
+    """With 60 a minute one comes back in each second, however long somebody goes on: refusals cost nothing."""
+    clock = Clock()
+    limiter = InProcessLimiter(60, now=clock)
+    await granted(limiter, "ann", 60)
+    had = 0
+    for _ in range(600):
+        clock.now += 0.1
+        had += await granted(limiter, "ann", 3)
+    assert had == 60
+
+
+async def test_keys_are_apart() -> None:
+    """What one takes is not missed by another."""
+    limiter = InProcessLimiter(2, now=Clock())
+    assert await granted(limiter, "ann", 5) == 2
+    assert await granted(limiter, "bob", 5) == 2
+
+
+async def test_counts_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many come, no more than so many are kept count of, and the last one is."""
+    monkeypatch.setattr(rate_limit, "KEYS_LIMIT", 10)
+    limiter = InProcessLimiter(1, now=Clock())
+    for number in range(1_000):
+        await limiter.take(str(number))
+    assert len(limiter._full_at) == 10
+    assert not (await limiter.take("999")).granted
