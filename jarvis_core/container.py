@@ -251,6 +251,9 @@ async def _keep_house(container: Container, turn_store: TurnStore) -> None:
     while True:
         if not container.pool.healthy:
             await container.pool.ping()
+        else:
+            with contextlib.suppress(RequestError):
+                await turn_store.settle_doubts()
         if loop.time() - probed_at >= container.settings.neighbours.probe_interval_s:
             probed_at = loop.time()
             for name in ("python_bridges", "audio_engine"):

@@ -26,7 +26,7 @@ JarvisError
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 
 class JarvisError(Exception):
@@ -62,6 +62,16 @@ class RequestError(JarvisError):
         self.message = message
         self.details = details
         self.retry_after_s = retry_after_s
+
+    def bare(self) -> Self:
+        """
+        Return the same error without what it was raised through and from.
+
+        For errors that are kept: the frames of a traceback hold all that was at hand, such as megabytes of an answer.
+        """
+        error = type(self).__new__(type(self), *self.args)
+        error.__dict__.update(self.__dict__)
+        return error
 
 
 class InvalidJson(RequestError):

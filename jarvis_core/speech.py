@@ -312,7 +312,7 @@ class Voices:
             return self._known
         if self._error is None:
             raise Unavailable("The voices are not known yet.", retry_after_s=5)
-        raise self._error.with_traceback(None)
+        raise self._error.bare()
 
     async def languages(self, caller: Caller) -> list[Language]:
         """Return what can be spoken, the default language first; raises as ``fetch`` does."""
@@ -360,7 +360,7 @@ class Voices:
         except RequestError as exc:
             self._patience_s = VOICES_RETRY_S if self._error is None else self._patience_s * 2
             self._patience_s = min(self._patience_s, VOICES_LONGEST_RETRY_S)
-            self._error = exc
+            self._error = exc.bare()
         finally:
             self._asked_at = asyncio.get_running_loop().time()
             self._asking = None

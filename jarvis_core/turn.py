@@ -44,8 +44,6 @@ CUT_SHORT: dict[str, type[RequestError]] = {
 """What a stream that ends so has failed with, where it brought no text."""
 STORE_RETRY_DELAYS_S = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0)
 """Waits between attempts to store an end; the last repeats for as long as the process lives."""
-ABANDONED_DELAYS_S = (0.5, 15.0)
-"""When the end of a turn is stored that may have begun: soon, and when no statement can be under way any more."""
 PATIENT_ATTEMPTS = 3
 """After so many failed attempts readers are told that the end could not be stored yet."""
 TOKENS_LIMIT = 2**31 - 1
@@ -120,8 +118,6 @@ class Turns:
         self._keyed: dict[tuple[str, str], asyncio.Task[Turn]] = {}
         """Those of them with an idempotency key, by user and key."""
         self._late_ends: set[asyncio.Task[None]] = set()
-        self._abandoned: set[asyncio.Task[None]] = set()
-        """What ends turns that may have begun; the next start ends those that it does not come to."""
 
     async def find(self, caller: Caller, turn_id: str) -> Turn:
         """Return a turn of *caller*, running or ended, from memory or the store; raises ``NotFound``."""
@@ -169,29 +165,10 @@ class Turns:
             message_is_stored=ask.stored_message_id is not None,
             key=key,
         )
-        try:
-            begun = await self._store.begin(beginning)
-        except Unavailable as exc:
-            self._abandon(turn, exc)
-            raise
+        begun = await self._store.begin(beginning)
         if isinstance(begun, str):
             return await self._join(ask, caller, beginning, begun)
         return self._run(turn, ask, begun, await self._recall(ask, caller, begun))
-
-    def _abandon(self, turn: Turn, error: RequestError) -> None:
-        """
-        Have a turn ended in the store whose beginning may have been stored although nobody could say so.
-
-        Otherwise it would run there for ever, and keep others out of its conversation.
-        """
-        task = asyncio.get_running_loop().create_task(self._store_abandoned_end(turn, error))
-        self._abandoned.add(task)
-        task.add_done_callback(self._abandoned.discard)
-
-    async def _store_abandoned_end(self, turn: Turn, error: RequestError) -> None:
-        for delay_s in ABANDONED_DELAYS_S:
-            await asyncio.sleep(delay_s)
-            await self._store_end_later(turn, Status.FAILED, "not_started", error)
 
     async def _recall(self, ask: Ask, caller: Caller, begun: Begun) -> Recalled:
         if self._memories is None or not ask.use_memory or not begun.remembers:
@@ -210,11 +187,7 @@ class Turns:
             conversation_id=turn.conversation_id,
             user_message_id=turn.user_message_id,
         )
-        try:
-            begun = await self._store.begin_again(again)
-        except Unavailable as exc:
-            self._abandon(turn, exc)
-            raise
+        begun = await self._store.begin_again(again)
         if begun is None:
             return turn
         fresh = Turn(caller, turn.conversation_id, turn.id, turn.user_message_id)
@@ -304,12 +277,10 @@ class Turns:
             self._checkpoint_timer.cancel()
         if self._checkpoint_task is not None:
             await asyncio.wait([self._checkpoint_task])
-        late = self._abandoned
         if self._late_ends:
-            _, still = await asyncio.wait(self._late_ends, timeout=drain_timeout_s)
-            late = late | still
-        for task in late:
-            task.cancel()
+            _, late = await asyncio.wait(self._late_ends, timeout=drain_timeout_s)
+            for task in late:
+                task.cancel()
 
     async def _produce(self, turn: Turn, production: _Production, prompt: Prompt) -> None:
         finish: Finish | None = None
@@ -322,7 +293,7 @@ class Turns:
             if finish is not None and finish.reason in CUT_SHORT and not turn.text():
                 raise CUT_SHORT[finish.reason]("The language model broke off before its first word.")
         except RequestError as exc:
-            error = exc
+            error = exc.bare()
         except asyncio.CancelledError:
             if production.stop_reason is None:
                 production.stop_reason = (Status.INCOMPLETE, "server_stopped")

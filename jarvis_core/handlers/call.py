@@ -242,6 +242,9 @@ class Call:
             if not task.done():
                 task.cancel()
                 await asyncio.wait([task])
+            # Its error refers to this frame: together, and with all that the error's frames hold, they would wait for a
+            # collector that looks seldom.
+            del task
 
 
 ANYBODY = Caller("")

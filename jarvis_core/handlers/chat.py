@@ -179,8 +179,8 @@ def _state(turn: Turn) -> Reply:
 
 def _of_turn(turn: Turn) -> Exception:
     """Return the error of a failed turn, with what the client needs to find its message again."""
-    error = turn.error
-    if error is None:
+    if turn.error is None:
         return AssertionError("a failed turn has an error")
+    error = turn.error.bare()
     error.details = {**(error.details or {}), "conversation_id": turn.conversation_id, "response_id": turn.id}
     return error

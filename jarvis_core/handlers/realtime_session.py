@@ -440,7 +440,7 @@ class Session:
                 language=config.audio.input.transcription.language,
             )
         except RequestError as exc:
-            failure = exc
+            failure = exc.bare()
         except Exception:
             logger.exception("a recording was not heard through a defect", session=self.id)
             failure = INTERNAL
@@ -453,7 +453,7 @@ class Session:
                 if heard is not None:
                     await self._take_words(item_id, heard, config)
             except RequestError as exc:
-                failure = exc
+                failure = exc.bare()
             except Exception:
                 # Whatever went wrong, a response may wait for the end of this.
                 logger.exception("words were not stored through a defect", session=self.id)

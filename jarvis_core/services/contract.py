@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-FAILURE_MARK = "Error: "
+FAILURE_MARK = "Error:"
 """How the text of a failure of the bridges starts, in an answer with status 200 and without counts or segments."""
 
 

@@ -80,6 +80,7 @@ class BridgesModel:
             parts.append(chunk)
             length += len(chunk)
             if length > ANSWER_LIMIT_BYTES:
+                parts.clear()  # or the error would hold them, wherever it is kept
                 raise BadGateway(f"{self._transport.name} sent more than {ANSWER_LIMIT_BYTES >> 20} MiB.")
         if stream.lost:
             raise self._transport.lost(stream)

@@ -314,11 +314,12 @@ class Transport:
         return Refused(f"{self.name} refused with status {status}.", status=status, answer=text, details=details)
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
-        parts = []
+        parts: list[bytes] = []
         length = 0
         while chunk := await response.content.readany():
             length += len(chunk)
             if length > BODY_LIMIT_BYTES:
+                parts.clear()  # or the error would hold them, wherever it is kept
                 raise BadGateway(f"{self.name} sent more than {BODY_LIMIT_BYTES >> 20} MiB.")
             parts.append(chunk)
         return b"".join(parts)

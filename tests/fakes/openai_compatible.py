@@ -15,7 +15,7 @@ from aiohttp import web
 
 from .command import make_parser, read_mode, serve
 from .content import embed, encode_base64, split_words
-from .server import FakeServer, Refusal, json_response
+from .server import STREAM, FakeServer, Refusal, json_response
 from .streams import StreamMode
 
 
@@ -115,6 +115,7 @@ class FakeModelServer(FakeServer[ModelServerMode]):
             await asyncio.sleep(mode.first_delay_s)
         if mode.hold_after is not None:
             await self.gate.enter()
+        request[STREAM].whole = True
         message = {"role": "assistant", "content": text}
         if mode.reasoning is not None:
             message["reasoning_content"] = mode.reasoning

@@ -24,7 +24,7 @@ from aiohttp import web
 from .command import make_parser, read_mode, serve
 from .content import Heard, embed, encode_base64, hear, last_words, mp3, split_words, tone, wav
 from .lines import LineScript
-from .server import FakeServer, Refusal, json_response
+from .server import STREAM, FakeServer, Refusal, json_response
 from .streams import StreamMode
 
 CLAIMS = ("sub", "user_id", "username", "iat", "exp", "permissions")
@@ -194,6 +194,7 @@ class FakeBridges(FakeServer[BridgesMode]):
             await asyncio.sleep(mode.first_delay_s)
         if mode.hold_after is not None:
             await self.gate.enter()
+        request[STREAM].whole = True
         return json_response({"text": text, "model": mode.models[0]} | count(len(split_words(text))))
 
     def _answer_text(self, body: dict[str, Any], prompt: str) -> str:

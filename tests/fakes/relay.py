@@ -27,6 +27,7 @@ class DatabaseRelay:
         self._flowing.set()
         self._answering = asyncio.Event()
         self._answering.set()
+        self._losing: bytes | None = None
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self.connections_seen = 0
@@ -53,6 +54,7 @@ class DatabaseRelay:
         """Listen again on the same port, and pass on again."""
         self._flowing.set()
         self._answering.set()
+        self._losing = None
         if self._server is None:
             self._server = await asyncio.start_server(self._accept, "127.0.0.1", self._port)
             self._port = self._server.sockets[0].getsockname()[1]
@@ -64,6 +66,10 @@ class DatabaseRelay:
     def keep_answers(self) -> None:
         """Pass on what is asked, but no answer until ``come_back``: what is asked for is done, and nobody learns of it."""
         self._answering.clear()
+
+    def lose_answers(self, to: bytes = b"") -> None:
+        """Pass on what is asked, and drop the connection in place of the answer to what has *to* in it, until ``come_back``."""
+        self._losing = to
 
     async def drop_connections(self) -> None:
         """Reset every connection without a word, and stay reachable."""
@@ -92,8 +98,9 @@ class DatabaseRelay:
         behind: asyncio.StreamWriter | None = None
         try:
             answers, behind = await asyncio.open_unix_connection(self._socket)
-            up = asyncio.ensure_future(self._pass_on(reader, behind, self._flowing))
-            down = asyncio.ensure_future(self._pass_on(answers, writer, self._flowing, self._answering))
+            deaf = asyncio.Event()
+            up = asyncio.ensure_future(self._pass_on(reader, behind, asks=deaf))
+            down = asyncio.ensure_future(self._pass_on(answers, writer, until=deaf))
             try:
                 await asyncio.wait({up, down}, return_when=asyncio.FIRST_COMPLETED)
             finally:
@@ -112,11 +119,22 @@ class DatabaseRelay:
                         await one.wait_closed()
 
     async def _pass_on(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *conditions: asyncio.Event
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        *,
+        asks: asyncio.Event | None = None,
+        until: asyncio.Event | None = None,
     ) -> None:
+        """Pass on what comes; *asks* is set by what is to get no answer, and ends whoever passes on answers *until* then."""
         with contextlib.suppress(OSError):
             while data := await reader.read(65536):
-                for condition in conditions:
-                    await condition.wait()
+                await self._flowing.wait()
+                if asks is not None and self._losing is not None and self._losing in data:
+                    asks.set()
+                if until is not None:
+                    await self._answering.wait()
+                    if until.is_set():
+                        return
                 writer.write(data)
                 await writer.drain()

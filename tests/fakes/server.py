@@ -222,10 +222,11 @@ class FakeServer(Generic[ModeT]):
     async def _serve(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.path.startswith("/_"):
             return await handler(request)
-        reused = self._record(request, await request.read())
+        body = await request.read()
+        reused = self._record(request, body)
         if request.path not in self.model_paths:
             return await self._answer(request, handler, reused=reused)
-        stream = request[STREAM] = self._open_stream()
+        stream = request[STREAM] = self._open_stream(body)
         try:
             return await self._answer(request, handler, reused=reused)
         except (asyncio.CancelledError, ConnectionError):
@@ -236,8 +237,8 @@ class FakeServer(Generic[ModeT]):
             stream.end("cut" if severed else "served")
             self.open_streams -= 1
 
-    def _open_stream(self) -> ModelStream:
-        stream = ModelStream()
+    def _open_stream(self, body: bytes) -> ModelStream:
+        stream = ModelStream(body)
         if len(self.streams) >= 2 * KEPT_REQUESTS:
             del self.streams[:KEPT_REQUESTS]
         self.streams.append(stream)

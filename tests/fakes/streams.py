@@ -101,7 +101,11 @@ class Script(Protocol):
 class ModelStream:
     """One call of the model, from its request to the end of its answer."""
 
-    def __init__(self) -> None:
+    def __init__(self, body: bytes = b"") -> None:
+        self.body = body
+        """The request's."""
+        self.whole = False
+        """Whether the answer was given to its end, the terminator included."""
         self.started_at = time.monotonic()
         self.first_sent_at: float | None = None
         self.ended_at: float | None = None
@@ -221,6 +225,7 @@ class Player:
             if position == len(deltas):
                 if not mode.omit_done:
                     self._add(self._script.closing(len(deltas)))
+                    self._stream.whole = True
                 break
             if position and mode.delta_delay_s:
                 await self._flush()

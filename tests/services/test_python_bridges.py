@@ -168,7 +168,9 @@ async def test_failure_as_200(bridges: FakeBridges, model: BridgesModel, transpo
     assert transport.health.state == "degraded"
 
 
-@pytest.mark.parametrize("accident", [{"omit_done": True}, {"cut_after": 3}, {"cut_after": 3, "cut": "end"}])
+@pytest.mark.parametrize(
+    "accident", [{"omit_done": True}, {"cut_after": 1}, {"cut_after": 3}, {"cut_after": 3, "cut": "end"}]
+)
 async def test_failure_without_its_end(bridges: FakeBridges, model: BridgesModel, accident: dict[str, Any]) -> None:
     """Such a failure is one too where its stream breaks off before the counts."""
     bridges.mode = BridgesMode(shape="ndjson", error_200=True, **accident)

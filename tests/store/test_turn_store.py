@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import psycopg
 import pytest
 
-from jarvis_core.errors import Conflict, NotFound
+from jarvis_core.errors import Conflict, NotFound, Unavailable
 from jarvis_core.models import IdempotencyKey, Status, Utterance, new_id
 from jarvis_core.process import own_identity
+from jarvis_core.settings import Database
 from jarvis_core.store.conversations import ConversationStore
+from jarvis_core.store.migrations import migrate
 from jarvis_core.store.pool import Pool
 from jarvis_core.store.presence import PresenceStore
 from jarvis_core.store.turns import HISTORY_MESSAGES, Beginning, Begun, TurnStore
+from tests.fakes.relay import DatabaseRelay
 
 OWNER = "ann"
 KEY = IdempotencyKey("k-1", b"hash of the request")
@@ -444,3 +448,56 @@ async def test_fetch_foreign(store: TurnStore) -> None:
     await store.begin(turn)
     with pytest.raises(NotFound):
         await store.fetch("bob", turn.turn_id)
+
+
+@pytest.fixture
+async def lossy(relay: DatabaseRelay) -> AsyncIterator[Pool]:
+    """Give a pool on an empty database behind the relay."""
+    pool = Pool(Database(max_connections=4, timeout_s=1.0), relay.conninfo)
+    await pool.open()
+    try:
+        await migrate(pool)
+        yield pool
+    finally:
+        await pool.close()
+
+
+async def test_turn_whose_beginning_was_not_heard_of(lossy: Pool, relay: DatabaseRelay) -> None:
+    """A turn that was begun, but whose connection broke before that was known, is nobody's, and not in the way."""
+    store = TurnStore(lossy)
+    first = beginning()
+    await say(store, first)
+    lost = following(first)
+    relay.lose_answers()
+    with pytest.raises(Unavailable):
+        await store.begin(lost)
+    with pytest.raises(Unavailable):
+        await store.begin(following(first))
+    await relay.come_back()
+    fourth = following(first, "Toujours là ?")
+    begun = await store.begin(fourth)
+    assert isinstance(begun, Begun)
+    assert "Et toi ?" in [one.content for one in begun.history], "it had come as far as the database"
+    record = await store.fetch(OWNER, lost.turn_id)
+    assert (record.status, record.reason) == (Status.FAILED, "not_started")
+    assert (await store.fetch(OWNER, fourth.turn_id)).status is Status.RUNNING
+
+
+async def test_key_of_a_turn_whose_beginning_was_not_heard_of(lossy: Pool, relay: DatabaseRelay) -> None:
+    """The retry of a request whose turn was begun unheard of gets that turn, run again and left to run."""
+    store = TurnStore(lossy)
+    first = beginning(key=KEY)
+    relay.lose_answers(to=b"COMMIT")
+    with pytest.raises(Unavailable):
+        await store.begin(first)
+    await relay.come_back()
+    assert await store.begin(beginning(key=KEY)) == first.turn_id
+    assert (await store.fetch(OWNER, first.turn_id)).status is Status.FAILED
+    relay.lose_answers()
+    with pytest.raises(Unavailable):
+        await store.begin_again(first)
+    await relay.come_back()
+    await store.settle_doubts()
+    assert await store.begin_again(first) is not None
+    await store.settle_doubts()
+    assert (await store.fetch(OWNER, first.turn_id)).status is Status.RUNNING

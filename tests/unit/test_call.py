@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 
 import pytest
 from starlette.types import Message
@@ -61,3 +63,33 @@ async def test_client_that_leaves() -> None:
     call = make_call(part(b"ab", more=True), {"type": "http.disconnect"})
     with pytest.raises(ClientLeft):
         await call.body(3)
+
+
+class Answer:
+    """What may be large."""
+
+
+async def test_work_that_fails_leaves_nothing_behind() -> None:
+    """What was at hand when a request's work failed is free once the error was told, without the garbage collector."""
+    answers: list[weakref.ref[Answer]] = []
+
+    async def work() -> None:
+        answer = Answer()
+        answers.append(weakref.ref(answer))
+        await asyncio.sleep(0)
+        raise TooLarge("too large")
+
+    async def handle() -> str:
+        try:
+            await make_call(None).unless_left(work())
+        except TooLarge as error:
+            return error.code
+        return ""
+
+    gc.disable()
+    try:
+        assert await handle() == "too_large"
+        await asyncio.sleep(0)
+        assert answers[0]() is None
+    finally:
+        gc.enable()
