@@ -52,23 +52,23 @@ class Admission:
         self._connections: dict[str, int] = {}
         """By user."""
 
-    async def admit(self, call: Call, authorization: bytes, origin: bytes) -> None:
+    async def admit(self, call: Call, authorization: bytes, origin: bytes, *, counted: bool) -> None:
         """
         Let *call* in, as the caller that *authorization* names; ``leave`` lets it out.
 
-        Waits where its address has sent many bad credentials. Raises ``Forbidden``, ``Unauthenticated`` or
-        ``RateLimited``.
+        One that is not *counted* is let in whatever its caller's rate and connections. Waits where its address has sent
+        many bad credentials. Raises ``Forbidden``, ``Unauthenticated`` or ``RateLimited``.
         """
         if origin:
             self.origins.check(call.scope, origin)
         call.caller = await self._caller(call.scope, str(authorization, "latin-1"))
-        if self._limiter is not None:
+        if self._limiter is not None and counted:
             allowance = await self._limiter.take(self._key(call.scope, call.caller))
             call.headers = [*call.headers, *self._policy, *_fields(allowance)]
             if not allowance.granted:
                 raise _limited(allowance)
         if self._connection_limit:
-            self._connect(call.caller)
+            self._connect(call.caller, limited=counted)
 
     async def admit_socket(self, scope: Scope) -> Admitted:
         """Let a WebSocket in, as ``admit`` does a call."""
@@ -79,7 +79,7 @@ class Admission:
         admitted.key = self._key(scope, admitted.caller)
         await self.charge(admitted)
         if self._connection_limit:
-            self._connect(admitted.caller)
+            self._connect(admitted.caller, limited=True)
         return admitted
 
     async def charge(self, admitted: Admitted) -> None:
@@ -109,9 +109,9 @@ class Admission:
     def _key(self, scope: Scope, caller: Caller) -> str:
         return self.addresses.key(scope) if self._credentials.open else caller.user_id
 
-    def _connect(self, caller: Caller) -> None:
+    def _connect(self, caller: Caller, *, limited: bool) -> None:
         count = self._connections.get(caller.user_id, 0)
-        if count >= self._connection_limit:
+        if limited and count >= self._connection_limit:
             raise RateLimited(
                 f"This user has {count} connections and requests open; close some.", retry_after_s=CONNECTIONS_RETRY_S
             )

@@ -185,7 +185,7 @@ class Router:
                 if target is not None:
                     counters = target.counters
                     if not target.route.public:
-                        await self._admission.admit(call, authorization, origin)
+                        await self._admission.admit(call, authorization, origin, counted=not target.route.vital)
                         admitted = True
                         if self._stopped:
                             raise _stopping()

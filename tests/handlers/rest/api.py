@@ -119,11 +119,13 @@ class Api:
     """
     Asks one server; enter it (``async with``).
 
-    *token* is sent as the credentials of every request.
+    *token* is sent as the credentials of every request, and *address* as that of which a proxy tells.
     """
 
-    def __init__(self, url: str, *, token: str = "") -> None:
+    def __init__(self, url: str, *, token: str = "", address: str = "") -> None:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
+        if address:
+            headers["X-Forwarded-For"] = address
         self.session = aiohttp.ClientSession(
             url,
             headers=headers,
