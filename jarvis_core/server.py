@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import uvloop
 from granian.constants import HTTPModes, Interfaces, SSLProtocols
@@ -32,6 +34,11 @@ HEAD_LIMIT_BYTES = 5 << 18
 """Of an HTTP/1 request's head. Over that the server answers 431, without a body, below it we do: 1.25 MiB."""
 LINGER_S = 0.5
 """How long clients may take for the rest of their answers, when the time for draining is over."""
+LISTENING_INTERVAL_S = 0.1
+IDLE_S = 60
+LOOK_INTERVAL_S = 15
+LOOKS = 4
+"""A connection on which nothing came for so long is looked at so often; nothing back, and it is closed: after two minutes."""
 INTERRUPTED = 130
 """The exit code of a start that a signal ended."""
 
@@ -59,10 +66,43 @@ def main() -> int:
             return INTERRUPTED
 
 
+async def notice_lost_clients() -> None:
+    """
+    Have the kernel close connections whose clients are gone without a word: a phone without a network, a machine without power.
+
+    Waits until this process listens. What is set on that socket holds for each connection that it accepts (Linux).
+    Granian (2.8.7) has no setting for it, does not show its socket, and sends no pings over WebSockets: without this the
+    sessions of such clients would be kept for ever.
+    """
+    while not (listening := list(_listening())):  # noqa: ASYNC110 - nothing tells of it
+        await asyncio.sleep(LISTENING_INTERVAL_S)
+    for one in listening:
+        with one:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            one.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, IDLE_S)
+            one.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, LOOK_INTERVAL_S)
+            one.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, LOOKS)
+            one.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1_000 * (IDLE_S + LOOKS * LOOK_INTERVAL_S))
+
+
+def _listening() -> Iterator[socket.socket]:
+    """Give copies of the TCP sockets that this process listens on."""
+    for path in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # closed meanwhile
+            if not path.is_socket():
+                continue
+            one = socket.socket(fileno=os.dup(int(path.name)))
+            if one.family != socket.AF_UNIX and one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                yield one
+            else:
+                one.close()
+
+
 async def _serve(settings: Settings, unit: Unit, on_ready: Callable[[], None]) -> int:
     # Granian's embedded server runs in this process and loop: a worker process of its own would cost 25 MB more, and
     # would answer signals before running turns are stored.
     files = certificate_of(settings.server)
+
     app = create_app(settings, unit, on_ready=on_ready)
     server = Server(
         app,
@@ -83,6 +123,7 @@ async def _serve(settings: Settings, unit: Unit, on_ready: Callable[[], None]) -
     logging.getLogger("_granian").addFilter(lambda _: app.started)
     loop = asyncio.get_running_loop()
     serving = loop.create_task(server.serve())
+    noticing = loop.create_task(notice_lost_clients())
     stops: list[asyncio.Task[None]] = []
 
     async def stop(drain_timeout_s: float) -> None:
@@ -113,6 +154,8 @@ async def _serve(settings: Settings, unit: Unit, on_ready: Callable[[], None]) -
     except FatalError:
         if app.failure is None:
             raise
+    finally:
+        noticing.cancel()
     if app.failure is not None:
         raise app.failure
     if not stops:

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from tests.fakes.python_bridges import BridgesMode, FakeBridges
-from tests.handlers.conftest import assert_no_defect
+from tests.handlers.conftest import MakeServer, assert_no_defect, client_of
 from tests.handlers.realtime_client import open_socket
 from tests.handlers.rest.api import Api
 from tests.system.server import Server
@@ -86,3 +86,19 @@ async def test_clients_that_do_not_read(impatient: Server) -> None:
         async with open_socket(impatient.url, seen=client.seen, resume=response["id"], after=after) as client:
             assert (await client.done())["status"] == "completed"
             assert client.tally.text == ANSWER
+
+
+def timers(port: int) -> list[str]:
+    """Return the kernel's timer of each of the server's connections: 02 is that of looking whether the client is there."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]]
+    return [row[5].partition(":")[0] for row in rows if int(row[1].partition(":")[2], 16) == port and row[3] == "01"]
+
+
+async def test_lost_clients_are_noticed(make_server: MakeServer) -> None:
+    """The kernel looks now and then whether an idle client is still there, of HTTP and of WebSockets."""
+    server = make_server()
+    async with client_of(server) as client, client.ws_connect("/ws") as socket:
+        await socket.receive()
+        async with client.get("/health") as answer:
+            assert answer.status == 200
+        assert timers(server.port) == ["02", "02"]
