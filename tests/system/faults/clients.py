@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import aiohttp
 import msgspec
-from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidMessage, InvalidStatus
 
 from tests.codec.sounds import tone
 from tests.handlers.events import DELTA, iterate_events
@@ -24,7 +24,7 @@ PAUSE_S = 0.02
 """Between two requests of one client, so that refusals do not become a flood."""
 NEW_CONVERSATION = 0.2
 """How often a client begins one."""
-LOST = (aiohttp.ClientError, ConnectionClosed, ConnectionError)
+LOST = (aiohttp.ClientError, ConnectionClosed, ConnectionError, InvalidMessage)
 EVENT_CODES = ("conflict", "unavailable", "overloaded")
 """What an event may be refused with."""
 CANCEL = "cancel"
@@ -233,7 +233,7 @@ class Retrier(Streamed):
     async def step(self) -> None:
         self.conversation_id = None
         question = self.question()
-        self.conversation_id = None
+        self.ledger.unanswered.add(question)
         for attempt in range(8):
             try:
                 async with asyncio.timeout(self.dice.uniform(0.02, 0.3) if attempt < 2 else PATIENCE_S):
@@ -244,6 +244,7 @@ class Retrier(Streamed):
                 outcome = "left"
             self.ledger.count(self.kind, outcome)
             if outcome in ("completed", "incomplete"):
+                self.ledger.unanswered.discard(question)
                 return
             await asyncio.sleep(self.dice.uniform(0.05, 0.3))
 

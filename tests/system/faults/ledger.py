@@ -100,6 +100,8 @@ class Ledger:
         """Acknowledged memories: text to id."""
         self.keys: dict[str, str] = {}
         """Questions asked under a key of their own, to the turn that they got."""
+        self.unanswered: set[str] = set()
+        """Questions asked under a key, while they have no answer."""
         self.outcomes: Counter[tuple[str, str]] = Counter()
         """By kind of client and what it got."""
         self.times_s: dict[str, list[float]] = {}
