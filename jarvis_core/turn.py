@@ -380,6 +380,8 @@ class Turns:
             await asyncio.sleep(STORE_RETRY_DELAYS_S[min(attempt, len(STORE_RETRY_DELAYS_S) - 1)])
             attempt += 1
             if await self._try_store_end(turn, status, reason, error):
+                # Whoever looks at the turn from now on is to see what the history says.
+                turn.status, turn.reason, turn.error = status, reason, error
                 logger.info("an end was stored late", response_id=turn.id, reason=reason)
                 return
 

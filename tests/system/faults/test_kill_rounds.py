@@ -39,7 +39,9 @@ async def retry_keys(ledger: Ledger, client: aiohttp.ClientSession) -> None:
         async with client.post("/api/chat", json=body, headers={"Idempotency-Key": question}) as response:
             answer = await response.json()
         if response.status != 200 or ledger.keys.setdefault(question, answer["id"]) != answer["id"]:
-            ledger.accuse(f"retry of {question!r}", f"{response.status} {answer}, and it was {ledger.keys.get(question)}")
+            ledger.accuse(
+                f"retry of {question!r}", f"{response.status} {answer}, and it was {ledger.keys.get(question)}"
+            )
             continue
         ledger.answered(answer, question, keyed=True)
 
