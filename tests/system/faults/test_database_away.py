@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +190,7 @@ async def test_database_away_and_back(server: Server, relay: DatabaseRelay, brid
             (finished_id, "completed", "You said: one two three"),
             (cancelled_id, "cancelled", "You said:"),
         ):
-            await eventually(lambda turn_id=turn_id, status=status: ended_as(client, turn_id, status), RECOVERY_S)
+            await eventually(partial(ended_as, client, turn_id, status), RECOVERY_S)
             state = await state_of(client, turn_id)
             assert (state["status"], state["content"], state["error"]) == (status, text, None)
             stored = await history(client, state["conversation_id"])
