@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -161,7 +162,7 @@ def start_stand_ins(settings: Settings, stack: ExitStack) -> tuple[Settings, lis
         settings = msgspec.structs.replace(settings, neighbours=neighbours)
         remarks += more
     if settings.llm.url is not None:
-        remarks.append(f"yours:    language model at {settings.llm.url}")
+        remarks.append(f"yours:    language model at {without_userinfo(settings.llm.url)}")
     if settings.neighbours.python_bridges_url is None or (embedded and not settings.local.speech):
         remarks.append("off:      speech (LOCAL_SPEECH=true, or PYTHON_BRIDGES_URL)")
     if settings.neighbours.audio_engine_url is None:
@@ -284,6 +285,12 @@ def reserve_address(settings: Settings) -> Iterator[socket.socket]:
         reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         reservation.bind(address)
         yield reservation
+
+
+def without_userinfo(url: str) -> str:
+    """Return *url* as it may be shown: without the name and password that it may have."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def is_loopback(host: str) -> bool:

@@ -22,6 +22,7 @@ from jarvis_core.errors import MethodNotAllowed, NotFound, Overloaded, RequestEr
 from jarvis_core.handlers import failure
 from jarvis_core.handlers.admission import Admission
 from jarvis_core.handlers.call import SAFETY, Call, ClientLeft, Reply
+from jarvis_core.handlers.origin import SAFE_METHODS
 from jarvis_core.metrics import Metrics, RouteMetrics
 
 logger = log.get(__name__)
@@ -185,7 +186,7 @@ class Router:
                 if target is not None:
                     counters = target.counters
                     if not target.route.public:
-                        await self._admission.admit(call, authorization, origin, counted=not target.route.vital)
+                        await self._admit(call, authorization, origin, counted=not target.route.vital)
                         admitted = True
                         if self._stopped:
                             raise _stopping()
@@ -234,6 +235,15 @@ class Router:
                 status=call.status,
                 duration_s=round(duration_s, 6),
             )
+
+    async def _admit(self, call: Call, authorization: bytes, origin: bytes, *, counted: bool) -> None:
+        try:
+            await self._admission.admit(call, authorization, origin, counted=counted)
+        except RequestError:
+            if call.scope["method"] not in SAFE_METHODS:
+                # Whoever sends a recording with a token that has expired is to see why it is refused.
+                await call.discard_body()
+            raise
 
     async def _serve_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         request_id = next((_sound_request_id(value) for key, value in scope["headers"] if key == b"x-request-id"), "")

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -80,7 +81,12 @@ class Server:
     @property
     def url(self) -> str:
         """Where it listens, without a slash at the end."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'https' if self.speaks_tls else 'http'}://127.0.0.1:{self.port}"
+
+    @property
+    def speaks_tls(self) -> bool:
+        """Whether it was given a certificate."""
+        return "TLS_CERT_PATH" in self.environment
 
     @property
     def pid(self) -> int:
@@ -158,6 +164,9 @@ class Server:
     def ask(self, method: str, path: str, body: object = None, *, limit_s: float = 10.0) -> Reply:
         """Send one request and return its JSON answer."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=limit_s)
+        if self.speaks_tls:
+            context = ssl.create_default_context(cafile=self.environment["TLS_CERT_PATH"])
+            connection = http.client.HTTPSConnection("127.0.0.1", self.port, timeout=limit_s, context=context)
         try:
             content = None if body is None else msgspec.json.encode(body)
             connection.request(method, path, content, {"Content-Type": "application/json"} if content else {})

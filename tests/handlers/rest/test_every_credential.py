@@ -134,6 +134,21 @@ async def test_control_characters(strict_server: tuple[Server, int], strict: Api
     assert API_KEY.encode() not in answer
 
 
+async def test_refused_upload_is_told(strict_server: tuple[Server, int], strict: Api) -> None:
+    """Whoever sends a long recording with a bad token sees why it is refused, and not a broken connection."""
+    token = make_token("zoé", lifetime_s=-3_600)
+    for length in (10, 200_000, 20 << 20):
+        reader, writer = await asyncio.open_connection("127.0.0.1", strict_server[0].port)
+        head = f"POST /api/voice/transcribe HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\n"
+        writer.write(f"{head}content-type: audio/wav\r\ncontent-length: {length}\r\n\r\n".encode())
+        async with asyncio.timeout(10):
+            for start in range(0, length, 100_000):
+                writer.write(bytes(min(100_000, length - start)))
+                await writer.drain()
+            assert (await reader.readline()).startswith(b"HTTP/1.1 401 ")
+        writer.close()
+
+
 async def test_foreign_ids_are_unknown(as_user: AsUser, strict_bridges: FakeBridges) -> None:
     """Every route that takes an id answers for another user's as for one that there never was, word for word."""
     owner, other = as_user(make_token("propriétaire")), as_user(make_token("voisin"))
