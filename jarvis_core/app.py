@@ -286,7 +286,7 @@ def service_states(container: Container) -> ServiceStates:
         database=database,
         python_bridges=next((one for one in WORST_FIRST if one in bridges), "disabled"),
         audio_engine=state("audio_engine"),
-        cache="disabled",
+        cache=container.cache.state,
     )
 
 

@@ -13,9 +13,11 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import msgspec
 
 from jarvis_core import log
+from jarvis_core.cache import Cache, LocalCache, SharedCache
 from jarvis_core.codec.client import Codec
 from jarvis_core.conversation import Conversations
 from jarvis_core.credentials import Credentials
+from jarvis_core.elsewhere import Elsewhere
 from jarvis_core.errors import RequestError, StartError, Unavailable
 from jarvis_core.memory import Memories
 from jarvis_core.metrics import Metrics
@@ -72,6 +74,7 @@ class Container:
         metrics: Metrics,
         credentials: Credentials,
         limiter: RateLimiter | None,
+        cache: Cache,
     ) -> None:
         self.settings = settings
         self.pool = pool
@@ -88,6 +91,7 @@ class Container:
         self.credentials = credentials
         self.limiter = limiter
         """None where there is no limit."""
+        self.cache = cache
         self.draining = False
         """Whether a stop was asked for."""
 
@@ -112,8 +116,10 @@ async def open_container(settings: Settings, unit: Unit) -> AsyncIterator[Contai
             settings.database.url.reveal(),
         )
         stack.push_async_callback(_quietly, "the database", pool.close)
-        worker_id = new_id()
-        turn_store = TurnStore(pool, worker_id)
+        turn_store = TurnStore(pool, new_id())
+        presence = await _open_presence(settings.database, unit, turn_store.worker_id, pool, stack, alone=alone)
+        cache = await _open_cache(settings, turn_store.worker_id, stack)
+        elsewhere = None if alone else Elsewhere(turn_store, cache)
         neighbours: dict[str, Transport] = {}
         for name, url in (
             ("python_bridges", settings.neighbours.python_bridges_url),
@@ -139,8 +145,12 @@ async def open_container(settings: Settings, unit: Unit) -> AsyncIterator[Contai
             _language_model(settings, neighbours, mint),
             settings.llm,
             memories,
+            elsewhere,
             limit=settings.server.turn_limit,
         )
+        if elsewhere is not None:
+            elsewhere.serve(turns)
+            stack.push_async_callback(_quietly, "the other workers' turns", elsewhere.close)
         codec = Codec(limit=max(1, min(CODEC_PROCESSES_LIMIT, len(os.sched_getaffinity(0)))))
         stack.push_async_callback(_quietly, "the audio codec", codec.close)
         bridges = neighbours.get("python_bridges")
@@ -151,18 +161,6 @@ async def open_container(settings: Settings, unit: Unit) -> AsyncIterator[Contai
             stack.push_async_callback(_quietly, "the audio engine", engine.close)
         voices = Voices(speech, settings.speech)
         stack.push_async_callback(_quietly, "the voices", voices.close)
-        beats_pool = pool
-        if not alone:
-            # A connection of their own: a worker with much to do is not dead.
-            beats = msgspec.structs.replace(settings.database, max_connections=1)
-            beats_pool = Pool(beats, settings.database.url.reveal())
-            stack.push_async_callback(_quietly, "the beats' connection", beats_pool.close)
-            await beats_pool.open()
-        presence = Presence(
-            PresenceStore(beats_pool, worker_id, own_identity()), alone=alone, embedded=unit.embedded_database
-        )
-        stack.push_async_callback(_quietly, "the presence", presence.leave)
-        await presence.arrive()
         container = Container(
             settings,
             pool=pool,
@@ -175,6 +173,7 @@ async def open_container(settings: Settings, unit: Unit) -> AsyncIterator[Contai
             codec=codec,
             neighbours=neighbours,
             metrics=Metrics(),
+            cache=cache,
             credentials=Credentials(settings.auth),
             limiter=_limiter(settings.limits),
         )
@@ -238,6 +237,35 @@ async def _open_database(settings: Database, conninfo: str) -> Pool:
         else:
             return pool
         await asyncio.sleep(0.2)
+
+
+async def _open_presence(
+    settings: Database, unit: Unit, worker_id: str, pool: Pool, stack: AsyncExitStack, *, alone: bool
+) -> Presence:
+    """
+    Take this worker's place among those who share the database; *stack* gives it up.
+
+    Its beats have a connection of their own: a worker with much to do is not dead.
+    """
+    if settings.url is not None and not alone:
+        pool = Pool(msgspec.structs.replace(settings, max_connections=1), settings.url.reveal())
+        stack.push_async_callback(_quietly, "the beats' connection", pool.close)
+        await pool.open()
+    store = PresenceStore(pool, worker_id, own_identity())
+    presence = Presence(store, alone=alone, embedded=unit.embedded_database)
+    stack.push_async_callback(_quietly, "the presence", presence.leave)
+    await presence.arrive()
+    return presence
+
+
+async def _open_cache(settings: Settings, worker_id: str, stack: AsyncExitStack) -> Cache:
+    url = settings.cache.redis_url
+    if url is None:
+        return LocalCache()
+    cache = SharedCache(url, worker_id)
+    stack.push_async_callback(_quietly, "the cache", cache.close)
+    await cache.open()
+    return cache
 
 
 async def _keep_house(container: Container, turn_store: TurnStore) -> None:

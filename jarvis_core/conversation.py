@@ -44,8 +44,8 @@ class Conversations:
         return await self._store.change(owner, conversation_id, title=title, archived=archived)
 
     async def delete(self, owner: str, conversation_id: str) -> None:
-        """Remove a conversation with its messages; a turn that runs in it is cancelled first."""
-        turn = self._turns.running_in(owner, conversation_id)
+        """Remove a conversation with its messages; a turn that runs in it, on whatever worker, is cancelled first."""
+        turn = await self._turns.find_running(owner, conversation_id)
         if turn is not None:
             await self._turns.stop(turn, reason="conversation_deleted")
         await self._store.delete(owner, conversation_id)

@@ -169,3 +169,9 @@ class DeadlineExceeded(RequestError):
     """A neighbour missed its deadline."""
 
     code = "timeout"
+
+
+def of_code(code: str, message: str) -> RequestError:
+    """Return the error that another worker told of; one that is not known there is a defect."""
+    kind = next((kind for kind in RequestError.__subclasses__() if kind.code == code), RequestError)
+    return RequestError(message) if kind is MethodNotAllowed else kind(message)

@@ -11,6 +11,7 @@ connection, stores what was said, and then returns.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import OrderedDict
 from datetime import UTC, datetime
 
@@ -18,9 +19,10 @@ import msgspec
 from msgspec import Struct
 
 from jarvis_core import log
+from jarvis_core.elsewhere import Elsewhere, Mirror
 from jarvis_core.errors import BadGateway, DeadlineExceeded, Overloaded, RequestError, Unavailable
 from jarvis_core.memory import NOTHING_RECALLED, Memories, Recalled
-from jarvis_core.models import Caller, Finish, IdempotencyKey, LanguageModel, Prompt, Status, new_id
+from jarvis_core.models import Caller, Finish, IdempotencyKey, LanguageModel, Prompt, Status, TurnRecord, new_id
 from jarvis_core.settings import Llm
 from jarvis_core.store.turns import Beginning, Begun, TurnStore
 from jarvis_core.turn_log import OPENING, Step, Turn
@@ -94,6 +96,7 @@ class Turns:
         model: LanguageModel,
         settings: Llm,
         memories: Memories | None = None,
+        elsewhere: Elsewhere | None = None,
         *,
         limit: int = 2_000,
     ) -> None:
@@ -101,6 +104,7 @@ class Turns:
         self.refused = 0
         """Turns that were refused as too many."""
         self._store = store
+        self._elsewhere = elsewhere
         self._model = model
         self._memories = memories
         self._settings = settings
@@ -120,9 +124,24 @@ class Turns:
         self._late_ends: set[asyncio.Task[None]] = set()
 
     async def find(self, caller: Caller, turn_id: str) -> Turn:
-        """Return a turn of *caller*, running or ended, from memory or the store; raises ``NotFound``."""
+        """Return a turn of *caller*, running or ended, here or on another worker; raises ``NotFound``."""
         turn = self.get(caller.user_id, turn_id)
-        return turn if turn is not None else Turn.from_record(caller, await self._store.fetch(caller.user_id, turn_id))
+        if turn is None:
+            return await self._from_record(caller, await self._store.fetch(caller.user_id, turn_id))
+        if turn.ended and self._elsewhere is not None and turn.reason != "not_stored":
+            # Its conversation may have been deleted on another worker.
+            with contextlib.suppress(Unavailable):
+                await self._store.fetch(caller.user_id, turn_id)
+        return turn
+
+    async def _from_record(self, caller: Caller, record: TurnRecord) -> Turn:
+        # It may have come here, or ended, while the store was asked.
+        turn = self.get(caller.user_id, record.id)
+        if turn is not None:
+            return turn
+        if record.status is Status.RUNNING and self._elsewhere is not None:
+            return await self._elsewhere.follow(caller, record)
+        return Turn.from_record(caller, record)
 
     async def start(self, ask: Ask, caller: Caller, key: IdempotencyKey | None = None) -> Turn:
         """
@@ -216,13 +235,14 @@ class Turns:
         turn = production.turn if production is not None else self._ended.get(turn_id)
         return turn if turn is not None and turn.caller.user_id == owner else None
 
-    def running_in(self, owner: str, conversation_id: str) -> Turn | None:
-        """Return the turn that runs here in a conversation of *owner*, if any."""
+    async def find_running(self, owner: str, conversation_id: str) -> Turn | None:
+        """Return the turn that runs in a conversation of *owner*, here or on another worker, if any."""
         for production in self._running.values():
             turn = production.turn
             if turn.conversation_id == conversation_id and turn.caller.user_id == owner:
                 return turn
-        return None
+        record = None if self._elsewhere is None else await self._store.fetch_running(owner, conversation_id)
+        return None if record is None else await self._from_record(Caller(owner), record)
 
     def forget_conversation(self, owner: str, conversation_id: str) -> None:
         """Let go of the ended turns of a deleted conversation: what it said is not to be had here either."""
@@ -243,15 +263,21 @@ class Turns:
     async def detach(self, turn: Turn) -> None:
         """Count a reader out; with the last one a turn that nobody waits for is cancelled."""
         turn.readers -= 1
-        if turn.readers == 0 and not turn.ended and not turn.keep_running:
+        if turn.readers == 0 and isinstance(turn, Mirror) and self._elsewhere is not None:
+            self._elsewhere.let_go(turn)
+        elif turn.readers == 0 and not turn.ended and not turn.keep_running:
             await self.stop(turn, Status.CANCELLED, "client_left")
 
     async def stop(self, turn: Turn, status: Status = Status.CANCELLED, reason: str = "cancelled") -> None:
         """
         Stop *turn*; returns when the model's connection is closed and the end is stored.
 
-        Whoever asks first decides the reason; a turn that has already got its last word keeps its own end.
+        Whoever asks first decides the reason; a turn that has already got its last word keeps its own end. Raises
+        ``Unavailable`` for a turn of a worker that cannot be reached.
         """
+        if isinstance(turn, Mirror) and self._elsewhere is not None:
+            await self._elsewhere.stop(turn, reason)
+            return
         production = self._running.get(turn.id)
         if production is not None and production.task is not None and production.stop_reason is None:
             production.stop_reason = (status, reason)

@@ -33,7 +33,7 @@ LAYERS = (
     ("app",),
     ("container",),
     ("handlers",),
-    ("turn", "turn_log", "conversation", "memory", "speech", "narration", "presence"),
+    ("turn", "turn_log", "conversation", "memory", "speech", "narration", "presence", "elsewhere"),
     ("services", "store", "cache", "local", "codec"),
     ("credentials", "guesses", "metrics", "rate_limit", "sentences", "workers", "parent"),
     ("models", "errors", "settings", "log", "process", "folding", "tls"),
@@ -424,7 +424,7 @@ async def application(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[app_modu
         settings=settings, credentials=Credentials(settings.auth), limiter=None, metrics=Metrics(), draining=False, neighbours={},
         pool=SimpleNamespace(healthy=True), turns=SimpleNamespace(running=0), conversations=SimpleNamespace(),
         transcriber=SimpleNamespace(), synthesizer=SimpleNamespace(), voices=SimpleNamespace(), codec=SimpleNamespace(),
-        memories=SimpleNamespace(semantic=True),
+        memories=SimpleNamespace(semantic=True), cache=SimpleNamespace(state="disabled"),
     )  # fmt: skip
 
     @asynccontextmanager

@@ -148,19 +148,21 @@ select ended_at from t
 
 END_DOUBTFUL = """
 update turns set status = 'failed', reason = 'not_started', error = %s, ended_at = now()
-where id = any(%s::uuid[]) and status = 'running' returning id::text
+where id = any(%s::uuid[]) and status = 'running' and worker = %s returning id::text
 """
 DOUBT_S = 10.0
 """How long a statement may still be under way after its connection broke: the kernel goes on sending what was written."""
 DOUBTS_LIMIT = 10_000
 """The first that fail are those in doubt; who comes while the database is away never reached it."""
 
-FETCH = """
+RECORD = """
 select t.id::text, t.conversation_id::text, t.user_message_id::text, t.status, t.reason, coalesce(m.content, t.content),
     t.tokens, t.model, t.memories::text[], t.started_at, t.ended_at, t.error, t.worker::text
 from turns t left join messages m on m.id = t.id
-where t.owner = %s and t.id = %s
 """
+FETCH = f"{RECORD} where t.owner = %s and t.id = %s"
+FETCH_MANY = f"{RECORD} where t.id = any(%s::uuid[])"
+FETCH_RUNNING = f"{RECORD} where t.owner = %s and t.conversation_id = %s and t.status = 'running'"
 
 HISTORY_MESSAGES = 200
 """More messages of history than this are never put into a prompt."""
@@ -290,7 +292,8 @@ class TurnStore:
         self._doubts_are_new = False
         doubts = list(self._doubts)
         try:
-            rows = await self._pool.fetch_all(END_DOUBTFUL, ("The database was lost when the turn began.", doubts))
+            error = "The database was lost when the turn began."
+            rows = await self._pool.fetch_all(END_DOUBTFUL, (error, doubts, self.worker_id))
         except RequestError as exc:
             self._doubts_are_new = True
             return exc
@@ -359,9 +362,18 @@ class TurnStore:
         row = await self._pool.fetch_one(FETCH, (owner, turn_id)) if is_id(turn_id) else None
         if row is None:
             raise NotFound("There is no such response.")
-        values = list(row)
-        values[3] = Status(values[3])
-        return TurnRecord(*values)
+        return _record(row)
+
+    async def fetch_many(self, turn_ids: Sequence[str]) -> list[TurnRecord]:
+        """Return those of the turns that there are, whoever's they are."""
+        return [_record(row) for row in await self._pool.fetch_all(FETCH_MANY, (list(turn_ids),))]
+
+    async def fetch_running(self, owner: str, conversation_id: str) -> TurnRecord | None:
+        """Return the turn that runs in a conversation, if any."""
+        if not is_id(conversation_id):
+            return None
+        row = await self._pool.fetch_one(FETCH_RUNNING, (owner, conversation_id))
+        return None if row is None else _record(row)
 
     def _parameters(self, beginning: Beginning, *, asked: str | None) -> dict[str, Any]:
         return {
@@ -381,6 +393,12 @@ class TurnStore:
 def another_runs() -> Conflict:
     """Return the error for a second turn in a conversation."""
     return Conflict("Another turn is running in this conversation; wait for it or cancel it.")
+
+
+def _record(row: TupleRow) -> TurnRecord:
+    values = list(row)
+    values[3] = Status(values[3])
+    return TurnRecord(*values)
 
 
 def _begun(rows: list[TupleRow]) -> Begun:

@@ -194,8 +194,8 @@ async def test_refused(turns: Turns, bridges: FakeBridges, pool: Pool) -> None:
     assert bridges.requests_seen[GENERATE] == 2
     assert len(await history(pool, first)) == 3
     assert turns.running == 1
-    assert turns.running_in("ann", first.conversation_id) is running
-    assert turns.running_in("bob", first.conversation_id) is None
+    assert await turns.find_running("ann", first.conversation_id) is running
+    assert await turns.find_running("bob", first.conversation_id) is None
 
 
 async def test_find(turns: Turns, pool: Pool, model: BridgesModel) -> None:

@@ -1,0 +1,469 @@
+"""
+Turns that run on other workers: followed and stopped from here, and ours from there.
+
+A turn belongs to the worker that began it. Whoever is asked for somebody else's makes a ``Mirror``: a log like any
+other, so that every kind of reader works on it, filled with what its worker sends by mail (``cache.py``). Nothing is
+sent unless somebody asks. Mail may be lost, and a worker may die: a mirror that hears nothing looks into the store every
+half second, which has the text up to a second ago, and the end once there is one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from datetime import UTC, datetime
+from typing import Protocol
+
+import msgspec
+from msgspec import Struct
+
+from jarvis_core import log
+from jarvis_core.cache import MAILBOX_TTL_S, Cache
+from jarvis_core.errors import BadGateway, RequestError, Unavailable, of_code
+from jarvis_core.models import Caller, Status, TurnRecord
+from jarvis_core.store.turns import TurnStore
+from jarvis_core.turn_log import OPENING, Reader, Step, Turn
+
+logger = log.get(__name__)
+
+BATCH_S = 0.02
+"""What a turn says in so long is sent together."""
+ALIVE_INTERVAL_S = 1.0
+"""Between two words to those who follow something here, whether or not there is news."""
+SILENCE_S = 2.5
+"""A worker that has not been heard of for so long may be dead."""
+LOOK_INTERVAL_S = 0.5
+"""Between two looks into the store for those who hear nothing."""
+LOOK_TURNS = 200
+"""In one statement."""
+FIRST_WORD_S = 0.5
+"""Longest wait for a turn's own worker before what the store has is shown."""
+LAST_WORD_S = 0.5
+"""Longest wait at the end for mail that tells of ends."""
+IDLE_S = 1.0
+"""A mirror without readers is kept for as long."""
+CANCEL_LIMIT_S = 8.0
+"""Longest wait for the end of a turn that was cancelled elsewhere."""
+CANCEL_REPEAT_S = 1.0
+LOST_S = 30.0
+"""Where neither the worker nor the store can be asked for so long, readers are told so."""
+RETRY_AFTER_S = 2
+
+
+class Follow(Struct, tag="f", array_like=True, frozen=True):
+    """Asks for what *turn* says from the code point *at* on."""
+
+    turn: str
+    user: str
+    at: int
+
+
+class Leave(Struct, tag="l", array_like=True, frozen=True):
+    """Nobody follows *turn* here any more."""
+
+    turn: str
+
+
+class Cancel(Struct, tag="c", array_like=True, frozen=True):
+    """Asks for the turn's end."""
+
+    turn: str
+    user: str
+    reason: str
+
+
+class Progress(Struct, tag="p", array_like=True, frozen=True):
+    """What was said from the code point *at* on."""
+
+    turn: str
+    at: int
+    text: str
+    memories: list[str]
+
+
+class Ended(Struct, tag="e", array_like=True, frozen=True):
+    """The last of it, and how it ended."""
+
+    turn: str
+    at: int
+    text: str
+    status: Status
+    reason: str
+    error: tuple[str, str] | None
+    """Code and message."""
+    tokens: int
+    model: str
+    memories: list[str]
+    ended_at: datetime
+
+
+class Unknown(Struct, tag="u", array_like=True, frozen=True):
+    """The turn does not run here: the store knows how it ended."""
+
+    turn: str
+
+
+class Alive(Struct, tag="a", array_like=True, frozen=True):
+    """The sender lives, and sends what these turns say."""
+
+    turns: list[str]
+
+
+Message = Follow | Leave | Cancel | Progress | Ended | Unknown | Alive
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Message).decode
+
+
+class Mirror(Turn):
+    """A turn that another worker runs."""
+
+    def __init__(self, caller: Caller, record: TurnRecord) -> None:
+        super().__init__(caller, record.conversation_id, record.id, record.user_message_id)
+        self.worker_id = record.worker or ""
+        self.memories = record.memories
+        self.synced = asyncio.Event()
+        """Whether its worker has said anything of it."""
+        self.told_at = 0.0
+        """When anybody, worker or store, last knew something of it."""
+        self.due = False
+        """Whether the store is to be looked into at once."""
+        self.left_at = 0.0
+        """When the last reader left."""
+        self.append(Step.CREATED)
+
+    def extend(self, at: int, text: str) -> bool:
+        """Take the text from the code point *at* on; return whether nothing is missing before it."""
+        length = len(self.text())
+        if at > length:
+            return False
+        fresh = text[length - at :]
+        if fresh:
+            self.append(*(() if self.opened else OPENING), fresh)
+        return True
+
+
+class LocalTurns(Protocol):
+    """What is needed of those who run turns here."""
+
+    def get(self, owner: str, turn_id: str) -> Turn | None:
+        """Return a turn that runs here or ended here not long ago."""
+        ...
+
+    def attach(self, turn: Turn) -> None:
+        """Count a reader in."""
+        ...
+
+    async def detach(self, turn: Turn) -> None:
+        """Count a reader out."""
+        ...
+
+    async def stop(self, turn: Turn, status: Status = ..., reason: str = ...) -> None:
+        """Stop a turn; returns when it has ended."""
+        ...
+
+
+class Elsewhere:
+    """
+    The other workers' turns, as this one sees them, and this one's for the others.
+
+    Owns a task for each turn that others follow, for each that they stop, and one that looks after the mirrors.
+    """
+
+    def __init__(self, store: TurnStore, cache: Cache) -> None:
+        self._store = store
+        self._cache = cache
+        self._turns: LocalTurns | None = None
+        self._mirrors: dict[tuple[str, str], Mirror] = {}
+        """By user and turn."""
+        self._heard: dict[str, float] = {}
+        """When each worker was last heard of."""
+        self._forwards: dict[tuple[str, str], asyncio.Task[None]] = {}
+        """What is sent: by worker and turn."""
+        self._work: set[asyncio.Task[None]] = set()
+        self._keeper: asyncio.Task[None] | None = None
+
+    @property
+    def followed(self) -> int:
+        """How many turns of other workers are followed from here."""
+        return len(self._mirrors)
+
+    def serve(self, turns: LocalTurns) -> None:
+        """Let other workers follow and stop *turns*; from now on mail is read."""
+        self._turns = turns
+        self._cache.on_mail(self._receive, self._lose)
+        self._keeper = asyncio.get_running_loop().create_task(self._keep())
+
+    async def close(self) -> None:
+        """End everything that goes on for others, once they were told of what has ended here."""
+        if self._forwards:
+            await asyncio.wait(self._forwards.values(), timeout=LAST_WORD_S)
+        tasks = [*self._forwards.values(), *self._work, *([self._keeper] if self._keeper is not None else [])]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    # What others run
+
+    async def follow(self, caller: Caller, record: TurnRecord) -> Turn:
+        """Return the running turn *record* as its worker tells of it; waits for its first word for half a second."""
+        name = (caller.user_id, record.id)
+        mirror = self._mirrors.get(name)
+        if mirror is None:
+            mirror = self._mirrors[name] = Mirror(caller, record)
+            mirror.extend(0, record.content)
+            mirror.left_at = mirror.told_at = asyncio.get_running_loop().time()
+            self._ask(mirror)
+        if not mirror.synced.is_set() and self._cache.state == "healthy":
+            try:
+                async with asyncio.timeout(FIRST_WORD_S):
+                    await mirror.synced.wait()
+            except TimeoutError:
+                mirror.due = True
+        return mirror
+
+    def let_go(self, mirror: Mirror) -> None:
+        """Note that the last reader has left; somebody may still come back."""
+        mirror.left_at = asyncio.get_running_loop().time()
+
+    async def stop(self, mirror: Mirror, reason: str) -> None:
+        """
+        Have the turn's worker stop it; returns when the end is stored.
+
+        Raises ``Unavailable`` where that worker cannot be reached, or does not come to an end.
+        """
+        mirror.readers += 1
+        reachable = self._cache.state == "healthy"
+        try:
+            async with asyncio.timeout(CANCEL_LIMIT_S if reachable else CANCEL_REPEAT_S):
+                while not mirror.ended:
+                    self._post(mirror.worker_id, Cancel(mirror.id, mirror.caller.user_id, reason))
+                    ended = asyncio.ensure_future(mirror.wait_ended())
+                    await asyncio.wait([ended], timeout=CANCEL_REPEAT_S)
+                    ended.cancel()
+        except TimeoutError as exc:
+            raise Unavailable(
+                "This response is made by another worker, which cannot be reached now.", retry_after_s=RETRY_AFTER_S
+            ) from exc
+        finally:
+            mirror.readers -= 1
+            self.let_go(mirror)
+
+    def _ask(self, mirror: Mirror) -> None:
+        self._post(mirror.worker_id, Follow(mirror.id, mirror.caller.user_id, len(mirror.text())))
+
+    def _post(self, worker_id: str, message: Message) -> bool:
+        return bool(worker_id) and self._cache.post(worker_id, _encode(message))
+
+    # Mail
+
+    def _receive(self, sender: str, data: bytes) -> None:
+        message = _decode(data)
+        now = self._heard[sender] = asyncio.get_running_loop().time()
+        match message:
+            case Follow():
+                self._forward(sender, message)
+            case Leave():
+                if (task := self._forwards.get((sender, message.turn))) is not None:
+                    task.cancel()
+            case Cancel():
+                self._own(self._cancel(sender, message))
+            case Alive():
+                sent = set(message.turns)
+                for mirror in self._mirrors_of(sender):
+                    mirror.due = mirror.due or mirror.id not in sent
+            case _:
+                for mirror in self._mirrors_of(sender, message.turn):
+                    mirror.told_at = now
+                    self._take(mirror, message)
+
+    def _take(self, mirror: Mirror, message: Progress | Ended | Unknown) -> None:
+        mirror.synced.set()
+        if isinstance(message, Unknown):
+            mirror.due = True
+        elif not mirror.extend(message.at, message.text):
+            self._ask(mirror)
+        elif isinstance(message, Progress):
+            mirror.memories = message.memories
+        elif not mirror.ended:
+            mirror.tokens, mirror.model, mirror.memories = message.tokens, message.model, message.memories
+            error = None if message.error is None else of_code(*message.error)
+            self._end(mirror, message.status, message.reason, error, message.ended_at)
+
+    def _mirrors_of(self, worker_id: str, turn_id: str | None = None) -> list[Mirror]:
+        return [
+            mirror
+            for (_, name), mirror in self._mirrors.items()
+            if mirror.worker_id == worker_id and turn_id in (None, name)
+        ]
+
+    def _lose(self, worker_id: str) -> None:
+        """Take note that a worker has no mailbox: it is dead, or has lost its Redis."""
+        self._heard.pop(worker_id, None)
+        loop = asyncio.get_running_loop()
+        for name, task in self._forwards.items():
+            if name[0] == worker_id:
+                # It may only have lost it together with Redis, and ask again.
+                loop.call_later(SILENCE_S, task.cancel)
+        for mirror in self._mirrors_of(worker_id):
+            mirror.synced.set()
+            mirror.due = True
+
+    # What runs here, for others
+
+    def _forward(self, sender: str, follow: Follow) -> None:
+        """Send what a turn says; whoever asks again, from another place, is sent it from there."""
+        name = (sender, follow.turn)
+        turn = None if self._turns is None else self._turns.get(follow.user, follow.turn)
+        if turn is None or self._turns is None:
+            self._post(sender, Unknown(follow.turn))
+            return
+        # Before the one that it replaces is counted out: a turn that nobody follows is cancelled.
+        self._turns.attach(turn)
+        before = self._forwards.pop(name, None)
+        task = self._forwards[name] = self._own(self._send(sender, turn, follow.at))
+        task.add_done_callback(lambda _: self._forwarded(name, task, turn))
+        if before is not None:
+            before.cancel()
+
+    def _forwarded(self, name: tuple[str, str], task: asyncio.Task[None], turn: Turn) -> None:
+        if self._forwards.get(name) is task:
+            del self._forwards[name]
+        if self._turns is not None:
+            self._own(self._turns.detach(turn))
+
+    async def _send(self, sender: str, turn: Turn, at: int) -> None:
+        loop = asyncio.get_running_loop()
+        reader = Reader(turn)
+        first = True
+        posted_at = loop.time()
+        while loop.time() - posted_at < MAILBOX_TTL_S:
+            reader.take()
+            ended, text = turn.ended, turn.text()
+            if ended or first or len(text) > at:
+                message = _ended(turn, at, text[at:]) if ended else Progress(turn.id, at, text[at:], turn.memories)
+                if not self._post(sender, message):
+                    await asyncio.sleep(LOOK_INTERVAL_S)
+                    continue
+                if ended:
+                    return
+                at, first = len(text), False
+            await asyncio.sleep(BATCH_S)
+            if len(turn.text()) == at:
+                await reader.next()
+            posted_at = loop.time()
+
+    async def _cancel(self, sender: str, cancel: Cancel) -> None:
+        turn = None if self._turns is None else self._turns.get(cancel.user, cancel.turn)
+        if turn is None or self._turns is None:
+            self._post(sender, Unknown(cancel.turn))
+        else:
+            await self._turns.stop(turn, Status.CANCELLED, cancel.reason)
+
+    def _own(self, work: Awaitable[None]) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(_logged(work))
+        self._work.add(task)
+        task.add_done_callback(self._work.discard)
+        return task
+
+    # Looking after all that
+
+    async def _keep(self) -> None:
+        """Tell followers that this worker lives, and look into the store for mirrors that hear nothing."""
+        loop = asyncio.get_running_loop()
+        alive_at = 0.0
+        while True:
+            await asyncio.sleep(LOOK_INTERVAL_S)
+            try:
+                if loop.time() >= alive_at and self._forwards:
+                    alive_at = loop.time() + ALIVE_INTERVAL_S
+                    for follower in {follower for follower, _ in self._forwards}:
+                        self._post(follower, Alive([turn for who, turn in self._forwards if who == follower]))
+                if self._mirrors:
+                    self._drop_idle(loop.time())
+                    await self._look(loop.time())
+                elif self._heard:
+                    self._heard.clear()
+            except RequestError:
+                self._give_up(loop.time())
+            except Exception:
+                logger.exception("turns of other workers were not looked after through a defect")
+
+    def _drop_idle(self, now: float) -> None:
+        for name, mirror in list(self._mirrors.items()):
+            if mirror.readers == 0 and (mirror.ended or now - mirror.left_at > IDLE_S):
+                del self._mirrors[name]
+                if not mirror.ended:
+                    self._post(mirror.worker_id, Leave(mirror.id))
+
+    async def _look(self, now: float) -> None:
+        quiet = [
+            mirror
+            for mirror in self._mirrors.values()
+            if not mirror.ended
+            and (
+                mirror.due
+                or self._cache.state != "healthy"
+                or now - max(self._heard.get(mirror.worker_id, 0.0), mirror.told_at) > SILENCE_S
+            )
+        ]
+        for start in range(0, len(quiet), LOOK_TURNS):
+            batch = quiet[start : start + LOOK_TURNS]
+            records = {record.id: record for record in await self._store.fetch_many([one.id for one in batch])}
+            for mirror in batch:
+                mirror.due = False
+                if not mirror.ended:
+                    self._compare(mirror, records.get(mirror.id), now)
+
+    def _compare(self, mirror: Mirror, record: TurnRecord | None, now: float) -> None:
+        """Bring *mirror* to where the store is, and ask the turn's worker anew."""
+        if record is None:
+            self._end(mirror, Status.CANCELLED, "conversation_deleted", None, None)
+            return
+        if record.content.startswith(mirror.text()):
+            mirror.extend(0, record.content)
+        if record.status is Status.RUNNING:
+            mirror.worker_id = record.worker or ""
+            if self._cache.state != "healthy" or self._heard.get(mirror.worker_id, 0.0) < now - SILENCE_S:
+                # Nobody else tells of it.
+                mirror.due = True
+            mirror.told_at = now
+            self._ask(mirror)
+            return
+        mirror.tokens, mirror.model, mirror.memories = record.tokens, record.model, record.memories
+        error = BadGateway(record.error or "The turn failed.") if record.status is Status.FAILED else None
+        self._end(mirror, record.status, record.reason or "", error, record.ended_at)
+
+    def _give_up(self, now: float) -> None:
+        """Tell readers whose turn nobody knows anything of."""
+        for mirror in list(self._mirrors.values()):
+            if not mirror.ended and now - max(self._heard.get(mirror.worker_id, 0.0), mirror.told_at) > LOST_S:
+                error = Unavailable(
+                    "The worker that makes this response cannot be reached.", retry_after_s=RETRY_AFTER_S
+                )
+                self._end(mirror, Status.INCOMPLETE if mirror.text() else Status.FAILED, "unavailable", error, None)
+
+    def _end(
+        self, mirror: Mirror, status: Status, reason: str, error: RequestError | None, ended_at: datetime | None
+    ) -> None:
+        mirror.status, mirror.reason, mirror.error = status, reason, error
+        mirror.ended_at = ended_at or datetime.now(UTC)
+        mirror.synced.set()
+        mirror.end()
+        self._mirrors.pop((mirror.caller.user_id, mirror.id), None)
+
+
+def _ended(turn: Turn, at: int, text: str) -> Ended:
+    error = None if turn.error is None else (turn.error.code, turn.error.message)
+    ended_at = turn.ended_at or datetime.now(UTC)
+    return Ended(turn.id, at, text, turn.status, turn.reason, error, turn.tokens, turn.model, turn.memories, ended_at)
+
+
+async def _logged(work: Awaitable[None]) -> None:
+    try:
+        await work
+    except RequestError as exc:
+        logger.warning("a request of another worker was not done", error=str(exc))
+    except Exception:
+        logger.exception("a request of another worker failed through a defect")
