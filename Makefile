@@ -1,6 +1,6 @@
 # Jarvis Core: `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help install run test check perf lock clean FORCE
+.PHONY: help install run test check fuzz perf lock clean FORCE
 
 PYTHON ?= python3
 VENV := .venv
@@ -51,6 +51,10 @@ check: install ## formatting, lint, types, architecture, dependency audit: what 
 	$(RUN) -m pytest tests/test_architecture.py
 	$(RUN) tests/audit
 
+FUZZ_CASES ?= 12000
+fuzz: install ## send every route and the WebSocket 12,000 requests that nobody would make (FUZZ_CASES)
+	FUZZ_CASES=$(FUZZ_CASES) $(RUN) -m pytest tests/fuzz
+
 perf: install ## measure speed and memory against the aims; writes perf/RESULTS.md
 	$(RUN) -m perf
 
@@ -63,6 +67,7 @@ lock: install ## pin the newest versions that pyproject.toml allows
 	@.cache/lock/bin/python -m pip --quiet --quiet --disable-pip-version-check install uv
 	$(UV) --extra local --extra dev pyproject.toml config/build.in -o config/requirements.lock
 	$(UV) --group audit -o config/audit.lock
+	$(UV) --group fuzz -o config/fuzz.lock
 
 clean: ## remove what make made here (never the assistant's data)
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache

@@ -27,6 +27,19 @@ FORM = {
 }
 """An upload from a page's form: the file, and what JSON has beside it."""
 
+RANGES = {
+    "limit": {"minimum": 1, "maximum": 200, "default": 50},
+    "after": {"minimum": 0, "maximum": 999_999_999},
+    "sample_rate": {"minimum": 1_000, "maximum": 384_000},
+}
+"""Of whole numbers in queries, by their names."""
+LIMITED = {
+    "Retry-After": {"schema": {"type": "integer"}, "description": "Seconds until the next try makes sense."},
+    "RateLimit": {"schema": {"type": "string"}, "description": "What is left (draft-ietf-httpapi-ratelimit-headers)."},
+    "RateLimit-Policy": {"schema": {"type": "string"}, "description": "The limit, and its window in seconds."},
+}
+"""Headers of an answer with status 429; the last two where the server has a limit, and then every answer has them."""
+
 
 def document(routes: list[Route]) -> bytes:
     """Return the document for *routes* as JSON."""
@@ -76,7 +89,8 @@ def _operation(route: Route) -> dict[str, Any]:
         content: dict[str, Any] = {"application/json": {"schema": _reference(route.request)}}
         for kind in route.uploads:
             content[kind] = {"schema": FORM if kind == "multipart/form-data" else BYTES}
-        operation["requestBody"] = {"required": True, "content": content}
+        # Nothing at all is an empty recording.
+        operation["requestBody"] = {"required": not route.uploads, "content": content}
     return operation
 
 
@@ -88,8 +102,7 @@ def _parameters(route: Route) -> list[dict[str, Any]]:
         )
     for name, kind, description in route.query:
         schema: dict[str, Any] = {"type": kind}
-        if name == "limit":
-            schema.update(minimum=1, maximum=200, default=50)
+        schema.update(RANGES.get(name, {}))
         parameters.append({"name": name, "in": "query", "schema": schema, "description": description})
     for name, description in route.headers:
         parameters.append({"name": name, "in": "header", "schema": {"type": "string"}, "description": description})
@@ -102,12 +115,15 @@ def _responses(route: Route) -> dict[str, Any]:
         ok["content"] = {"application/json": {"schema": _reference(route.response)}}
     else:
         ok["content"] = {route.media_type: {"schema": {"type": "string"}}}
+    if "text/event-stream" in ok["content"]:
+        # A stream of events is no text that a schema could describe.
+        ok["content"]["text/event-stream"] = {}
     for kind in route.media:
         ok["content"][kind] = {"schema": BYTES}
     responses: dict[str, Any] = {"200": ok}
     for status, struct, description in route.other:
         if struct is None:
-            ok["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+            ok["content"]["text/event-stream"] = {}
         else:
             responses[str(status)] = {
                 "description": description,
@@ -121,6 +137,7 @@ def _responses(route: Route) -> dict[str, Any]:
             {
                 "description": HTTPStatus(status).phrase,
                 "content": {"application/json": {"schema": _reference(ErrorBody)}},
+                **({"headers": LIMITED} if status == 429 else {}),
             },
         )
     return responses

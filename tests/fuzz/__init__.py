@@ -1,0 +1,1 @@
+"""What nobody would send: generated from the document and from nothing."""
