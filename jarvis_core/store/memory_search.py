@@ -5,7 +5,7 @@ Both parts are brought to 0..1 in units that do not depend on what else was foun
 is the share of the question's weight (the sum of its words' idf) that an entry has. The vectors' part is by how many
 standard deviations an entry is nearer to the question than the owner's entries are on average: embeddings differ in
 what they call near (an e5 gives 0.75 to what has nothing to do with one another, others 0.1), but not in this. Equal
-reciprocal ranks and min-max scaling were worse than the better half of the two alone (perf/memory.py).
+reciprocal ranks and min-max scaling were worse than the better half of the two alone (perf/memory_quality.py).
 """
 
 from __future__ import annotations
