@@ -22,6 +22,7 @@ from jarvis_core.errors import RequestError, StartError, Unavailable
 from jarvis_core.memory import Memories
 from jarvis_core.metrics import Metrics
 from jarvis_core.models import Embedder, LanguageModel, new_id
+from jarvis_core.notes import Notes
 from jarvis_core.presence import Presence
 from jarvis_core.process import own_identity
 from jarvis_core.rate_limit import InProcessLimiter, RateLimiter
@@ -50,6 +51,7 @@ logger = log.get(__name__)
 START_DEADLINE_S = 30.0
 """How long a start waits for a database that is starting too."""
 DATABASE_PROBE_INTERVAL_S = 1.0
+NOTES_INTERVAL_S = 1.0
 FORGET_INTERVAL_S = 3_600.0
 CODEC_PROCESSES_LIMIT = 4
 """Each has about 60 MB while there is audio to work on."""
@@ -178,11 +180,15 @@ async def open_container(settings: Settings, unit: Unit) -> AsyncIterator[Contai
             limiter=_limiter(settings.limits),
         )
         _describe(container)
+        notes = Notes(unit.notes, unit.worker) if unit.notes else None
+        if notes is not None:
+            container.metrics.others = notes.counts
         for work in (
             _keep_house(container, turn_store),
             memories.keep_embedded(),
             memories.keep_indexed(),
             presence.keep(),
+            *([_keep_notes(container, notes)] if notes is not None else []),
         ):
             stack.push_async_callback(_cancel, asyncio.get_running_loop().create_task(work))
         try:
@@ -294,6 +300,21 @@ async def _keep_house(container: Container, turn_store: TurnStore) -> None:
         await asyncio.sleep(DATABASE_PROBE_INTERVAL_S)
 
 
+async def _keep_notes(container: Container, notes: Notes) -> None:
+    """Leave for the other workers of this machine what they want to know, and read theirs."""
+    while True:
+        for page in notes.others():
+            for name, (state, changed_at) in page.health.items():
+                if name in container.neighbours:
+                    container.neighbours[name].health.hear(state, changed_at)
+        states = {
+            name: (transport.health.state, transport.health.changed_at)
+            for name, transport in container.neighbours.items()
+        }
+        notes.write(container.metrics.take(), states)
+        await asyncio.sleep(NOTES_INTERVAL_S)
+
+
 def _describe(container: Container) -> None:
     container.metrics.gauge("turns_running", "Turns that run here.", lambda: container.turns.running)
     container.metrics.gauge("codec_processes", "Processes of the audio codec.", lambda: container.codec.processes)
@@ -313,7 +334,9 @@ def _describe(container: Container) -> None:
     metrics.counts(
         "breaker_openings", "Times that a neighbour's breaker opened.", each(lambda one: one.breaker.openings)
     )
-    metrics.states("breaker_open", "1 while a neighbour is left alone.", each(lambda one: not one.breaker.closed))
+    metrics.states(
+        "breaker_open", "1 while a neighbour is left alone.", each(lambda one: not one.breaker.closed), together="most"
+    )
     metrics.states("service_up", "1 where a service was well when it was last seen, else 0.", up)
 
 

@@ -2,19 +2,81 @@
 What is counted, cheaply on the hot path, and written in Prometheus' text format when somebody asks.
 
 Counting is a dictionary look-up and a few additions; the official client library does the writing and is imported only
-then.
+then. Where there are several workers each leaves its counts for the others every second (``notes.py``), and whoever is
+asked answers for all.
 """
 
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
 
 BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
+Kind = Literal["gauge", "counter"]
+Together = Literal["sum", "least", "most"]
+"""What the values of several workers come to."""
+COMBINE: dict[Together, Callable[[float, float], float]] = {"sum": lambda a, b: a + b, "least": min, "most": max}
+
+
+class RouteCounts(Struct, array_like=True):
+    """Requests of one route and method."""
+
+    method: str
+    route: str
+    statuses: dict[int, int]
+    buckets: list[int]
+    sum_s: float
+
+
+class Family(Struct, array_like=True):
+    """The values of one name, by service; by nothing where the only key is empty."""
+
+    kind: Kind
+    together: Together
+    name: str
+    documentation: str
+    values: dict[str, float]
+
+
+class Counts(Struct, array_like=True):
+    """All that one process has counted."""
+
+    routes: list[RouteCounts]
+    families: list[Family]
+
+    def add(self, other: Counts, *, gauges: bool = True) -> None:
+        """Add another process' counts; without *gauges* only those that stay when it is gone."""
+        routes = {(route.method, route.route): route for route in self.routes}
+        for theirs in other.routes:
+            ours = routes.get((theirs.method, theirs.route))
+            if ours is None:
+                copy = msgspec.structs.replace(theirs, statuses=dict(theirs.statuses), buckets=list(theirs.buckets))
+                self.routes.append(copy)
+                continue
+            for status, count in theirs.statuses.items():
+                ours.statuses[status] = ours.statuses.get(status, 0) + count
+            ours.buckets = [a + b for a, b in zip(ours.buckets, theirs.buckets, strict=True)]
+            ours.sum_s += theirs.sum_s
+        families = {family.name: family for family in self.families}
+        for more in other.families:
+            if more.kind == "gauge" and not gauges:
+                continue
+            known = families.get(more.name)
+            if known is None:
+                self.families.append(msgspec.structs.replace(more, values=dict(more.values)))
+                continue
+            combine = COMBINE[more.together]
+            for key, value in more.values.items():
+                known.values[key] = combine(known.values[key], value) if key in known.values else value
+
 
 class RouteMetrics:
-    """Requests of one route and method."""
+    """Requests of one route and method, as they are counted."""
 
     __slots__ = ("buckets", "method", "route", "statuses", "sum_s")
 
@@ -39,10 +101,10 @@ class Metrics:
         self.routes: list[RouteMetrics] = []
         self.in_flight = 0
         """Requests being answered."""
-        self._gauges: list[tuple[str, str, Callable[[], float]]] = []
-        self._counters: list[tuple[str, str, Callable[[], float]]] = []
-        self._counts: list[tuple[str, str, Callable[[], dict[str, float]]]] = []
-        self._states: list[tuple[str, str, Callable[[], dict[str, float]]]] = []
+        self.others: Callable[[], Iterable[Counts]] = lambda: ()
+        """Gives what the other workers have counted, and those before this one."""
+        self._families: list[tuple[Kind, Together, str, str, Callable[[], dict[str, float]]]] = []
+        self.gauge("http_in_flight", "Requests being answered.", lambda: self.in_flight)
 
     def route(self, method: str, path: str) -> RouteMetrics:
         """Add the counters of a route."""
@@ -51,20 +113,35 @@ class Metrics:
         return counters
 
     def gauge(self, name: str, documentation: str, read: Callable[[], float]) -> None:
-        """Have *read* asked for the value of ``jarvis_<name>`` at each scrape."""
-        self._gauges.append((name, documentation, read))
+        """Have *read* asked for the value of ``jarvis_<name>`` at each scrape; workers' values add up."""
+        self._families.append(("gauge", "sum", name, documentation, lambda: {"": read()}))
 
     def counter(self, name: str, documentation: str, read: Callable[[], float]) -> None:
         """Have *read* asked for the value of ``jarvis_<name>_total``, which only grows, at each scrape."""
-        self._counters.append((name, documentation, read))
+        self._families.append(("counter", "sum", name, documentation, lambda: {"": read()}))
 
     def counts(self, name: str, documentation: str, read: Callable[[], dict[str, float]]) -> None:
         """Have *read* asked for the values of ``jarvis_<name>_total`` by service at each scrape."""
-        self._counts.append((name, documentation, read))
+        self._families.append(("counter", "sum", name, documentation, read))
 
-    def states(self, name: str, documentation: str, read: Callable[[], dict[str, float]]) -> None:
+    def states(
+        self, name: str, documentation: str, read: Callable[[], dict[str, float]], *, together: Together = "least"
+    ) -> None:
         """Have *read* asked for the values of ``jarvis_<name>`` by service at each scrape."""
-        self._states.append((name, documentation, read))
+        self._families.append(("gauge", together, name, documentation, read))
+
+    def take(self) -> Counts:
+        """Return what this process has counted up to now."""
+        routes = [
+            RouteCounts(one.method, one.route, dict(one.statuses), list(one.buckets), one.sum_s)
+            for one in self.routes
+            if one.statuses
+        ]
+        families = [
+            Family(kind, together, name, documentation, {key: float(value) for key, value in read().items()})
+            for kind, together, name, documentation, read in self._families
+        ]
+        return Counts(routes, families)
 
     def write(self) -> bytes:
         """Return everything in Prometheus' text format, version 0.0.4."""
@@ -74,10 +151,13 @@ class Metrics:
         registry.register(self)  # type: ignore[arg-type]  # the library asks for its base class, but uses collect() only
         return generate_latest(registry)
 
-    def collect(self) -> Iterable[object]:
+    def collect(self) -> Iterator[object]:
         """Give the metric families; the library's protocol of a collector."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
+        counts = self.take()
+        for other in self.others():
+            counts.add(other)
         requests = CounterMetricFamily(
             "jarvis_http_requests", "Requests answered.", labels=["method", "route", "status"]
         )
@@ -91,9 +171,7 @@ class Metrics:
             "From the request's head to the answer's end.",
             labels=["method", "route"],
         )
-        for route in self.routes:
-            if not route.statuses:
-                continue
+        for route in counts.routes:
             for status, count in sorted(route.statuses.items()):
                 labels = [route.method, route.route, str(status)]
                 requests.add_metric(labels, count)
@@ -106,14 +184,9 @@ class Metrics:
                 buckets.append((bound, total))
             durations.add_metric([route.method, route.route], buckets=buckets, sum_value=route.sum_s)
         yield from (requests, errors, durations)
-        yield GaugeMetricFamily("jarvis_http_in_flight", "Requests being answered.", value=self.in_flight)
-        for name, documentation, read in self._gauges:
-            yield GaugeMetricFamily(f"jarvis_{name}", documentation, value=read())
-        for name, documentation, read in self._counters:
-            yield CounterMetricFamily(f"jarvis_{name}", documentation, value=read())
-        for kind, families in ((GaugeMetricFamily, self._states), (CounterMetricFamily, self._counts)):
-            for name, documentation, read_all in families:
-                family = kind(f"jarvis_{name}", documentation, labels=["service"])
-                for service, value in read_all().items():
-                    family.add_metric([service], value)
-                yield family
+        for kind in counts.families:
+            make = GaugeMetricFamily if kind.kind == "gauge" else CounterMetricFamily
+            family = make(f"jarvis_{kind.name}", kind.documentation, labels=() if "" in kind.values else ["service"])
+            for service, value in kind.values.items():
+                family.add_metric([service] if service else [], value)
+            yield family

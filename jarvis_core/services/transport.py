@@ -24,6 +24,7 @@ import asyncio
 import contextlib
 import math
 import random
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Literal, TypeVar
@@ -82,18 +83,29 @@ class Health:
         self.name = name
         self.state: Literal["healthy", "degraded", "unavailable"] = "healthy"
         """Healthy until something else is learnt: nothing has been seen to fail."""
+        self.changed_at = self._seen_at = 0.0
+        """When the state became what it is, and when it was last seen to be so (monotonic)."""
         self.changes = 0
         """How often the state has changed."""
 
     def learn(self, state: Literal["healthy", "degraded", "unavailable"], why: str = "") -> None:
         """Take note of what was just seen; a change is logged once."""
+        self._seen_at = time.monotonic()
         if state != self.state:
             self.state = state
+            self.changed_at = self._seen_at
             self.changes += 1
             if state == "healthy":
                 logger.info("a neighbour is back", neighbour=self.name)
             else:
                 logger.warning("a neighbour is not well", neighbour=self.name, state=state, why=why)
+
+    def hear(self, state: Literal["healthy", "degraded", "unavailable"], changed_at: float) -> None:
+        """Take note of what another worker of this machine saw at *changed_at*, if that is news here."""
+        if state != self.state and changed_at > self._seen_at:
+            self.state = state
+            self.changed_at = self._seen_at = changed_at
+            logger.info("another worker saw a neighbour change", neighbour=self.name, state=state)
 
 
 class Transport:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import time
+import urllib.request
 from pathlib import Path
 
 import aiohttp
@@ -69,6 +70,12 @@ async def test_workers_live_and_die(make_server: MakeServer, bridges: FakeBridge
     assert killed not in workers
     assert server.ask("GET", "/health").status == 200
     assert server.stdout.count("listens on") == 1
+    for _ in range(20):
+        assert server.ask("GET", "/ready").status == 200
+    await asyncio.sleep(1.2)
+    counted = {ready_requests(server) for _ in range(8)}
+    assert len(counted) == 1, "whichever worker is asked answers for all"
+    assert min(counted) >= 20
     # One turn on each of several connections: both workers have some.
     bridges.mode = BridgesMode(shape="ndjson", deltas=("one ", "two"), hold_after=1)
     async with aiohttp.ClientSession(server.url, connector=aiohttp.TCPConnector(force_close=True)) as client:
@@ -92,6 +99,14 @@ def signal_to(process: Process, number: signal.Signals) -> None:
     """Send a signal to a process that is there."""
     assert process.alive
     os.kill(process.pid, number)
+
+
+def ready_requests(server: Server) -> float:
+    """Return how many requests for /ready were counted."""
+    with urllib.request.urlopen(f"{server.url}/metrics", timeout=5) as answer:  # noqa: S310
+        lines = answer.read().decode().splitlines()
+    prefix = 'jarvis_http_requests_total{method="GET",route="/ready",status="200"} '
+    return next(float(line.removeprefix(prefix)) for line in lines if line.startswith(prefix))
 
 
 async def test_parent_is_killed(make_server: MakeServer, bridges: FakeBridges, data_directory: Path) -> None:
