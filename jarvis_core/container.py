@@ -25,7 +25,7 @@ from jarvis_core.models import Embedder, LanguageModel, new_id
 from jarvis_core.notes import Notes
 from jarvis_core.presence import Presence
 from jarvis_core.process import own_identity
-from jarvis_core.rate_limit import InProcessLimiter, RateLimiter
+from jarvis_core.rate_limit import InProcessLimiter, RateLimiter, SharedLimiter
 from jarvis_core.services import audio_engine, python_bridges
 from jarvis_core.services.audio_engine import AudioEngine
 from jarvis_core.services.breaker import FAILURES
@@ -36,7 +36,7 @@ from jarvis_core.services.openai_compatible import OpenAiModel
 from jarvis_core.services.python_bridges import BridgesModel
 from jarvis_core.services.tokens import TokenMint
 from jarvis_core.services.transport import Transport
-from jarvis_core.settings import Database, Limits, Settings, Unit
+from jarvis_core.settings import Database, Settings, Unit
 from jarvis_core.speech import Synthesizer, Transcriber, Voices
 from jarvis_core.store.conversations import ConversationStore
 from jarvis_core.store.memories import MemoryStore
@@ -177,7 +177,7 @@ async def open_container(settings: Settings, unit: Unit) -> AsyncIterator[Contai
             metrics=Metrics(),
             cache=cache,
             credentials=Credentials(settings.auth),
-            limiter=_limiter(settings.limits),
+            limiter=_limiter(settings, cache),
         )
         _describe(container)
         notes = Notes(unit.notes, unit.worker) if unit.notes else None
@@ -206,8 +206,11 @@ def _language_model(settings: Settings, neighbours: dict[str, Transport], mint: 
     raise StartError("PYTHON_BRIDGES_URL or LLM_URL: no language model was given, and none was started")
 
 
-def _limiter(settings: Limits) -> RateLimiter | None:
-    return InProcessLimiter(settings.rate_limit_per_minute) if settings.rate_limit_per_minute else None
+def _limiter(settings: Settings, cache: Cache) -> RateLimiter | None:
+    limit = settings.limits.rate_limit_per_minute
+    if not limit:
+        return None
+    return InProcessLimiter(limit) if settings.cache.redis_url is None else SharedLimiter(limit, cache)
 
 
 def _embedder(settings: Settings, neighbours: dict[str, Transport], mint: TokenMint | None) -> Embedder | None:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import uvloop
 
-from perf import memory, voice
+from perf import credentials, memory, voice
 from perf.load import Latencies, repeat, request, streams
 from perf.processes import Process, bridges, core, floor
 
@@ -208,7 +208,16 @@ def cpu_per(process: Process, count: int, run: Callable[[], object]) -> float:
     return 1e6 * (process.cpu_s() - before) / count
 
 
-SCENARIOS = (boot_and_memory, health, chat, turn_streams, idle_sockets, *voice.SCENARIOS, *memory.SCENARIOS)
+SCENARIOS = (
+    boot_and_memory,
+    health,
+    chat,
+    turn_streams,
+    idle_sockets,
+    *voice.SCENARIOS,
+    *memory.SCENARIOS,
+    *credentials.SCENARIOS,
+)
 
 if __name__ == "__main__":
     sys.exit(main())

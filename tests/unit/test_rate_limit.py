@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from jarvis_core import rate_limit
-from jarvis_core.rate_limit import Allowance, InProcessLimiter
+from jarvis_core.errors import Unavailable
+from jarvis_core.rate_limit import Allowance, InProcessLimiter, RateLimiter, SharedLimiter
 
 
 class Clock:
@@ -18,7 +19,7 @@ class Clock:
         return self.now
 
 
-async def granted(limiter: InProcessLimiter, key: str, tries: int) -> int:
+async def granted(limiter: RateLimiter, key: str, tries: int) -> int:
     """Return how many of so many tries are granted."""
     return sum([(await limiter.take(key)).granted for _ in range(tries)])
 
@@ -91,3 +92,59 @@ async def test_counts_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         await limiter.take(str(number))
     assert len(limiter._full_at) == 10
     assert not (await limiter.take("999")).granted
+
+
+class Store:
+    """What workers share."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+        self.asked = 0
+        self.away = False
+
+    async def increment(self, key: str, ttl_s: int) -> int:
+        assert ttl_s >= 60
+        self.asked += 1
+        if self.away:
+            raise Unavailable("It is away.")
+        self.counts[key] = self.counts.get(key, 0) + 1
+        return self.counts[key]
+
+
+async def test_workers_count_together() -> None:
+    """Several workers grant together what the limit says in a minute, and in the next one as many again."""
+    clock, store = Clock(), Store()
+    workers = [SharedLimiter(10, store, now=clock) for _ in range(3)]
+    for _ in range(3):
+        assert sum([await granted(worker, "ann", 6) for worker in workers]) == 10
+        assert await granted(workers[0], "bob", 11) == 10
+        refusal = await workers[0].take("ann")
+        assert not refusal.granted
+        clock.now += refusal.reset_s
+
+
+async def test_what_is_told_of_a_shared_count() -> None:
+    """An allowance of a shared count says how many are left, and when the minute is over."""
+    clock = Clock()
+    limiter = SharedLimiter(2, Store(), now=clock)
+    left_s = 60 - int(clock.now % 60)
+    told = [await limiter.take("ann") for _ in range(3)]
+    assert told == [Allowance(True, 1, left_s), Allowance(True, 0, left_s), Allowance(False, 0, left_s)]
+
+
+async def test_hammering_costs_the_store_nothing() -> None:
+    """Whoever has nothing left is refused without asking the store."""
+    store = Store()
+    limiter = SharedLimiter(5, store, now=Clock())
+    assert await granted(limiter, "ann", 1_000) == 5
+    assert store.asked == 5
+
+
+async def test_store_that_is_away() -> None:
+    """While the store is away a worker counts alone: it lets nobody in without a limit, and refuses nobody for that."""
+    store = Store()
+    limiter = SharedLimiter(5, store, now=Clock())
+    store.away = True
+    assert await granted(limiter, "ann", 20) == 5
+    store.away = False
+    assert await granted(limiter, "bob", 20) == 5
