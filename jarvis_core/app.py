@@ -191,6 +191,8 @@ def realtime_for(container: Container, admission: Admission) -> Realtime:
         resume_grace_s=container.settings.server.ws_resume_grace_s,
         socket_limit=container.settings.server.websocket_limit,
     )
+    if container.elsewhere is not None:
+        container.elsewhere.part = realtime.part
     container.metrics.gauge("websockets", "Open WebSockets.", lambda: realtime.connected)
     return realtime
 

@@ -77,6 +77,7 @@ class Container:
         credentials: Credentials,
         limiter: RateLimiter | None,
         cache: Cache,
+        elsewhere: Elsewhere | None,
     ) -> None:
         self.settings = settings
         self.pool = pool
@@ -94,6 +95,8 @@ class Container:
         self.limiter = limiter
         """None where there is no limit."""
         self.cache = cache
+        self.elsewhere = elsewhere
+        """None where no other worker can be."""
         self.draining = False
         """Whether a stop was asked for."""
 
@@ -176,6 +179,7 @@ async def open_container(settings: Settings, unit: Unit) -> AsyncIterator[Contai
             neighbours=neighbours,
             metrics=Metrics(),
             cache=cache,
+            elsewhere=elsewhere,
             credentials=Credentials(settings.auth),
             limiter=_limiter(settings, cache),
         )

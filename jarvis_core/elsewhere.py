@@ -10,7 +10,8 @@ half second, which has the text up to a second ago, and the end once there is on
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -45,6 +46,10 @@ IDLE_S = 1.0
 CANCEL_LIMIT_S = 8.0
 """Longest wait for the end of a turn that was cancelled elsewhere."""
 CANCEL_REPEAT_S = 1.0
+SESSION_LIMIT_S = 2.0
+"""Longest wait for what is left of a session."""
+MOVED_LIMIT = 1_000
+HOPS_LIMIT = 8
 LOST_S = 30.0
 """Where neither the worker nor the store can be asked for so long, readers are told so."""
 RETRY_AFTER_S = 2
@@ -109,7 +114,27 @@ class Alive(Struct, tag="a", array_like=True, frozen=True):
     turns: list[str]
 
 
-Message = Follow | Leave | Cancel | Progress | Ended | Unknown | Alive
+class TakeSession(Struct, tag="t", array_like=True, frozen=True):
+    """Asks for the session of a response, whose client has come back to another worker, and tells whom to answer."""
+
+    question: int
+    worker: str
+    turn: str
+    user: str
+    after: int
+    """The number of the last event that the client has seen."""
+    hops: int = 0
+    """How often it was passed on to where the session went."""
+
+
+class SessionTaken(Struct, tag="s", array_like=True, frozen=True):
+    """What is left of the session; None where it is not here."""
+
+    question: int
+    left: bytes | None
+
+
+Message = TakeSession | SessionTaken | Follow | Leave | Cancel | Progress | Ended | Unknown | Alive
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Message).decode
@@ -182,6 +207,11 @@ class Elsewhere:
         """What is sent: by worker and turn."""
         self._work: set[asyncio.Task[None]] = set()
         self._keeper: asyncio.Task[None] | None = None
+        self.part: Callable[[str, str, int], Awaitable[bytes | None]] | None = None
+        """Gives up a session, asked with user, response and the last event seen, for who goes on with it."""
+        self._moved: OrderedDict[str, str] = OrderedDict()
+        """Where the sessions of responses went that were here."""
+        self._questions: dict[int, asyncio.Future[bytes | None]] = {}
 
     @property
     def followed(self) -> int:
@@ -250,6 +280,42 @@ class Elsewhere:
             mirror.readers -= 1
             self.let_go(mirror)
 
+    async def take_session(self, worker_id: str, caller: Caller, turn_id: str, after: int) -> bytes | None:
+        """Take the session of a response from another worker; None where it is not to be had within two seconds."""
+        question = len(self._questions)
+        while question in self._questions:
+            question += 1
+        future: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
+        self._questions[question] = future
+        try:
+            message = TakeSession(question, self._store.worker_id, turn_id, caller.user_id, after)
+            if not self._post(worker_id, message):
+                return None
+            async with asyncio.timeout(SESSION_LIMIT_S):
+                left = await future
+            if left is not None:
+                self._moved.pop(turn_id, None)
+            return left
+        except TimeoutError:
+            return None
+        finally:
+            del self._questions[question]
+
+    def moved_to(self, turn_id: str) -> str | None:
+        """Return the worker that a response's session was given to from here."""
+        return self._moved.get(turn_id)
+
+    async def _part(self, message: TakeSession) -> None:
+        left = None if self.part is None else await self.part(message.user, message.turn, message.after)
+        if left is not None:
+            self._moved[message.turn] = message.worker
+            while len(self._moved) > MOVED_LIMIT:
+                self._moved.popitem(last=False)
+        elif (now_at := self._moved.get(message.turn)) is not None and message.hops < HOPS_LIMIT:
+            self._post(now_at, msgspec.structs.replace(message, hops=message.hops + 1))
+            return
+        self._post(message.worker, SessionTaken(message.question, left))
+
     def _ask(self, mirror: Mirror) -> None:
         self._post(mirror.worker_id, Follow(mirror.id, mirror.caller.user_id, len(mirror.text())))
 
@@ -269,6 +335,11 @@ class Elsewhere:
                     task.cancel()
             case Cancel():
                 self._own(self._cancel(sender, message))
+            case TakeSession():
+                self._own(self._part(message))
+            case SessionTaken():
+                if (future := self._questions.get(message.question)) is not None and not future.done():
+                    future.set_result(message.left)
             case Alive():
                 sent = set(message.turns)
                 for mirror in self._mirrors_of(sender):

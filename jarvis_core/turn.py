@@ -143,6 +143,21 @@ class Turns:
             return await self._elsewhere.follow(caller, record)
         return Turn.from_record(caller, record)
 
+    async def take_session(self, caller: Caller, turn_id: str, after: int) -> tuple[Turn, bytes] | None:
+        """
+        Return a turn and what another worker had left of its session, which ends there; None where there is none.
+
+        Raises ``NotFound`` for an unknown turn.
+        """
+        record = await self._store.fetch(caller.user_id, turn_id)
+        if self._elsewhere is None or record.worker is None:
+            return None
+        if record.worker == self._store.worker_id and self._elsewhere.moved_to(turn_id) is None:
+            return None
+        worker_id = self._elsewhere.moved_to(turn_id) or record.worker
+        left = await self._elsewhere.take_session(worker_id, caller, turn_id, after)
+        return None if left is None else (await self._from_record(caller, record), left)
+
     async def start(self, ask: Ask, caller: Caller, key: IdempotencyKey | None = None) -> Turn:
         """
         Store the user's message, then ask the model; returns once the message is stored.

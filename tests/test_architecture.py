@@ -424,7 +424,7 @@ async def application(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[app_modu
         settings=settings, credentials=Credentials(settings.auth), limiter=None, metrics=Metrics(), draining=False, neighbours={},
         pool=SimpleNamespace(healthy=True), turns=SimpleNamespace(running=0), conversations=SimpleNamespace(),
         transcriber=SimpleNamespace(), synthesizer=SimpleNamespace(), voices=SimpleNamespace(), codec=SimpleNamespace(),
-        memories=SimpleNamespace(semantic=True), cache=SimpleNamespace(state="disabled"),
+        memories=SimpleNamespace(semantic=True), cache=SimpleNamespace(state="disabled"), elsewhere=None,
     )  # fmt: skip
 
     @asynccontextmanager

@@ -3,7 +3,7 @@ The WebSocket: turns in text and voice, in the vocabulary of the OpenAI Realtime
 
 A session has at most one active response. Its turn outlives the socket for a grace (``WS_RESUME_GRACE_S``), in which the
 client may come back with ``?resume=<response id>&after=<seq>`` and gets what it missed under the numbers that follow
-*after*.
+*after*; on another worker than the one that it was lost on too, which then hands the session over.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from jarvis_core.conversation import Conversations
 from jarvis_core.errors import InvalidRequest, NotFound, Overloaded, RateLimited, RequestError, Unauthenticated
 from jarvis_core.handlers.admission import Admission, Admitted
 from jarvis_core.handlers.failure import INTERNAL, refuse_handshake
+from jarvis_core.handlers.realtime_left import decode, encode
 from jarvis_core.handlers.realtime_session import CLOSE_TIMEOUT_S, DEFECT, GOING_AWAY, POLICY, TRY_AGAIN, Session
 from jarvis_core.models import Caller
 from jarvis_core.settings import Llm
@@ -131,6 +132,14 @@ class Realtime:
             for hearing in late:
                 hearing.cancel()
 
+    async def part(self, user_id: str, response_id: str, after: int) -> bytes | None:
+        """Give up the session of a response, connected or in its grace, for one on another worker."""
+        session = self._by_response.get(response_id)
+        if session is None or session.caller.user_id != user_id:
+            return None
+        left = await session.part(after)
+        return None if left is None else encode(left)
+
     def give_grace(self, session: Session) -> asyncio.Task[None]:
         """Have *session* give up its turn when the time to come back is over."""
         task = asyncio.get_running_loop().create_task(session.give_up(self.resume_grace_s))
@@ -161,6 +170,13 @@ class Realtime:
                 raise InvalidRequest.field("query.after", "must be the seq of the last event seen")
             left = self._by_response.get(resume)
             if left is None or left.caller != caller or left.turn is None:
+                taken = await self.turns.take_session(caller, resume, int(after))
+                if taken is not None:
+                    turn, data = taken
+                    parted = decode(data)
+                    session = Session(self, admitted, parted.conversation_id, send)
+                    session.go_on(parted, turn, int(after))
+                    return session
                 turn = await self.turns.find(caller, resume)
                 raise NotFound(
                     "This response can no longer be resumed here; it is to be had at /api/chat/response/{id}.",

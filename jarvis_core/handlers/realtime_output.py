@@ -42,6 +42,11 @@ class Output(Protocol):
 
     turn: Turn
 
+    @property
+    def silenced(self) -> str | None:
+        """Why it was stopped, if it was."""
+        ...
+
     def events(self, after: Place) -> AsyncGenerator[Event, None]:
         """Give what comes after the place *after*, to the end."""
         ...
@@ -62,6 +67,7 @@ class TextOutput:
 
     def __init__(self, turn: Turn) -> None:
         self.turn = turn
+        self.silenced: str | None = None
 
     async def events(self, after: Place) -> AsyncGenerator[Event, None]:
         """Give the entries of the turn's log; places are (position, 0)."""
@@ -92,6 +98,11 @@ class AudioOutput:
         self._narration = Narration(turn, synthesizer, options, caller)
         self._audio = audio
         self._events = SpokenTurnEvents(turn, audio, lambda: self._narration.silenced)
+
+    @property
+    def silenced(self) -> str | None:
+        """Why the voice was stopped, if it was."""
+        return self._narration.silenced
 
     async def events(self, after: Place) -> AsyncGenerator[Event, None]:
         """Give the narration's entries."""

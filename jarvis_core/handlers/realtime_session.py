@@ -27,6 +27,7 @@ from jarvis_core.handlers.call import SEND_TIMEOUT_S, BoundedSend, ClientLeft, d
 from jarvis_core.handlers.events import ContentPart, Item, SpokenOutput
 from jarvis_core.handlers.failure import INTERNAL
 from jarvis_core.handlers.realtime_audio import InputBuffer, Recording, configured_audio, default_audio
+from jarvis_core.handlers.realtime_left import MARKS_LIMIT, Left
 from jarvis_core.handlers.realtime_output import AudioOutput, Output, TextOutput, event_error
 from jarvis_core.handlers.realtime_wire import (
     AudioAppend,
@@ -168,6 +169,8 @@ class Session:
             temperature=settings.temperature,
             audio=default_audio(),
         )
+        self._response_config = self._config
+        """With which ``turn`` was asked for."""
 
     async def run(self, receive: Receive) -> None:
         """Serve the socket until it closes."""
@@ -240,6 +243,7 @@ class Session:
             left._grace = None
         self._pending, self._asked, self._last_item_id = left._pending, left._asked, left._last_item_id
         self._output, self._heard_language = left._output, left._heard_language
+        self._response_config = left._response_config
         self._config = msgspec.structs.replace(left._config, id=self.id)
         seen = bisect.bisect_right(left._marks, after, key=lambda mark: mark[0])
         self._marks = left._marks[:seen]
@@ -249,6 +253,46 @@ class Session:
             self._realtime.keep(self, self.turn)
         left.close(NORMAL)
         await left._stop_pump()
+
+    async def part(self, after: int) -> Left | None:
+        """
+        Give up the response for a session on another worker, whose client has seen its events up to *after*.
+
+        The turn is let go of a while later: by then that worker follows it.
+        """
+        if self.turn is None or self._output is None:
+            return None
+        seen = bisect.bisect_right(self._marks, after, key=lambda mark: mark[0])
+        left = Left(
+            self.conversation_id,
+            self._config,
+            self._response_config,
+            self._marks[max(0, seen - MARKS_LIMIT) : seen],
+            self._last_item_id,
+            self._pending,
+            self._asked,
+            self._heard_language,
+            self._output.silenced,
+        )
+        self._realtime.forget(self, self.turn)
+        self.close(NORMAL)
+        await self._stop_pump()
+        return left
+
+    def go_on(self, left: Left, turn: Turn, after: int) -> None:
+        """Go on with the response *turn* of a session that was *left* on another worker."""
+        self.turn = turn
+        self._turns.attach(turn)
+        self._pending, self._asked, self._last_item_id = left.pending, left.asked, left.last_item_id
+        self._heard_language, self._marks = left.heard_language, left.marks
+        self._config = msgspec.structs.replace(left.config, id=self.id)
+        self._response_config = left.response_config
+        self._output = self._output_of(turn, left.response_config)
+        if left.silenced is not None:
+            self._output.silence(left.silenced)
+        self._seq = after
+        self._resume_at = self._marks[-1][1] if self._marks else START
+        self._realtime.keep(self, turn)
 
     async def complain(self, error: RequestError, event_id: str | None) -> None:
         """Tell the client of *error*, caused by its event *event_id*."""
@@ -399,6 +443,7 @@ class Session:
         self._realtime.keep(self, turn)
         self._pending = None
         self._marks = []
+        self._response_config = config
         self._output = self._output_of(turn, config)
         self._follow(self._output, START)
 

@@ -19,6 +19,7 @@ from psycopg.conninfo import make_conninfo
 
 from tests.fakes.python_bridges import BridgesMode, FakeBridges
 from tests.handlers.events import Event, iterate_events, read_events, text_of
+from tests.handlers.realtime_client import open_socket
 from tests.system.machines import Machine, Valkey, Worker, client_of, machine, network, relayed
 from tests.system.server import free_port
 
@@ -199,6 +200,64 @@ async def test_last_reader_elsewhere(machines: list[Machine], bridges: FakeBridg
             while (state := await state_of(again, turn_id))["status"] == "running":  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
             assert state["reason"] == "client_left"
+
+
+@pytest.mark.parametrize("modality", ["text", "audio"])
+async def test_socket_goes_on_elsewhere(machines: list[Machine], bridges: FakeBridges, modality: str) -> None:
+    """
+    A socket that was lost is taken up again on the other machine, and there again, with nothing missed or told twice.
+
+    Also while the old socket still seems open, and after the response's end. The session goes on with its settings.
+    """
+    bridges.mode = BridgesMode(shape="ndjson", deltas=("One. ", "Two. ", "Three. ", "Four."), hold_after=1)
+    a, b = (one.url for one in machines)
+    async with AsyncExitStack() as stack:
+        socket = await stack.enter_async_context(open_socket(a))
+        await socket.send("session.update", session={"output_modalities": [modality], "instructions": "as a pirate"})
+        asked = await socket.ask("count")
+        if modality == "text":
+            await socket.until_text("One. ")
+        for url, cut in ((b, True), (a, True), (b, False), (a, True)):
+            lost = socket
+            if cut:
+                lost.abort()
+            seen = list(lost.seen)
+            again = {"resume": asked["id"], "after": seen[-1]["seq"]}
+            socket = await stack.enter_async_context(open_socket(url, seen=seen, **again))
+            created = await socket.receive()
+            assert created["session"]["instructions"] == "as a pirate"
+            if not cut:
+                assert await lost.closed() == 1000
+            bridges.gate.step()
+            if modality == "text":
+                said = len(socket.tally.text)
+                while len(socket.tally.text) <= said and socket.tally.active:
+                    await socket.receive()
+        bridges.gate.release()
+        if socket.tally.active:
+            assert (await socket.done())["status"] == "completed"
+        assert socket.tally.text == "One. Two. Three. Four."
+        assert bool(socket.tally.sound) == (modality == "audio")
+        lost = socket
+        lost.abort()
+        again = {"resume": asked["id"], "after": lost.seen[-1]["seq"]}
+        socket = await stack.enter_async_context(open_socket(b, seen=list(lost.seen), **again))
+        await socket.receive()
+        await socket.ask("go on")
+        assert (await socket.done())["conversation_id"] == asked["conversation_id"]
+
+
+async def test_response_without_a_session(machines: list[Machine]) -> None:
+    """A response that no worker has a session of cannot be resumed on any of them; it is still to be had."""
+    async with aiohttp.ClientSession() as client:
+        async with client.post(f"{machines[0].url}/api/chat", json={"content": "x"}) as response:
+            answer = await response.json()
+        for one in machines:
+            with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+                await client.ws_connect(f"{one.url}/ws?resume={answer['id']}&after=3")
+            assert refused.value.status == 404
+            async with client.get(f"{one.url}/api/chat/response/{answer['id']}") as response:
+                assert (await response.json())["content"] == answer["content"]
 
 
 async def test_owner_dies(machines: list[Machine], bridges: FakeBridges, database: str) -> None:
