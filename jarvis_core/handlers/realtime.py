@@ -9,6 +9,7 @@ client may come back with ``?resume=<response id>&after=<seq>`` and gets what it
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from urllib.parse import parse_qs
 
 from starlette.types import Receive, Scope, Send
@@ -31,6 +32,7 @@ logger = log.get(__name__)
 SUBPROTOCOL = "realtime"
 NOBODY = Admitted(Caller(""), "")
 RETRY_AFTER_S = 5
+HEAR_OUT_S = 0.1
 
 
 class Realtime:
@@ -85,6 +87,7 @@ class Realtime:
                 # A browser's script cannot see the status of a refused handshake, but it can see a closing code.
                 await send({"type": "websocket.accept", "subprotocol": subprotocol})
                 await Session(self, NOBODY, None, send).complain(error, None)
+                await _hear_out(receive)
                 code = TRY_AGAIN if isinstance(error, Overloaded) else POLICY
                 await send({"type": "websocket.close", "code": code, "reason": error.code})
                 return
@@ -189,3 +192,16 @@ class Realtime:
         if conversation_id is not None:
             conversation_id = (await self.conversations.fetch(caller.user_id, conversation_id)).id
         return Session(self, admitted, conversation_id, send)
+
+
+async def _hear_out(receive: Receive) -> None:
+    """
+    Take for ``HEAR_OUT_S`` what a client says that is to be closed.
+
+    It may have sent its first events at once, and a connection that is closed with these unread is reset: then the
+    client sees neither why nor the code.
+    """
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(HEAR_OUT_S):
+            while (await receive())["type"] != "websocket.disconnect":
+                pass

@@ -574,6 +574,16 @@ async def test_bad_credentials(server: Server, arguments: dict[str, Any]) -> Non
         assert [(event["type"], event["error"]["code"]) for event in socket.seen] == [("error", "unauthenticated")]
 
 
+async def test_refused_client_that_talks_on(server: Server) -> None:
+    """Who sends events at once with bad credentials still sees why it is closed."""
+    for _ in range(3):
+        async with open_socket(server.url, key="wrong") as socket:
+            for _ in range(20):
+                await socket.send("response.create")
+            assert await socket.closed() == 1008
+        assert socket.seen[0]["error"]["code"] == "unauthenticated"
+
+
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://localhost:3001", "http://[::1", "x"])
 async def test_foreign_origin(server: Server, origin: str) -> None:
     """A page of a foreign origin is refused with 403, whatever credentials it has."""
