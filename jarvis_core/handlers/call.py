@@ -30,6 +30,8 @@ says, or shown inside a page. Whether a host is reached by TLS alone is for its 
 
 BODY_PAUSE_S = 20.0
 """How long a client may take to send the next part of its request."""
+BODY_RATE_BYTES_S = 1_000
+"""How much of a body has to come each second, on the whole, once ``BODY_PAUSE_S`` are over."""
 SEND_TIMEOUT_S = 30.0
 """How long a client may take nothing of an answer that is sent as it is made."""
 DISCARD_LIMIT_BYTES = 64 << 20
@@ -161,7 +163,7 @@ class Call:
         Wait for the whole body.
 
         Raises ``TooLarge`` over *limit_bytes*, ``ClientLeft`` if it never comes, and ``InvalidRequest`` where nothing
-        comes for ``BODY_PAUSE_S``.
+        comes for ``BODY_PAUSE_S``, or less than ``BODY_RATE_BYTES_S``.
         """
         parts = await self.body_parts(limit_bytes)
         return parts[0] if len(parts) == 1 else b"".join(parts)
@@ -177,8 +179,12 @@ class Call:
         self.declared_length(limit_bytes)
         parts: list[bytes] = []
         length = 0
+        loop = asyncio.get_running_loop()
+        began = loop.time()
         while self.more:
-            parts.append(await self._next_part())
+            # Who sends a byte now and then would keep the request open for days.
+            pause_s = began + BODY_PAUSE_S + length / BODY_RATE_BYTES_S - loop.time()
+            parts.append(await self._next_part(min(pause_s, BODY_PAUSE_S)))
             length += len(parts[-1])
             if length > limit_bytes:
                 parts.clear()
@@ -199,15 +205,17 @@ class Call:
         try:
             while self.more and length < DISCARD_LIMIT_BYTES:
                 async with asyncio.timeout_at(min(deadline, loop.time() + DISCARD_PAUSE_S)):
-                    length += len(await self._next_part())
+                    length += len(await self._next_part(BODY_PAUSE_S))
         except TimeoutError:
             return
 
-    async def _next_part(self) -> bytes:
+    async def _next_part(self, pause_s: float) -> bytes:
         try:
-            async with asyncio.timeout(BODY_PAUSE_S):
+            async with asyncio.timeout(pause_s):
                 message = await self.receive()
         except TimeoutError as exc:
+            if pause_s < BODY_PAUSE_S:
+                raise InvalidRequest(f"The body comes too slowly: under {BODY_RATE_BYTES_S} bytes a second.") from exc
             raise InvalidRequest(f"The body stopped arriving: nothing came for {BODY_PAUSE_S:g} s.") from exc
         if message["type"] == "http.disconnect":
             raise ClientLeft

@@ -58,6 +58,24 @@ async def test_body_that_stops_arriving(monkeypatch: pytest.MonkeyPatch) -> None
         await call.body(3)
 
 
+async def test_body_that_comes_byte_by_byte(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that sends a byte now and then is told to hurry; one that is slow but steady enough is not."""
+    monkeypatch.setattr(call_module, "BODY_PAUSE_S", 0.1)
+
+    async def receive() -> Message:
+        await asyncio.sleep(0.01)
+        return part(b"a", more=True)
+
+    call = make_call()
+    call.receive = receive
+    async with asyncio.timeout(5):
+        with pytest.raises(InvalidRequest, match="too slowly"):
+            await call.body(1_000_000)
+        monkeypatch.setattr(call_module, "BODY_RATE_BYTES_S", 10)
+        with pytest.raises(TooLarge):
+            await call.body(50)
+
+
 async def test_client_that_leaves() -> None:
     """A client that leaves in the middle of its body is not answered."""
     call = make_call(part(b"ab", more=True), {"type": "http.disconnect"})
