@@ -26,12 +26,15 @@ from granian.server.embed import Server
 from jarvis_core import log
 from jarvis_core.app import create_app
 from jarvis_core.errors import StartError
-from jarvis_core.process import give_memory_back
+from jarvis_core.process import give_memory_back, raise_open_files_limit
 from jarvis_core.settings import Assignment, Settings, Unit
 from jarvis_core.tls import certificate_of
 
 HEAD_LIMIT_BYTES = 5 << 18
 """Of an HTTP/1 request's head. Over that the server answers 431, without a body, below it we do: 1.25 MiB."""
+CONNECTION_LIMIT = 65_536
+FILES_KEPT = 4_096
+"""Of those that may be open, for all but clients."""
 LINGER_S = 0.5
 """How long clients may take for the rest of their answers, when the time for draining is over."""
 LISTENING_INTERVAL_S = 0.1
@@ -41,6 +44,16 @@ LOOKS = 4
 """A connection on which nothing came for so long is looked at so often; nothing back, and it is closed: after two minutes."""
 INTERRUPTED = 130
 """The exit code of a start that a signal ended."""
+
+
+def connection_limit(open_files: int) -> int:
+    """
+    Return how many clients may be connected where so many files may be open: some are kept for neighbours and database.
+
+    Whoever comes later waits to be accepted, for health too. So what is refused is refused by the limits of requests and
+    sockets, and this is far above them: Granian's own (2,048) is reached by clients that connect and say nothing.
+    """
+    return min(CONNECTION_LIMIT, max(open_files // 2, open_files - FILES_KEPT))
 
 
 def run(settings: Settings, unit: Unit, *, on_ready: Callable[[], None]) -> int:
@@ -111,6 +124,7 @@ async def _serve(settings: Settings, unit: Unit, on_ready: Callable[[], None]) -
         interface=Interfaces.ASGI,
         http=HTTPModes.auto,
         backlog=2_048,
+        backpressure=connection_limit(raise_open_files_limit()),
         http1_settings=HTTP1Settings(max_buffer_size=HEAD_LIMIT_BYTES),
         ssl_cert=files.certificate if files else None,
         ssl_key=files.key if files else None,

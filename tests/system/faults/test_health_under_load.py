@@ -46,8 +46,10 @@ async def test_health_while_everything_hangs(make_server: MakeServer, bridges: F
             client = await stack.enter_async_context(
                 aiohttp.ClientSession(server.url, connector=connector, timeout=timeout)
             )
-            waiting = [asyncio.create_task(ask(client, {"content": f"turn {number}"})) for number in range(TURNS)]
-            waiting += [asyncio.create_task(one) for one in others(client)]
+            asking: list[Coroutine[None, None, object]] = [
+                ask(client, {"content": f"turn {number}"}) for number in range(TURNS)
+            ]
+            waiting = [asyncio.create_task(one) for one in [*asking, *others(client)]]
             try:
                 await eventually(lambda: runs(client, TURNS))
                 refusals: Counter[tuple[int, str]] = Counter()
