@@ -27,10 +27,22 @@ from jarvis_core import __version__, log
 from jarvis_core.credentials import USER_LIMIT_CHARS, is_user
 from jarvis_core.errors import SettingsError, StartError
 from jarvis_core.process import Child, spawn
-from jarvis_core.settings import Assignment, Cache, Neighbours, Secret, Settings, Unit, data_directory, load
+from jarvis_core.settings import (
+    Assignment,
+    Cache,
+    Neighbours,
+    Secret,
+    Settings,
+    Unit,
+    data_directory,
+    load,
+    parse_api_keys,
+)
 
 SPARE_CONNECTIONS = 4
 """Connections of the embedded server beyond the pool's, for people who look into it."""
+SOUND_KEY_CHARS = 16
+"""An API key with fewer characters is warned of."""
 INTERRUPTED = 130
 """The exit code of a start that a signal ended."""
 
@@ -260,6 +272,11 @@ def announce(settings: Settings, remarks: list[str]) -> None:
                 "set JWT_SECRET or API_KEYS, or HOST=127.0.0.1",
                 host=host,
             )
+    short = sorted({user for key, user in parse_api_keys(settings.auth.api_keys).items() if len(key) < SOUND_KEY_CHARS})
+    if short:
+        log.get("jarvis_core").warning(
+            f"API keys of fewer than {SOUND_KEY_CHARS} characters can be guessed (try: openssl rand -hex 20)", of=short
+        )
     content = '{"content": "Bonjour Jarvis, qui es-tu ?"}'
     credentials = "" if credentials_are_open else " -H 'authorization: Bearer …'"
     # A certificate of one's own making is not known to curl.

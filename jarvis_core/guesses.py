@@ -15,7 +15,11 @@ import asyncio
 import time
 from collections.abc import Callable
 
+from jarvis_core import log
 from jarvis_core.errors import RateLimited
+
+logger = log.get(__name__)
+_lines = log.Seldom()
 
 FREE_PER_MINUTE = 100
 STEP_S = 0.1
@@ -58,6 +62,9 @@ class Guesses:
         delay_s = self.delay_s(address)
         if not delay_s:
             return
+        held_back = _lines.held_back("guesses")
+        if held_back is not None:
+            logger.warning("many bad credentials come from one address", address=address, held_back=held_back)
         waiting = self._waiting.get(address, 0)
         if waiting >= WAITING_LIMIT or self._all_waiting >= ALL_WAITING_LIMIT:
             raise RateLimited("Too many credentials were not valid.", retry_after_s=int(LONGEST_WAIT_S))

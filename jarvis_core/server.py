@@ -19,7 +19,7 @@ from pathlib import Path
 import uvloop
 from granian.constants import HTTPModes, Interfaces, SSLProtocols
 from granian.errors import FatalError
-from granian.http import HTTP1Settings
+from granian.http import HTTP1Settings, HTTP2Settings
 from granian.log import LogLevels
 from granian.server.embed import Server
 
@@ -31,7 +31,7 @@ from jarvis_core.settings import Assignment, Settings, Unit
 from jarvis_core.tls import certificate_of
 
 HEAD_LIMIT_BYTES = 5 << 18
-"""Of an HTTP/1 request's head. Over that the server answers 431, without a body, below it we do: 1.25 MiB."""
+"""Of a request's head: 1.25 MiB. Over that Granian answers 431, without a body, below it we do."""
 CONNECTION_LIMIT = 65_536
 FILES_KEPT = 4_096
 """Of those that may be open, for all but clients."""
@@ -126,6 +126,7 @@ async def _serve(settings: Settings, unit: Unit, on_ready: Callable[[], None]) -
         backlog=2_048,
         backpressure=connection_limit(raise_open_files_limit()),
         http1_settings=HTTP1Settings(max_buffer_size=HEAD_LIMIT_BYTES),
+        http2_settings=HTTP2Settings(max_headers_size=HEAD_LIMIT_BYTES),
         ssl_cert=files.certificate if files else None,
         ssl_key=files.key if files else None,
         ssl_protocol_min=SSLProtocols.tls12,

@@ -351,7 +351,8 @@ def _check(settings: Settings) -> None:
     secret = settings.auth.jwt_secret
     if secret is not None and len(secret.reveal().encode()) < 32:
         raise SettingsError("JWT_SECRET: must have at least 32 bytes (try: openssl rand -hex 32)")
-    parse_api_keys(settings.auth.api_keys)
+    if settings.auth.api_keys is not None and not parse_api_keys(settings.auth.api_keys):
+        raise SettingsError("API_KEYS: has no key; leave it unset for a server that is open")
     parse_networks(settings.server.trusted_proxies)
     certificate, key = settings.server.tls_cert_path, settings.server.tls_key_path
     if (certificate is None) != (key is None):

@@ -161,6 +161,14 @@ def test_switches(text: str, on: bool) -> None:
         ("API_KEYS", "nameless"),
         ("API_KEYS", "name:short"),
         ("API_KEYS", ":12345678"),
+        ("API_KEYS", " , "),
+        ("API_KEYS", "ann:12345678,bob:12345678"),
+        ("API_KEYS", "ann:1234567é"),
+        ("API_KEYS", "ann\0:12345678"),
+        ("TRUSTED_PROXIES", "10.0.0.1,proxy"),
+        ("TRUSTED_PROXIES", "10.0.0.0/33"),
+        ("RATE_LIMIT_PER_MINUTE", "-1"),
+        ("USER_CONNECTION_LIMIT", "many"),
     ],
 )
 def test_bad_values_are_named(name: str, value: str) -> None:
