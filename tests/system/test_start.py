@@ -280,10 +280,13 @@ def test_token(run: Run, ttl: str, seconds: int) -> None:
         (["token", "--user", "zoé"], {}),
         (["token", "--user", "zoé", "--ttl", "soon"], {"JWT_SECRET": SECRET}),
         (["token", "--user", "zoé", "--ttl", "0d"], {"JWT_SECRET": SECRET}),
+        (["token", "--user", ""], {"JWT_SECRET": SECRET}),
+        (["token", "--user", "x" * 257], {"JWT_SECRET": SECRET}),
+        (["token", "--user", "a\tb"], {"JWT_SECRET": SECRET}),
     ],
 )
 def test_token_refused(run: Run, arguments: list[str], environment: Mapping[str, str]) -> None:
-    """A token cannot be had without a secret or for a time that is none: one line, exit code 1."""
+    """A token cannot be had without a secret, for a time that is none, or for nobody: one line, exit code 1."""
     refused = run(*arguments, **environment)
     assert (refused.returncode, refused.stdout, len(refused.stderr.splitlines())) == (1, "", 1)
 
