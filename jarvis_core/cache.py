@@ -96,7 +96,8 @@ class LocalCache:
 
     state: State = "disabled"
 
-    def __init__(self) -> None:
+    def __init__(self, limit_bytes: int = LOCAL_LIMIT_BYTES) -> None:
+        self._limit_bytes = limit_bytes
         self._values: OrderedDict[str, tuple[float, bytes]] = OrderedDict()
         self._counts: dict[str, tuple[float, int]] = {}
         self._bytes = 0
@@ -111,12 +112,12 @@ class LocalCache:
 
     async def put(self, key: str, value: bytes, ttl_s: int) -> None:
         """Keep *value*; those that were used least give way."""
-        if len(value) > VALUE_LIMIT_BYTES:
+        if len(value) > min(VALUE_LIMIT_BYTES, self._limit_bytes):
             return
         self._forget(key)
         self._values[key] = (asyncio.get_running_loop().time() + ttl_s, value)
         self._bytes += len(value)
-        while len(self._values) > LOCAL_LIMIT_VALUES or self._bytes > LOCAL_LIMIT_BYTES:
+        while len(self._values) > LOCAL_LIMIT_VALUES or self._bytes > self._limit_bytes:
             self._forget(next(iter(self._values)))
 
     async def increment(self, key: str, ttl_s: int) -> int:

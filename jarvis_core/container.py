@@ -38,6 +38,7 @@ from jarvis_core.services.tokens import TokenMint
 from jarvis_core.services.transport import Transport
 from jarvis_core.settings import Database, Settings, Unit
 from jarvis_core.speech import Synthesizer, Transcriber, Voices
+from jarvis_core.spoken import KeptSpeech
 from jarvis_core.store.conversations import ConversationStore
 from jarvis_core.store.memories import MemoryStore
 from jarvis_core.store.migrations import migrate
@@ -164,7 +165,10 @@ async def open_container(settings: Settings, unit: Unit) -> AsyncIterator[Contai
         if "audio_engine" in neighbours:
             engine = AudioEngine(neighbours["audio_engine"], settings.neighbours)
             stack.push_async_callback(_quietly, "the audio engine", engine.close)
-        voices = Voices(speech, settings.speech)
+        speaker = KeptSpeech(
+            speech, settings.neighbours.python_bridges_url or "", cache, limit_bytes=settings.speech.cache_bytes
+        )
+        voices = Voices(speaker, settings.speech)
         stack.push_async_callback(_quietly, "the voices", voices.close)
         container = Container(
             settings,
@@ -173,7 +177,7 @@ async def open_container(settings: Settings, unit: Unit) -> AsyncIterator[Contai
             conversations=Conversations(ConversationStore(pool), turns),
             memories=memories,
             transcriber=Transcriber(codec, speech, engine, settings.speech),
-            synthesizer=Synthesizer(codec, speech, voices),
+            synthesizer=Synthesizer(codec, speaker, voices),
             voices=voices,
             codec=codec,
             neighbours=neighbours,
@@ -184,6 +188,7 @@ async def open_container(settings: Settings, unit: Unit) -> AsyncIterator[Contai
             limiter=_limiter(settings, cache),
         )
         _describe(container)
+        container.metrics.counter("speech_kept", "Times that speech was not made anew.", lambda: speaker.hits)
         notes = Notes(unit.notes, unit.worker) if unit.notes else None
         if notes is not None:
             container.metrics.others = notes.counts

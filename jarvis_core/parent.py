@@ -25,6 +25,8 @@ logger = log.get(__name__)
 
 RESTART_DELAYS_S = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0)
 """Before a worker that died is started again, for each time that it died young; the last repeats."""
+READY_DELAY_S = 1.0
+"""The longest of them for one that had come to serve."""
 YOUNG_S = 30.0
 CHILDREN_INTERVAL_S = 0.5
 """Between two looks at what else was started."""
@@ -210,6 +212,9 @@ class Parent:
             raise StartError(slot.failure or f"a worker ended with {process.returncode}; the log above may say why")
         slot.deaths = 1 if now - slot.started_at > YOUNG_S else slot.deaths + 1
         delay_s = RESTART_DELAYS_S[min(slot.deaths, len(RESTART_DELAYS_S)) - 1]
+        if slot.ready:
+            # It can start, so the next one serves at least for a while.
+            delay_s = min(delay_s, READY_DELAY_S)
         slot.restart_at = now + delay_s
         logger.error(
             "a worker died and is started again",

@@ -153,6 +153,8 @@ class Speech(Struct, frozen=True, forbid_unknown_fields=True):
         256 << 20
     )
     """Most bytes of recorded audio that are worked on at a time; more is refused as overload."""
+    cache_bytes: Annotated[int, Meta(ge=0, le=1 << 40, extra={"env": "SPEECH_CACHE_BYTES"})] = 16 << 20
+    """Most bytes of spoken audio that are kept for the same words again; 0 keeps none, in Redis neither."""
 
 
 class Memory(Struct, frozen=True, forbid_unknown_fields=True):

@@ -33,7 +33,7 @@ LAYERS = (
     ("app",),
     ("container",),
     ("handlers",),
-    ("turn", "turn_log", "conversation", "memory", "speech", "narration", "presence", "elsewhere", "notes"),
+    ("turn", "turn_log", "conversation", "memory", "speech", "spoken", "narration", "presence", "elsewhere", "notes"),
     ("services", "store", "cache", "local", "codec"),
     ("credentials", "guesses", "metrics", "rate_limit", "sentences", "workers", "parent"),
     ("models", "errors", "settings", "log", "process", "folding", "tls"),

@@ -28,7 +28,7 @@ from tests.system.server import Process, Server, free_port
 
 WORKERS = 2
 PASSWORD = "a password for one run"
-FIND_S = 20.0
+FIND_S = 40.0
 _numbers = iter(range(1, 64))
 
 

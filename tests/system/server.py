@@ -51,7 +51,7 @@ class Server:
     """
     The product as its user runs it, on a free port of 127.0.0.1.
 
-    *environment* is all that it gets besides PATH, HOME, HOST and PORT. All methods block; use ``asyncio.to_thread``
+    *environment* is all that it gets besides PATH, HOME, HOST, PORT and SPEECH_CACHE_BYTES. All methods block; use ``asyncio.to_thread``
     where the test's own loop has to answer the server meanwhile.
     """
 
@@ -70,6 +70,8 @@ class Server:
             "HOME": str(directory),
             "HOST": "127.0.0.1",
             "PORT": str(self.port),
+            # Tests say the same words again and again, to neighbours that fail in ever other ways.
+            "SPEECH_CACHE_BYTES": "0",
             **environment,
         }
         self._arguments = [*interpreter, "-m", "jarvis_core", *arguments]

@@ -16,7 +16,7 @@ from tests.handlers.events import iterate_events, read_events
 from tests.system.conftest import MakeServer
 from tests.system.server import Process, Server, processes_naming, wait_gone
 
-REPLACED_S = 15.0
+REPLACED_S = 40.0
 
 
 def start_all(server: Server) -> None:
@@ -89,7 +89,7 @@ async def test_workers_live_and_die(make_server: MakeServer, bridges: FakeBridge
         for response in responses:
             events = [event async for event in iterate_events(response)]
             assert events[-1].data["response"]["status"] == "completed"
-    assert await asyncio.to_thread(server.wait) == 0
+    assert await asyncio.to_thread(server.wait, 40) == 0
     assert wait_gone(family) == set()
     assert processes_naming(data_directory) == set()
     assert "Traceback" not in server.stderr
@@ -143,7 +143,7 @@ async def test_parent_is_killed(make_server: MakeServer, bridges: FakeBridges, d
         assert server.running
         started = time.monotonic()
         server.signal(signal.SIGTERM)
-        assert await asyncio.to_thread(server.wait) == 0
+        assert await asyncio.to_thread(server.wait, 40) == 0
         assert time.monotonic() - started < 5
         events = [event async for event in iterate_events(response)]
         assert events[-1].data["response"]["status"] == "incomplete"
