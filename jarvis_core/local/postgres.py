@@ -24,6 +24,7 @@ from jarvis_core.local.cluster import (
     ROLE,
     ROOT_UID,
     Installation,
+    check_user,
     cluster_exists,
     cluster_user,
     complaint,
@@ -152,6 +153,8 @@ class EmbeddedPostgres:
             self._lock.release()
 
     def _start(self) -> str:
+        # First: whom PostgreSQL refuses may also not open the data directory, and mending that would be of no use.
+        check_user()
         _make_directory(self._data_dir)
         self._lock.acquire()
         user = cluster_user(self._cluster)

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from jarvis_core.local import launcher
 from jarvis_core.local.catalogue import CATALOGUE
 from jarvis_core.local.launcher import LocalBridges
 from jarvis_core.local.weights import ensure
+from tests.system.server import free_port
 
 CACHE = Path(__file__).parents[2] / ".cache" / "models"
 CONTEXT_TOKENS = 256
@@ -450,3 +452,36 @@ def test_an_old_processor_is_a_start_error(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     with pytest.raises(StartError, match="needs a processor with AVX2"):
         LocalBridges(tmp_path, "none").start()
+
+
+@pytest.mark.model
+def test_alone_it_fetches_what_the_catalogue_names(model: Path) -> None:
+    """Started by itself, as in a container, it takes names of the catalogue and listens where it is told."""
+    port = free_port()
+    command = [sys.executable, "-m", "jarvis_core.local.bridges", "--host", "0.0.0.0", "--port", str(port)]
+    with subprocess.Popen([*command, "--weights", str(CACHE), "--model", "smollm2-135m"]) as process:
+        try:
+            # Only what listens on every address is reached at this one.
+            address = f"http://127.0.0.2:{port}/api/llm/models"
+            wait_until(lambda: fetched(address) == {"models": ["smollm2-135m"]})
+        finally:
+            process.terminate()
+        assert process.wait(PATIENCE_S) == -signal.SIGTERM
+
+
+def test_alone_it_says_in_one_line_what_cannot_be_had(tmp_path: Path) -> None:
+    """A model that is neither in the catalogue nor on the disk ends it with 1 and one line."""
+    command = [sys.executable, "-m", "jarvis_core.local.bridges", "--weights", str(tmp_path), "--stt", "whisper-huge"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert done.returncode == 1
+    assert done.stderr.startswith("jarvis bridges: LOCAL_STT_MODEL=whisper-huge is neither ")
+    assert done.stderr.count("\n") == 1
+
+
+def fetched(address: str) -> object:
+    """Return the JSON at *address*, None while nobody answers."""
+    try:
+        with urllib.request.urlopen(address, timeout=PATIENCE_S) as answer:  # noqa: S310 - loopback's
+            return json.loads(answer.read())
+    except OSError:
+        return None

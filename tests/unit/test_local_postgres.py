@@ -479,6 +479,15 @@ def test_an_unlisted_user_is_refused(home: Path, start_parent: Callable[..., Par
 
 
 @needs_root
+def test_an_unlisted_user_is_told_before_anything_is_opened(
+    data_dir: Path, start_parent: Callable[..., Parent]
+) -> None:
+    """Whom PostgreSQL refuses anyway is told that, and not to mend what keeps them from the data directory."""
+    parent = start_parent(data_dir, UNLISTED_UID)
+    assert "not in /etc/passwd" in parent.answer
+
+
+@needs_root
 def test_another_users_cluster_is_refused(data_dir: Path, start_parent: Callable[..., Parent]) -> None:
     """A plain user is told whose the cluster is."""
     data_dir.chmod(0o777)
