@@ -1,6 +1,6 @@
 # Jarvis Core: `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help install run test check fuzz perf lock clean FORCE
+.PHONY: help install run test check fuzz perf image lock clean FORCE
 
 PYTHON ?= python3
 VENV := .venv
@@ -58,9 +58,14 @@ fuzz: install ## send every route and the WebSocket 12,000 requests that nobody 
 perf: install ## measure speed and memory against the aims; writes perf/RESULTS.md
 	$(RUN) -m perf
 
+image: install ## build the container image and check it, with docker, podman or buildah
+	$(RUN) -m tests.image
+
 # uv resolves for every platform at once, which pip cannot.
 UV := .cache/lock/bin/python -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
   --no-emit-find-links --no-header --no-emit-index-url
+# The images have the versions that were tested.
+AS_LOCKED := --no-annotate -c config/requirements.lock
 
 lock: install ## pin the newest versions that pyproject.toml allows
 	@$(RUN) -m venv .cache/lock
@@ -68,6 +73,8 @@ lock: install ## pin the newest versions that pyproject.toml allows
 	$(UV) --extra local --extra dev pyproject.toml config/build.in -o config/requirements.lock
 	$(UV) --group audit -o config/audit.lock
 	$(UV) --group fuzz -o config/fuzz.lock
+	$(UV) $(AS_LOCKED) --extra embedded pyproject.toml config/image.in -o config/image.lock
+	$(UV) $(AS_LOCKED) --extra local pyproject.toml config/image.in -o config/image-local.lock
 
 clean: ## remove what make made here (never the assistant's data)
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache
