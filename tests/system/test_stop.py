@@ -19,8 +19,8 @@ from tests.system.server import Server
 TRANSCRIBE = "/api/voice/transcribe"
 SYNTHESIZE = "/api/voice/synthesize"
 DRAIN_S = 0.7
-SLACK_S = 1.5
-"""About a second after the drain time, on a machine with other work."""
+SLACK_S = 4.0
+"""About a second after the drain time, and more on a machine with much other work."""
 STORY = ("Une phrase parmi d'autres. " * 185).strip()
 
 
