@@ -8,6 +8,9 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --quiet --quiet --disable-pip-version-check --no-input
 
+# Most tests wait for something: two processes take half the time on two cores.
+TEST_WORKERS ?= 2
+
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
@@ -42,7 +45,7 @@ run: install ## start the assistant on http://localhost:8100, with everything it
 	@exec $(RUN) -m jarvis_core
 
 test: install ## run every test against real servers
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n $(TEST_WORKERS) --dist loadfile
 
 check: install ## formatting, lint, types, architecture, dependency audit: what CI runs first
 	$(RUN) -m ruff format --check .

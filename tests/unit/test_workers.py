@@ -268,11 +268,11 @@ async def test_time_begins_with_the_turn(make_workers: MakeWorkers, hold: Callab
     """A request that has waited for its turn has all of its time from then on."""
     workers = make_workers()
     first = hold(workers)
-    second = hold(workers, 0.4)
-    await asyncio.sleep(0.25)
+    second = hold(workers, 1.2)
+    await asyncio.sleep(0.7)
     first.release()
     await first.task
-    await asyncio.sleep(0.25)
+    await asyncio.sleep(0.7)
     second.release()
     assert (await second.task)[1] == 2
 

@@ -59,13 +59,13 @@ async def test_nothing_was_told(ann: Api, embeddings: FakeBridges) -> None:
     """The turn of a user who keeps nothing, or nothing any more, does not have its question embedded."""
     embeddings.forget()
     await ann.say(ASKED)
-    assert not embedded_texts(embeddings)
+    assert ASKED not in [text for text, _ in embedded_texts(embeddings)]
     cat = await add(ann, CAT)
     assert (await ann.say(ASKED))["memories"] == [cat["id"]]
     await ann.ask("DELETE", f"/api/memory/entry/{cat['id']}")
     embeddings.forget()
     await ann.say(ASKED)
-    assert not embedded_texts(embeddings)
+    assert ASKED not in [text for text, _ in embedded_texts(embeddings)]
 
 
 async def test_without_memory(ann: Api, embeddings: FakeBridges) -> None:
