@@ -18,6 +18,7 @@ import numpy as np
 import uvloop
 
 from jarvis_core.folding import fingerprint, terms_of
+from jarvis_core.memory import UNRELATED
 from jarvis_core.models import Embedding, new_id
 from jarvis_core.store.memories import MemoryStore, NewMemory
 from perf import memory_corpus, memory_heldout
@@ -67,6 +68,8 @@ def memory_quality(data: Path, _rounds: int) -> list[Row]:
 async def _measure(conninfo: str, model: Model | None) -> dict[str, Results]:
     measured: dict[str, Results] = {}
     async with opened(conninfo) as (_, store):
+        if model is not None:
+            await _set_baselines(store, model)
         for name, people in SETS.items():
             results = measured[name] = {}
             for person in people():
@@ -74,11 +77,26 @@ async def _measure(conninfo: str, model: Model | None) -> dict[str, Results]:
                 queries = None if model is None else np.stack([model.query(one.text) for one in person.questions])
                 await _ask_all(store, f"{person.name}, {name}", person, results, "", passages, queries)
                 if passages is not None and queries is not None:
-                    weak = np.random.default_rng(5).normal(size=(passages.shape[1], WEAK_DIMENSION)).astype(np.float32)
+                    weak = _weak(passages.shape[1])
                     await _ask_all(
                         store, f"{person.name}, {name}, weak", person, results, WEAK, passages @ weak, queries @ weak
                     )
     return measured
+
+
+def _weak(dimension: int) -> Floats:
+    return np.random.default_rng(5).normal(size=(dimension, WEAK_DIMENSION)).astype(np.float32)
+
+
+async def _set_baselines(store: MemoryStore, model: Model) -> None:
+    """Tell the store what the assistant tells it of a model before it is used: how near is what has nothing in common."""
+    questions = np.stack([model.query(question) for question, _ in UNRELATED])
+    statements = np.stack([model.passage(statement) for _, statement in UNRELATED])
+    weak = _weak(questions.shape[1])
+    for prefix, left, right in (("", questions, statements), (WEAK, questions @ weak, statements @ weak)):
+        left, right = (part / np.linalg.norm(part, axis=1, keepdims=True) for part in (left, right))
+        cosines = left @ right.T
+        await store.set_baseline(f"{prefix}e5", left.shape[1], float(cosines.mean()), float(cosines.std()))
 
 
 async def _ask_all(
