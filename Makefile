@@ -1,6 +1,6 @@
 # Jarvis Core: `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help install run test check fuzz perf image lock clean FORCE
+.PHONY: help install run test check fuzz perf profile image lock clean FORCE
 
 PYTHON ?= python3
 VENV := .venv
@@ -58,8 +58,21 @@ FUZZ_CASES ?= 12000
 fuzz: install ## send every route and the WebSocket 12,000 requests that nobody would make (FUZZ_CASES)
 	FUZZ_CASES=$(FUZZ_CASES) $(RUN) -m pytest tests/fuzz
 
-perf: install ## measure speed and memory against the aims; writes perf/RESULTS.md
+# What is compared with and what profiles, each in an environment of its own; without one, its rows say so.
+.cache/perf/peers/.installed: config/perf.lock
+.cache/perf/gateway/.installed: config/perf-gateway.lock
+.cache/perf/%/.installed: | install
+	@echo 'installing the pinned packages into $(@D) ...'
+	@$(RUN) -m venv --clear $(@D)
+	@$(@D)/bin/python -m pip --quiet --quiet --disable-pip-version-check --no-input install --require-hashes --no-deps -r $<
+	@touch $@
+
+perf: install ## measure speed and memory against the aims and the peers; writes perf/RESULTS.md
+	-@$(MAKE) --no-print-directory --keep-going .cache/perf/peers/.installed .cache/perf/gateway/.installed
 	$(RUN) -m perf
+
+profile: install .cache/perf/peers/.installed ## where the time goes, as a flame graph: make profile SCENARIO=chat
+	$(RUN) -m perf.profile $(SCENARIO)
 
 image: install ## build the container image and check it, with docker, podman or buildah
 	$(RUN) -m tests.image
@@ -78,6 +91,8 @@ lock: install ## pin the newest versions that pyproject.toml allows
 	$(UV) --group fuzz -o config/fuzz.lock
 	$(UV) $(AS_LOCKED) --extra embedded pyproject.toml config/image.in -o config/image.lock
 	$(UV) $(AS_LOCKED) --extra local pyproject.toml config/image.in -o config/image-local.lock
+	$(UV) --group perf -o config/perf.lock
+	$(UV) --group perf-gateway -o config/perf-gateway.lock
 
 clean: ## remove what make made here (never the assistant's data)
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache

@@ -32,9 +32,8 @@ from jarvis_core.settings import Neighbours, Speech
 from jarvis_core.speech import CLIP_LIMIT_BYTES, CLIP_LIMIT_S, Synthesizer, Transcriber, Voices
 from perf.load import Latencies, repeat, request
 from perf.processes import Process, bridges, core, free_port
+from perf.report import Row
 from tests.fakes.python_bridges import BridgesMode, FakeBridges
-
-Row = tuple[str, str, str]
 
 CLIP = Path(__file__).parent.parent / "tests" / "fixtures" / "audio" / "fx16k_en_1.wav"
 PIECE_BYTES = 16 << 10

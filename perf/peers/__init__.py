@@ -1,0 +1,1 @@
+"""What the core is compared with: small applications that do the same work otherwise, or none."""
