@@ -1,6 +1,6 @@
 # Jarvis Core: `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help install run test check fuzz perf profile image lock clean FORCE
+.PHONY: help install run test check fuzz faults perf profile image lock clean FORCE
 
 PYTHON ?= python3
 VENV := .venv
@@ -57,6 +57,9 @@ check: install ## formatting, lint, types, architecture, dependency audit: what 
 FUZZ_CASES ?= 12000
 fuzz: install ## send every route and the WebSocket 12,000 requests that nobody would make (FUZZ_CASES)
 	FUZZ_CASES=$(FUZZ_CASES) $(RUN) -m pytest tests/fuzz
+
+faults: install ## a minute of failing neighbours and 50 kills against the real server, with its books kept
+	FAULTS_LOAD_S=60 FAULTS_KILLS=50 FAULTS_WAYS="refused silent" $(RUN) -m pytest -s tests/system/faults
 
 # What is compared with and what profiles, each in an environment of its own; without one, its rows say so.
 .cache/perf/peers/.installed: config/perf.lock

@@ -46,6 +46,8 @@ CUT_SHORT: dict[str, type[RequestError]] = {
 """What a stream that ends so has failed with, where it brought no text."""
 STORE_RETRY_DELAYS_S = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0)
 """Waits between attempts to store an end; the last repeats for as long as the process lives."""
+LATE_ENDS_S = 1.0
+"""How long a stop waits at least for ends that could not be stored; the next start ends these turns as they were saved."""
 PATIENT_ATTEMPTS = 3
 """After so many failed attempts readers are told that the end could not be stored yet."""
 TOKENS_LIMIT = 2**31 - 1
@@ -304,22 +306,25 @@ class Turns:
         """
         End all running turns: they get *drain_timeout_s* to end by themselves, then are stored as ``incomplete``.
 
-        Also waits for ends that could not be stored yet, at most as long again.
+        Ends that could not be stored yet get what is left of that time, at least ``LATE_ENDS_S``.
         """
         self._closing = True
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + drain_timeout_s
         if self._starting:
             await asyncio.wait(self._starting)  # each is bounded by the store's own deadline
         tasks = [production.task for production in self._running.values() if production.task is not None]
         if tasks:
             await asyncio.wait(tasks, timeout=drain_timeout_s)
-        for turn in [production.turn for production in self._running.values()]:
-            await self.stop(turn, Status.INCOMPLETE, "server_stopped")
+        turns = [production.turn for production in self._running.values()]
+        # All at once: each waits for its end to be stored, or for that to fail.
+        await asyncio.gather(*(self.stop(turn, Status.INCOMPLETE, "server_stopped") for turn in turns))
         if self._checkpoint_timer is not None:
             self._checkpoint_timer.cancel()
         if self._checkpoint_task is not None:
             await asyncio.wait([self._checkpoint_task])
         if self._late_ends:
-            _, late = await asyncio.wait(self._late_ends, timeout=drain_timeout_s)
+            _, late = await asyncio.wait(self._late_ends, timeout=max(deadline - loop.time(), LATE_ENDS_S))
             for task in late:
                 task.cancel()
 

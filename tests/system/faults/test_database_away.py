@@ -22,6 +22,7 @@ from tests.handlers.conftest import assert_no_defect
 from tests.handlers.events import Event, iterate_events, read_events, text_of
 from tests.handlers.realtime_client import open_socket
 from tests.handlers.shown import eventually, history, state_of
+from tests.system.faults.dose import WAYS
 from tests.system.server import Server
 
 DB_TIMEOUT_S = 0.5
@@ -137,7 +138,7 @@ async def is_ready(client: aiohttp.ClientSession) -> bool:
         return response.status == 200
 
 
-@pytest.mark.parametrize("how", ["refused", "silent"])
+@pytest.mark.parametrize("how", WAYS)
 async def test_database_away_and_back(server: Server, relay: DatabaseRelay, bridges: FakeBridges, how: str) -> None:
     """
     Without its database every route that needs it answers 503 in time, the others go on, and running turns are told.

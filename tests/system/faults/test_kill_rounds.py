@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import random
-import secrets
 import statistics
 import time
 from pathlib import Path
@@ -19,12 +17,10 @@ from tests.fakes.python_bridges import BridgesMode, FakeBridges
 from tests.system.conftest import MakeServer
 from tests.system.faults.audit import Audit, count_running
 from tests.system.faults.clients import TALKERS, run_clients
+from tests.system.faults.dose import KILLS, SEED
 from tests.system.faults.ledger import Calls, Ledger, answer_to, asked_of_bridges
 from tests.system.server import wait_gone
 
-ROUNDS = int(os.environ.get("FAULTS_KILLS", "3"))
-"""50 by ``make faults``."""
-SEED = int(os.environ.get("FAULTS_SEED", "0")) or secrets.randbelow(1 << 31)
 CHECKPOINT_S = 1.0
 SLACK_S = 0.6
 """For a checkpoint to be stored, on a machine with other work."""
@@ -61,7 +57,7 @@ async def test_kill_under_load(
     Answers that were being streamed keep what had arrived up to a second before; a request under a key that had no
     answer gets the one that it began, and no second one.
     """
-    print(f"\nFAULTS_SEED={SEED}, {ROUNDS if embedded else 1} rounds")  # noqa: T201 - shown where the test fails
+    print(f"\nFAULTS_SEED={SEED}, {KILLS if embedded else 1} rounds")  # noqa: T201 - shown where the test fails
     caplog.set_level(logging.CRITICAL, "aiohttp.server")  # the fake's own: of connections that were left
     dice = random.Random(SEED + embedded)
     bridges.mode = BridgesMode(shape="ndjson", delta_delay_s=0.02)
@@ -72,7 +68,7 @@ async def test_kill_under_load(
     wrong: list[str] = []
     starts_s = []
     cut = kept = messages = 0
-    for number in range(ROUNDS if embedded else 1):
+    for number in range(KILLS if embedded else 1):
         ledger = Ledger(mortal=True)
         bridges.forget()
         load = asyncio.create_task(run_clients(TALKERS, server.url, ledger, dice, 60))

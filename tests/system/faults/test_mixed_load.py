@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import random
-import secrets
 import time
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -25,15 +23,13 @@ from tests.handlers.conftest import assert_no_defect
 from tests.handlers.shown import gauge, open_files
 from tests.system.faults.audit import Audit, count_running, wait_settled
 from tests.system.faults.clients import EVERYBODY, run_clients
+from tests.system.faults.dose import LOAD_S, SEED
 from tests.system.faults.ledger import Calls, Ledger, answer_to, asked_of_bridges, asked_of_model_server
 from tests.system.faults.weather import Weather
 from tests.system.server import Server
 
-LOAD_S = float(os.environ.get("FAULTS_LOAD_S", "4"))
-"""How long the load goes on; 60 by ``make faults``."""
 WARM_UP_S = min(LOAD_S / 2, 10.0)
 FLOOD_S = 0.5
-SEED = int(os.environ.get("FAULTS_SEED", "0")) or secrets.randbelow(1 << 31)
 MEMORY_GROWTH = 1.10
 """How much more memory there may be afterwards than after the warm-up."""
 DATABASE_CONNECTIONS = 8
