@@ -18,7 +18,7 @@ from jarvis_core.codec.client import Codec
 from jarvis_core.conversation import Conversations
 from jarvis_core.credentials import Credentials
 from jarvis_core.elsewhere import Elsewhere
-from jarvis_core.errors import RequestError, StartError, Unavailable
+from jarvis_core.errors import RequestError, StartError
 from jarvis_core.memory import Memories
 from jarvis_core.metrics import Metrics
 from jarvis_core.models import Embedder, LanguageModel, new_id
@@ -51,7 +51,7 @@ logger = log.get(__name__)
 
 START_DEADLINE_S = 30.0
 """How long a start waits for a database that is starting too."""
-DATABASE_PROBE_INTERVAL_S = 1.0
+HOUSEKEEPING_INTERVAL_S = 1.0
 NOTES_INTERVAL_S = 1.0
 FORGET_INTERVAL_S = 3_600.0
 CODEC_PROCESSES_LIMIT = 4
@@ -239,12 +239,11 @@ async def _open_database(settings: Database, conninfo: str) -> Pool:
     loop = asyncio.get_running_loop()
     deadline = loop.time() + START_DEADLINE_S
     while True:
-        # A pool that could not be opened cannot be opened again: each attempt has its own.
         pool = Pool(settings, conninfo)
         try:
             await pool.open()
             await migrate(pool)
-        except Unavailable as exc:
+        except RequestError as exc:
             await pool.close()
             if loop.time() >= deadline:
                 cause = str(exc.__cause__).strip().partition("\n")[0]
@@ -287,17 +286,11 @@ async def _open_cache(settings: Settings, worker_id: str, stack: AsyncExitStack)
 
 
 async def _keep_house(container: Container, turn_store: TurnStore) -> None:
-    """
-    Ask the parts how they are, and forget what is out of date.
-
-    The database is asked every second while it is away, the neighbours scarcely.
-    """
+    """Ask the neighbours how they are, scarcely, and forget what is out of date."""
     loop = asyncio.get_running_loop()
     probed_at = forget_at = -1e9
     while True:
-        if not container.pool.healthy:
-            await container.pool.ping()
-        else:
+        if container.pool.healthy:
             with contextlib.suppress(RequestError):
                 await turn_store.settle_doubts()
         if loop.time() - probed_at >= container.settings.neighbours.probe_interval_s:
@@ -309,7 +302,7 @@ async def _keep_house(container: Container, turn_store: TurnStore) -> None:
             forget_at = loop.time() + FORGET_INTERVAL_S
             with contextlib.suppress(RequestError):
                 await turn_store.forget_keys()
-        await asyncio.sleep(DATABASE_PROBE_INTERVAL_S)
+        await asyncio.sleep(HOUSEKEEPING_INTERVAL_S)
 
 
 async def _keep_notes(container: Container, notes: Notes) -> None:
@@ -329,6 +322,7 @@ async def _keep_notes(container: Container, notes: Notes) -> None:
 
 def _describe(container: Container) -> None:
     container.metrics.gauge("turns_running", "Turns that run here.", lambda: container.turns.running)
+    container.metrics.gauge("database_losses", "How often the database has gone away.", lambda: container.pool.losses)
     container.metrics.gauge("codec_processes", "Processes of the audio codec.", lambda: container.codec.processes)
     container.metrics.gauge("tasks", "Tasks on the event loop.", lambda: len(asyncio.all_tasks()))
 

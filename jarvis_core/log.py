@@ -40,6 +40,7 @@ QUIET = {
     "_granian": logging.WARNING,
     "asyncio": logging.WARNING,
     "psycopg": logging.WARNING,
+    "psycopg.pool": logging.ERROR,
 }
 """Packages whose own chatter starts one level higher than asked, unless a filter names them."""
 
@@ -119,7 +120,8 @@ def set_up(settings: Log) -> None:
     root.handlers[:] = [handler]
     root.setLevel(general)
     for name in QUIET.keys() | packages.keys():
-        logging.getLogger(name).setLevel(packages.get(name, max(general, QUIET.get(name, general))))
+        quiet = max(general, QUIET.get(name, general))
+        logging.getLogger(name).setLevel(packages.get(name, packages.get(name.partition(".")[0], quiet)))
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,

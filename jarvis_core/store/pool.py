@@ -7,34 +7,46 @@ Matched by class and SQLSTATE (https://www.postgresql.org/docs/current/errcodes-
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
-import select
-import socket
-from collections.abc import AsyncIterator, Mapping, Sequence
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 import psycopg.conninfo
-import psycopg_pool
 from psycopg.rows import TupleRow
 
 from jarvis_core import log
-from jarvis_core.errors import Overloaded, RequestError, Unavailable
+from jarvis_core.errors import DeadlineExceeded, Overloaded, RequestError, Unavailable
 from jarvis_core.settings import Database
+from jarvis_core.store.availability import Availability, Away
+from jarvis_core.store.connections import Connection, Connections, KeptWaiting
 
 logger = log.get(__name__)
+_seldom = log.Seldom()
 
+T = TypeVar("T")
 Parameters = Sequence[Any] | Mapping[str, Any]
 
 RETRY_AFTER_S = 2
-WAITING_LIMIT = 1_000
-"""More requests than this do not wait for a connection: they are refused at once."""
 GRACE_S = 1.0
 """How much longer than a statement may run the server has to say that it has stopped it."""
+REPEAT_DELAYS_S = (0.02, 0.1)
+"""Before a statement that the database undid for another's sake is repeated, about."""
 
-AWAY = (psycopg_pool.PoolTimeout, psycopg_pool.PoolClosed, psycopg.OperationalError, psycopg.InterfaceError)
+LOST = {"57P01", "57P02", "57P03", "57P04", "57P05", "25P03"}
+"""The server ends the session, and says why. So does class 08."""
+UNDONE = {"40001", "40P01"}
+LATE = {"57014", "25P04"}
+READ_ONLY = "25006"
+UNABLE = {"53100"}
+"""The disk is full. So is class 58: it cannot be read or written."""
+BUSY = {"55P03", "55006"}
+"""What is asked for is locked. So is class 53: memory, connections, whatever is short."""
+
+
+class Undone(Overloaded):
+    """The database undid the whole transaction for another's sake: repeating it is safe, and makes sense."""
 
 
 class Pool:
@@ -42,38 +54,23 @@ class Pool:
     A bounded pool of connections to one database.
 
     At most ``max_connections`` are open; who comes later waits for at most ``timeout_s``, as does every statement.
-    Who waits longer, or would be more than the ``WAITING_LIMIT``-th, gets ``Overloaded`` where the database is only busy.
+    Whatever is asked raises ``Unavailable`` while the database is away, at once; ``Overloaded`` where it is only busy;
+    ``DeadlineExceeded`` for a statement that it did not finish in time. Other errors of the driver are defects.
     """
 
     def __init__(self, settings: Database, conninfo: str) -> None:
         self._timeout_s = settings.timeout_s
-        self._conninfo = conninfo
-        # The queue is here and not the driver's: its own leaves a cycle of some 40 objects behind for each who stopped
-        # waiting (psycopg-pool 3.3), and cannot tell a busy database from one that is away.
-        self._free = asyncio.Semaphore(settings.max_connections)
-        self._waiting = 0
-        self._pool = psycopg_pool.AsyncConnectionPool(
-            conninfo,
-            min_size=1,
-            max_size=settings.max_connections,
-            timeout=settings.timeout_s,
-            # Its own 300 s double the wait after each failure: a database that was away for long would be missed for
-            # as long again. After this it is the next request that tries.
-            reconnect_timeout=settings.timeout_s,
-            open=False,
-            check=self._check,
-            name="jarvis-core",
-            num_workers=1,
-            kwargs={
-                "autocommit": True,
-                "prepare_threshold": 1,
-                "connect_timeout": max(1, round(settings.timeout_s)),
-                "application_name": "jarvis-core",
-                "options": f"-c timezone=UTC -c statement_timeout={round(settings.timeout_s * 1_000)}",
-            },
-        )
-        self.healthy = False
-        """Whether the last attempt to use the database succeeded."""
+        self._availability = Availability(settings, conninfo)
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the database can be used, as far as is known."""
+        return self._availability.healthy
+
+    @property
+    def losses(self) -> int:
+        """How often the database has gone away."""
+        return self._availability.losses
 
     @staticmethod
     def check_address(conninfo: str) -> None:
@@ -85,30 +82,47 @@ class Pool:
             raise ValueError("must be a postgresql:// address or a libpq conninfo string") from exc
 
     async def open(self) -> None:
-        """Connect; raises ``Unavailable`` when the database does not answer within the deadline."""
-        with _translated(self):
-            await self._pool.open(wait=True, timeout=self._timeout_s)
+        """
+        Connect; raises ``Unavailable`` when the database does not answer within the deadline.
+
+        May be tried again.
+        """
+        try:
+            await self._availability.open()
+        except Away as exc:
+            raise _away() from exc.__cause__
 
     async def close(self) -> None:
-        """Close every connection, waiting at most the deadline for those in use."""
-        await self._pool.close(timeout=self._timeout_s)
+        """Close every connection, those in use when they are given back."""
+        await self._availability.close()
 
     async def fetch_all(self, statement: str, parameters: Parameters = ()) -> list[TupleRow]:
         """Run one statement in a transaction of its own and return its rows."""
-        async with self._lend() as connection:
-            cursor = await connection.execute(statement, parameters)
-            return await cursor.fetchall()
 
-    async def fetch_one(self, statement: str, parameters: Parameters = ()) -> TupleRow | None:
-        """Run one statement in a transaction of its own and return its first row, if any."""
-        async with self._lend() as connection:
-            cursor = await connection.execute(statement, parameters)
-            return await cursor.fetchone()
+        async def run(connection: Connection) -> list[TupleRow]:
+            return await (await connection.execute(statement, parameters)).fetchall()
+
+        return await self._run(run)
+
+    async def fetch_one(self, statement: str, parameters: Parameters = (), *, patient: bool = False) -> TupleRow | None:
+        """
+        Run one statement in a transaction of its own and return its first row, if any.
+
+        A *patient* one waits for a database that has just gone away, for a few seconds.
+        """
+
+        async def run(connection: Connection) -> TupleRow | None:
+            return await (await connection.execute(statement, parameters)).fetchone()
+
+        return await self._run(run, patient=patient)
 
     async def execute(self, statement: str, parameters: Parameters = ()) -> None:
         """Run one statement in a transaction of its own."""
-        async with self._lend() as connection:
+
+        async def run(connection: Connection) -> None:
             await connection.execute(statement, parameters)
+
+        await self._run(run)
 
     async def fetch_in_one_trip(self, statements: Sequence[tuple[str, Parameters]]) -> list[list[TupleRow]]:
         """
@@ -116,12 +130,15 @@ class Pool:
 
         Each sees what those before it wrote, and what others had committed when it began.
         """
-        async with self._lend() as connection:
+
+        async def run(connection: Connection) -> list[list[TupleRow]]:
             # Without a sync between them they are one transaction:
             # https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-FLOW-PIPELINING
             async with connection.pipeline():
                 cursors = [await connection.execute(statement, parameters) for statement, parameters in statements]
             return [await cursor.fetchall() if cursor.description else [] for cursor in cursors]
+
+        return await self._run(run)
 
     @asynccontextmanager
     async def unhurried(self) -> AsyncIterator[psycopg.AsyncConnection[TupleRow]]:
@@ -144,94 +161,81 @@ class Pool:
         async with self._lend(unhurried=unhurried) as connection, connection.transaction():
             yield connection
 
-    async def ping(self) -> bool:
-        """Whether the database answers, learnt by asking it; waits at most as long as a query may."""
-        with contextlib.suppress(RequestError):  # noted when it was translated
-            await self.fetch_one("select 1")
-        return self.healthy
+    async def _run(self, run: Callable[[Connection], Awaitable[T]], *, patient: bool = False) -> T:
+        """Run a whole transaction, again when the database undid it for another's sake."""
+        for delay_s in REPEAT_DELAYS_S:
+            try:
+                async with self._lend(patient=patient) as connection:
+                    return await run(connection)
+            except Undone:
+                await asyncio.sleep(delay_s * random.uniform(0.5, 1.5))  # noqa: S311 - nothing to guess
+        async with self._lend(patient=patient) as connection:
+            return await run(connection)
 
     @asynccontextmanager
-    async def _lend(self, *, unhurried: bool = False) -> AsyncIterator[psycopg.AsyncConnection[TupleRow]]:
-        await self._take_turn()
+    async def _lend(self, *, unhurried: bool = False, patient: bool = False) -> AsyncIterator[Connection]:
+        connections, connection = await self._borrow(patient=patient)
+        timer = None
+        if unhurried:
+            connections.unhurried.add(connection)
+        else:
+            # The server stops what takes too long; one that does not answer at all is given up here.
+            timer = asyncio.get_running_loop().call_later(self._timeout_s + GRACE_S, connection.break_off)
         try:
-            with _translated(self):
-                async with self._pool.connection() as connection:
-                    if unhurried:
-                        yield connection
-                        return
-                    # The server stops what takes too long; one that does not answer at all is given up here.
-                    timer = asyncio.get_running_loop().call_later(self._timeout_s + GRACE_S, _break_off, connection)
-                    try:
-                        yield connection
-                    finally:
-                        timer.cancel()
+            yield connection
+        except psycopg.Error as exc:
+            error = self._translate(exc, connections, connection)
+            if error is None:
+                self._availability.note_answer(connections)
+                raise
+            raise error from exc
+        else:
+            self._availability.note_answer(connections)
         finally:
-            self._free.release()
+            if timer is not None:
+                timer.cancel()
+            connections.unhurried.discard(connection)
+            await connections.give_back(connection)
 
-    async def _take_turn(self) -> None:
-        """Wait until a connection is ours to take; raises ``Overloaded``."""
-        if not self._free.locked():
-            await self._free.acquire()
-            return
-        if self._waiting >= WAITING_LIMIT:
-            raise self._kept_waiting()
-        self._waiting += 1
+    async def _borrow(self, *, patient: bool) -> tuple[Connections, Connection]:
         try:
-            async with asyncio.timeout(self._timeout_s):
-                await self._free.acquire()
-        except TimeoutError as exc:
-            raise self._kept_waiting() from exc
-        finally:
-            self._waiting -= 1
+            return await self._availability.borrow(patient=patient)
+        except Away as exc:
+            raise _away() from exc
+        except KeptWaiting as exc:
+            raise (_busy() if self.healthy else _away()) from exc
 
-    def _kept_waiting(self) -> RequestError:
-        if self.healthy:
-            return Overloaded("The database has more work than it can do.", retry_after_s=RETRY_AFTER_S)
-        return _away()
-
-    async def _check(self, connection: psycopg.AsyncConnection[TupleRow]) -> None:
-        """
-        Refuse a connection that the server closed while it was idle, and drop all others with it.
-
-        An idle server has nothing to say but its farewell, so a look whether there is something to read is enough: a
-        system call where a round trip would cost as much as a query.
-        """
-        poll = select.poll()
-        poll.register(connection.fileno(), select.POLLIN)
-        if poll.poll(0):
-            await connection.close()
-            await self._pool.drain()
-            raise psycopg.OperationalError("the server has closed the connection")
+    def _translate(self, exc: psycopg.Error, connections: Connections, connection: Connection) -> RequestError | None:
+        """Return our error for one of the driver's, None for a defect; take note of what it tells of the database."""
+        state = exc.sqlstate
+        if state is None:
+            if not (connection.closed or isinstance(exc, psycopg.OperationalError)):
+                return None
+            self._availability.suspect(connections)
+            return _away()
+        if state in LOST or state.startswith("08"):
+            self._availability.suspect(connections)
+            return _away()
+        if state in LATE:
+            self._availability.ask()
+            return DeadlineExceeded("The database did not answer in time.", retry_after_s=RETRY_AFTER_S)
+        if state in UNDONE:
+            return Undone("The database gave way to other requests.", retry_after_s=RETRY_AFTER_S)
+        if state == READ_ONLY:
+            # The address may lead to another server by now, which takes writes.
+            self._availability.suspect(connections, renew=True)
+            return _away()
+        if state in UNABLE or state.startswith("58"):
+            if (held_back := _seldom.held_back(state)) is not None:
+                why = exc.diag.message_primary
+                logger.error("the database cannot do its work", sqlstate=state, error=why, held_back=held_back)
+            return Unavailable("The database cannot do this now.", retry_after_s=RETRY_AFTER_S)
+        return _busy() if state in BUSY or state.startswith("53") else None
 
 
 def _away() -> Unavailable:
     return Unavailable("The database is not available.", retry_after_s=RETRY_AFTER_S)
 
 
-def _break_off(connection: psycopg.AsyncConnection[TupleRow]) -> None:
-    """Make whoever waits for the server on *connection* see the end of it at once."""
-    if not connection.closed:
-        with socket.socket(fileno=os.dup(connection.fileno())) as end:
-            end.shutdown(socket.SHUT_RDWR)
-
-
-class _translated:  # noqa: N801 - reads as a phrase where it is used; a class costs less than a generator here
-    """Turn the database's absence into ``Unavailable``; other errors of the driver are defects and pass through."""
-
-    __slots__ = ("_pool",)
-
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, _traceback: object) -> None:
-        if kind is None:
-            self._pool.healthy = True
-            return
-        if isinstance(exc, AWAY):
-            if self._pool.healthy:
-                logger.warning("the database is away", error=str(exc).strip().partition("\n")[0])
-            self._pool.healthy = False
-            raise _away() from exc
+def _busy() -> Overloaded:
+    return Overloaded("The database has more work than it can do.", retry_after_s=RETRY_AFTER_S)

@@ -351,7 +351,7 @@ class TurnStore:
             "memories": list(memories),
             "keep": bool(content) or status is Status.COMPLETED,
         }
-        row = await self._pool.fetch_one(END, parameters)
+        row = await self._pool.fetch_one(END, parameters, patient=True)
         if row is None:
             row = await self._pool.fetch_one(END_CLOSED_BY_OTHERS, parameters)
         ended_at: datetime | None = row[0] if row else None

@@ -462,6 +462,14 @@ async def lossy(relay: DatabaseRelay) -> AsyncIterator[Pool]:
         await pool.close()
 
 
+async def come_back(relay: DatabaseRelay, pool: Pool) -> None:
+    """Let the database be reached again, and wait until that is known."""
+    await relay.come_back()
+    async with asyncio.timeout(5):
+        while not pool.healthy:  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.01)
+
+
 async def test_turn_whose_beginning_was_not_heard_of(lossy: Pool, relay: DatabaseRelay) -> None:
     """A turn that was begun, but whose connection broke before that was known, is nobody's, and not in the way."""
     store = TurnStore(lossy)
@@ -473,7 +481,7 @@ async def test_turn_whose_beginning_was_not_heard_of(lossy: Pool, relay: Databas
         await store.begin(lost)
     with pytest.raises(Unavailable):
         await store.begin(following(first))
-    await relay.come_back()
+    await come_back(relay, lossy)
     fourth = following(first, "Toujours là ?")
     begun = await store.begin(fourth)
     assert isinstance(begun, Begun)
@@ -490,13 +498,13 @@ async def test_key_of_a_turn_whose_beginning_was_not_heard_of(lossy: Pool, relay
     relay.lose_answers(to=b"COMMIT")
     with pytest.raises(Unavailable):
         await store.begin(first)
-    await relay.come_back()
+    await come_back(relay, lossy)
     assert await store.begin(beginning(key=KEY)) == first.turn_id
     assert (await store.fetch(OWNER, first.turn_id)).status is Status.FAILED
     relay.lose_answers()
     with pytest.raises(Unavailable):
         await store.begin_again(first)
-    await relay.come_back()
+    await come_back(relay, lossy)
     await store.settle_doubts()
     assert await store.begin_again(first) is not None
     await store.settle_doubts()

@@ -1,0 +1,299 @@
+"""
+Whether the database is there, and the connections to it while it is.
+
+One task watches. A connection that broke, or could not be made, wakes it; where nothing was answered for a second, it
+asks. If it gets no answer either, the database is away: there are no connections then, nobody waits, and only the task
+asks, until there is an answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any
+
+import psycopg
+import psycopg.conninfo
+
+from jarvis_core import log
+from jarvis_core.errors import JarvisError
+from jarvis_core.settings import Database
+from jarvis_core.store.connections import Connection, Connections, GivenUp, KeptWaiting
+
+logger = log.get(__name__)
+
+IDLE_S = 1.0
+"""After so long without an answer of the database it is asked for one."""
+DOUBT_S = 0.75
+"""A question that is not answered for so long makes the database look away, while it is asked once more."""
+PROBE_LIMIT_S = 2.0
+"""Longest wait for a new connection and an answer over it, for each host of the address."""
+AWAY_INTERVAL_S = 0.25
+"""Between two attempts to reach a database that is away."""
+PATIENCE_S = 3.0
+"""So long it may have been away already for who would rather wait; a restart is over sooner, what takes longer takes long."""
+PROBE_INTERVAL_S = 0.05
+"""Between two answers, whatever else is reported."""
+PROBE = "select current_setting('transaction_read_only')"
+"""A database that takes no writes is of no use here: after a failover it may be the one that was left."""
+
+
+class Away(JarvisError):
+    """The database is away; nothing was sent to it."""
+
+
+class _TakesNoWrites(Exception):
+    """The database answers, and may only be read."""
+
+
+class Availability:
+    """The database behind *conninfo*, as far as is known."""
+
+    def __init__(self, settings: Database, conninfo: str) -> None:
+        self._timeout_s = settings.timeout_s
+        self._max_connections = settings.max_connections
+        self._conninfo = conninfo
+        hosts = str(psycopg.conninfo.conninfo_to_dict(conninfo).get("host") or "").count(",") + 1
+        self._probe_limit_s = PROBE_LIMIT_S * hosts
+        self._options: dict[str, Any] = {
+            "autocommit": True,
+            "prepare_threshold": 1,
+            "connect_timeout": max(1, round(settings.timeout_s)),
+            "application_name": "jarvis-core",
+            "options": f"-c timezone=UTC -c statement_timeout={round(settings.timeout_s * 1_000)}",
+        }
+        self._connections: Connections | None = None
+        """Those of the database's present life; None while it is away."""
+        self._closing: set[asyncio.Task[None]] = set()
+        self._watcher: asyncio.Task[None] | None = None
+        self._wake = asyncio.Event()
+        self._back = asyncio.Event()
+        """Set while there are connections, and when there will be none any more."""
+        self._closed = False
+        self._renew = False
+        """Whether the connections are to be made anew although the database answers."""
+        self._answered_at = 0.0
+        self._lost_at = 0.0
+        self.healthy = False
+        """Whether it can be used."""
+        self.losses = 0
+        """How often it has gone away."""
+
+    async def open(self) -> None:
+        """Connect; raises ``Away``, because of what went wrong last. May be tried again."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._timeout_s
+        while True:
+            try:
+                await self._ask_anew(limit_s=min(self._probe_limit_s, max(deadline - loop.time(), 0.0)))
+            except (psycopg.Error, OSError, TimeoutError, _TakesNoWrites) as exc:
+                if loop.time() + AWAY_INTERVAL_S >= deadline:
+                    raise Away from exc
+            else:
+                break
+            await asyncio.sleep(AWAY_INTERVAL_S)
+        await self._make_connections()
+        self._watcher = loop.create_task(self._watch())
+
+    async def close(self) -> None:
+        """Close every connection, those in use when they are given back."""
+        if self._watcher is not None:
+            self._watcher.cancel()
+            await asyncio.wait([self._watcher])
+        self.healthy = False
+        self._closed = True
+        self._give_up()
+        self._back.set()
+        if self._closing:
+            await asyncio.wait(self._closing)
+
+    async def borrow(self, *, patient: bool) -> tuple[Connections, Connection]:
+        """
+        Return a connection, and whom to give it back.
+
+        Raises ``Away`` as soon as that is known, or when *patient* once it has been away for ``PATIENCE_S``;
+        ``KeptWaiting`` after the deadline.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._timeout_s
+        while True:
+            if (connections := self._connections) is not None:
+                # Given up they are for others, or because the database is away.
+                with contextlib.suppress(GivenUp):
+                    return connections, await connections.borrow(max(deadline - loop.time(), 0.0))
+            elif patient and not self._closed and loop.time() < (limit := min(deadline, self._lost_at + PATIENCE_S)):
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout_at(limit):
+                        await self._back.wait()
+            else:
+                raise Away
+
+    def note_answer(self, connections: Connections) -> None:
+        """Take note that the database has answered over one of *connections*."""
+        if connections is self._connections:
+            self._answered_at = asyncio.get_running_loop().time()
+            self.healthy = True
+
+    def suspect(self, connections: Connections, *, renew: bool = False) -> None:
+        """
+        Take note that the database may be away: one of *connections* broke, or could not be made.
+
+        With *renew* all are made anew even where it answers.
+        """
+        if connections is self._connections:
+            self.healthy = False
+            self._renew |= renew
+            self._wake.set()
+
+    def ask(self) -> None:
+        """Have the database asked how it is, without doubting it yet."""
+        self._wake.set()
+
+    async def _watch(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            if self._connections is None:
+                pause_s = AWAY_INTERVAL_S
+                self._wake.clear()
+            else:
+                pause_s = max(self._answered_at + IDLE_S - loop.time(), 0.0)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await self._wake.wait()
+            asked = self._wake.is_set()
+            self._wake.clear()
+            if asked or loop.time() >= self._answered_at + IDLE_S:
+                try:
+                    await self._look(asked=asked)
+                except Exception:
+                    logger.exception("the database was not looked at through a defect")
+                await asyncio.sleep(PROBE_INTERVAL_S)
+
+    async def _look(self, *, asked: bool) -> None:
+        """Find out whether the database answers; *asked* where somebody has reason to doubt it."""
+        loop = asyncio.get_running_loop()
+        connections = self._connections
+        started = loop.time()
+
+        def answered() -> bool:
+            return self._answered_at > started
+
+        def doubt() -> None:
+            if not answered():
+                self.healthy = False
+
+        timer = loop.call_later(DOUBT_S, doubt)
+        try:
+            if not asked and connections is not None and await self._ask_idle(connections):
+                self.note_answer(connections)
+                return
+            await self._ask_anew(limit_s=self._probe_limit_s)
+        except _TakesNoWrites as exc:
+            self._lose(exc)
+        except (psycopg.Error, OSError, TimeoutError) as exc:
+            if connections is None:
+                return
+            # A server that has no connection to spare may still serve those that it has.
+            if not answered() and await self._ask_idle(connections):
+                self.note_answer(connections)
+            while not answered() and loop.time() < started + DOUBT_S and connections.any_open():  # noqa: ASYNC110
+                await asyncio.sleep(PROBE_INTERVAL_S)
+            if answered():
+                connections.failed = False
+            else:
+                self._lose(exc)
+        else:
+            await self._find()
+        finally:
+            timer.cancel()
+
+    async def _ask_idle(self, connections: Connections) -> bool:
+        """Whether the database answers over a connection that nobody needs now."""
+        if not connections.any_idle():
+            return False
+        try:
+            connection = await connections.borrow_idle(DOUBT_S)
+        except (GivenUp, KeptWaiting):
+            return False
+        try:
+            await _ask(connection, DOUBT_S)
+        except psycopg.Error:
+            return False
+        except _TakesNoWrites:
+            # The address may lead to another server by now, which does.
+            self._renew = True
+            return False
+        finally:
+            await connections.give_back_idle(connection)
+        return True
+
+    async def _ask_anew(self, *, limit_s: float) -> None:
+        """Ask over a new connection; raises what goes wrong."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + limit_s
+        options = {**self._options, "connect_timeout": min(2, self._options["connect_timeout"])}
+        async with asyncio.timeout_at(deadline):
+            connection = await Connection.connect(self._conninfo, **options)
+        try:
+            await _ask(connection, deadline - loop.time())
+        finally:
+            await connection.close()
+
+    def _lose(self, why: Exception) -> None:
+        """The database is away."""
+        self.healthy = False
+        if self._connections is not None:
+            self.losses += 1
+            self._lost_at = asyncio.get_running_loop().time()
+            logger.warning("the database is away", error=_reason(why))
+            self._give_up()
+
+    async def _find(self) -> None:
+        """The database answers; make new connections where the old ones are of no use."""
+        connections = self._connections
+        if connections is None:
+            away_s = asyncio.get_running_loop().time() - self._lost_at
+            logger.info("the database is back", away_s=round(away_s, 1))
+        if connections is None or connections.failed or self._renew:
+            await self._make_connections()
+        else:
+            self.note_answer(connections)
+
+    async def _make_connections(self) -> None:
+        connections = Connections(
+            self._conninfo,
+            self._options,
+            limit=self._max_connections,
+            reconnect_limit_s=self._timeout_s,
+            on_failure=self.suspect,
+        )
+        await connections.open()
+        self._give_up()
+        self._connections = connections
+        self._back.set()
+        self._renew = False
+        self.note_answer(connections)
+
+    def _give_up(self) -> None:
+        """Close the connections in the background, those in use when they are given back."""
+        connections, self._connections = self._connections, None
+        self._back.clear()
+        if connections is not None:
+            task = asyncio.get_running_loop().create_task(connections.close(self._timeout_s))
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+
+
+async def _ask(connection: Connection, limit_s: float) -> None:
+    """Have the database answer over *connection*, which is broken off after *limit_s* seconds."""
+    timer = asyncio.get_running_loop().call_later(max(limit_s, 0.0), connection.break_off)
+    try:
+        row = await (await connection.execute(PROBE)).fetchone()
+    finally:
+        timer.cancel()
+    if row != ("off",):
+        raise _TakesNoWrites("it takes no writes")
+
+
+def _reason(why: Exception) -> str:
+    return str(why).strip().partition("\n")[0] or type(why).__name__

@@ -1,0 +1,258 @@
+"""
+The connections of one life of the database: who may have one, who waits for one, and what is made of those given back.
+
+When the database goes away its connections are given up together, and new ones made for its next life. Nothing of the
+old ones then holds up the return: neither the driver's waits between attempts to connect, nor statements that nobody will
+answer any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import select
+import socket
+import weakref
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Self
+
+import psycopg
+import psycopg_pool
+from psycopg.rows import TupleRow
+
+from jarvis_core.errors import JarvisError
+
+WAITING_LIMIT = 1_000
+"""More requests than this do not wait for a connection: they are refused at once."""
+IDLE = psycopg.pq.TransactionStatus.IDLE
+IDLE_LIMIT_S = 600.0
+"""Connections that were not needed for so long are closed, but for one."""
+
+
+class GivenUp(JarvisError):
+    """The connections were given up; nothing was sent to the database."""
+
+
+class KeptWaiting(JarvisError):
+    """No connection became free in time, or too many wait for one already; nothing was sent to the database."""
+
+
+class Connection(psycopg.AsyncConnection[TupleRow]):
+    """A connection that is told to who opened it, as is the failure to make one."""
+
+    @classmethod
+    async def connect(  # type: ignore[override]  # the driver's has the options spelled out
+        cls, conninfo: str = "", *, opened_by: weakref.ref[Connections] | None = None, **options: Any
+    ) -> Self:
+        """Connect for whom it is *opened_by*; raises ``psycopg.Error``, and ``TimeoutError`` when that is closed."""
+        opener = None if opened_by is None else opened_by()
+        if opener is None:
+            return await super().connect(conninfo, **options)
+        async with asyncio.timeout(None) as limit:
+            opener.connecting.add(limit)
+            try:
+                if opener.closed:
+                    raise TimeoutError
+                connection = await super().connect(conninfo, **options)
+            except psycopg.Error:
+                opener.failed = True
+                opener.on_failure(opener)
+                raise
+            finally:
+                opener.connecting.discard(limit)
+        opener.made.add(connection)
+        return connection
+
+    def looks_idle(self) -> bool:
+        """
+        Whether it is open and waits for something to do.
+
+        An idle server has nothing to say but its farewell, so a look whether there is something to read is enough: a
+        system call where a round trip would cost as much as a query.
+        """
+        if self.pgconn.transaction_status != IDLE:  # a closed one's is unknown
+            return False
+        poll = select.poll()
+        poll.register(self.fileno(), select.POLLIN)
+        return not poll.poll(0)
+
+    def looks_open(self) -> bool:
+        """Whether the server has not closed it."""
+        if self.closed:
+            return False
+        with socket.socket(fileno=os.dup(self.fileno())) as end:
+            try:
+                return bool(end.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+            except BlockingIOError:
+                return True
+            except OSError:
+                return False
+
+    def break_off(self) -> None:
+        """
+        Make whoever waits for the server on it see the end at once.
+
+        Cancelling them would not do: the driver then asks the server to stop, and waits for it.
+        """
+        if not self.closed:
+            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self.fileno())) as end:
+                end.shutdown(socket.SHUT_RDWR)
+
+
+class Connections:
+    """
+    At most *limit* connections, lent to one request at a time; who comes later waits in a queue.
+
+    *options* are the driver's; *on_failure* is called with these when one could not be made, which is then tried again
+    for *reconnect_limit_s* seconds.
+    """
+
+    def __init__(
+        self,
+        conninfo: str,
+        options: dict[str, Any],
+        *,
+        limit: int,
+        reconnect_limit_s: float,
+        on_failure: Callable[[Connections], None],
+    ) -> None:
+        self.on_failure = on_failure
+        self.closed = False
+        self.failed = False
+        """Whether one could not be made; those who wait for it would wait for long."""
+        self.made: weakref.WeakSet[Connection] = weakref.WeakSet()
+        self.connecting: set[asyncio.Timeout] = set()
+        self.unhurried: set[Connection] = set()
+        """Lent for statements without a deadline."""
+        self._free = limit
+        # The queue is here and not the driver's: its own leaves a cycle of some 40 objects behind for each who stopped
+        # waiting (psycopg-pool 3.3), and cannot tell a busy database from one that is away.
+        self._queue: deque[asyncio.Future[None]] = deque()
+        # Nothing of a life is left in cycles: there may be many, and the collector comes seldom.
+        self_weakly = weakref.ref(self)
+
+        async def check(connection: Connection) -> None:
+            owner = self_weakly()
+            if owner is not None:
+                await owner._check(connection)
+
+        self._pool: psycopg_pool.AsyncConnectionPool[Connection] = psycopg_pool.AsyncConnectionPool(
+            conninfo,
+            connection_class=Connection,
+            kwargs={**options, "opened_by": self_weakly},
+            min_size=1,
+            max_size=limit,
+            max_idle=IDLE_LIMIT_S,
+            # It tries again after 1, 2, 4 … s, which spares a server that has no connection to spare. One that was away
+            # is not missed for it: for its next life there is another pool.
+            reconnect_timeout=reconnect_limit_s,
+            open=False,
+            check=check,
+            name="jarvis-core",
+            num_workers=1,
+        )
+
+    async def open(self) -> None:
+        """Begin to connect; waits for nothing."""
+        await self._pool.open()
+
+    async def close(self, timeout_s: float) -> None:
+        """
+        Close every idle connection, and those in use when they are given back; those without a deadline now.
+
+        Who waits gets ``GivenUp``. Waits at most *timeout_s* seconds for what is under way.
+        """
+        self.closed = True
+        while self._queue:
+            place = self._queue.popleft()
+            if not place.done():
+                place.set_exception(GivenUp())
+        for limit in self.connecting:
+            limit.reschedule(0)
+        for connection in self.unhurried:
+            connection.break_off()
+        await self._pool.close(timeout=timeout_s)
+
+    async def borrow(self, timeout_s: float) -> Connection:
+        """Return a connection, to be given back; raises ``GivenUp``, and ``KeptWaiting`` after *timeout_s* seconds."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        if self.closed:
+            raise GivenUp
+        if self._free:
+            self._free -= 1
+        else:
+            await self._wait(deadline)
+        try:
+            return await self._pool.getconn(timeout=max(deadline - loop.time(), 0.0))
+        except BaseException as exc:
+            self._release()
+            if isinstance(exc, psycopg_pool.PoolClosed):
+                raise GivenUp from exc
+            if isinstance(exc, psycopg_pool.PoolTimeout):
+                raise KeptWaiting from exc
+            raise
+
+    async def give_back(self, connection: Connection) -> None:
+        """Let others have *connection*, or its place when it is broken."""
+        try:
+            await self._pool.putconn(connection)
+        finally:
+            self._release()
+
+    def any_idle(self) -> bool:
+        """Whether a connection is idle that the server has not closed."""
+        return any(connection.looks_idle() for connection in self.made)
+
+    def any_open(self) -> bool:
+        """Whether there is a connection that the server has not closed, whatever it does."""
+        return any(connection.looks_open() for connection in self.made)
+
+    async def borrow_idle(self, timeout_s: float) -> Connection:
+        """As ``borrow``, but past the queue, for who saw that one is idle; to be returned by ``give_back_idle``."""
+        try:
+            return await self._pool.getconn(timeout=timeout_s)
+        except psycopg_pool.PoolClosed as exc:
+            raise GivenUp from exc
+        except psycopg_pool.PoolTimeout as exc:
+            raise KeptWaiting from exc
+
+    async def give_back_idle(self, connection: Connection) -> None:
+        """Return what ``borrow_idle`` lent."""
+        await self._pool.putconn(connection)
+
+    async def _wait(self, deadline: float) -> None:
+        if len(self._queue) >= WAITING_LIMIT:
+            raise KeptWaiting
+        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue.append(place)
+        try:
+            async with asyncio.timeout_at(deadline):
+                await place
+        except BaseException as exc:
+            if not place.cancelled() and place.done() and place.exception() is None:
+                self._release()  # it was given in the moment of leaving
+            else:
+                with contextlib.suppress(ValueError):
+                    self._queue.remove(place)
+            if isinstance(exc, TimeoutError):
+                raise KeptWaiting from exc
+            raise
+
+    def _release(self) -> None:
+        """Let the first in the queue have a place, or keep it for who comes next."""
+        while self._queue:
+            place = self._queue.popleft()
+            if not place.done():
+                place.set_result(None)
+                return
+        self._free += 1
+
+    async def _check(self, connection: Connection) -> None:
+        """Refuse a connection that the server closed while it was idle, and drop all others with it."""
+        if not connection.looks_idle():
+            await connection.close()
+            await self._pool.drain()
+            raise psycopg.OperationalError("the server has closed the connection")
