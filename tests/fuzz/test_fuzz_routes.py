@@ -63,20 +63,21 @@ class Client:
         self._connection.close()
 
     def ask(self, method: str, target: str, body: bytes | None, headers: dict[str, str]) -> Received:
-        """Send a request and return its answer; raises where there is none within ``ANSWER_LIMIT_S``."""
+        """Send a request and return its answer; fails where there is none within ``ANSWER_LIMIT_S``."""
         try:
-            self._connection.request(method, target, body, headers)
-            answer = self._connection.getresponse()
-            return Received(answer, answer.read())
+            return self._ask(method, target, body, headers)
         except (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError):
             # A connection that was kept may be closed at any time: once more over a new one.
             self._connection.close()
-            self._connection.request(method, target, body, headers)
-            answer = self._connection.getresponse()
-            return Received(answer, answer.read())
-        finally:
-            if not self._connection.sock:
-                self._connection.close()
+            return self._ask(method, target, body, headers)
+        except TimeoutError:
+            self._connection.close()
+            raise AssertionError(f"no answer to {method} {target} {headers} {body!r}") from None
+
+    def _ask(self, method: str, target: str, body: bytes | None, headers: dict[str, str]) -> Received:
+        self._connection.request(method, target, body, headers)
+        answer = self._connection.getresponse()
+        return Received(answer, answer.read())
 
     def _read(self, path: str, body: object = None) -> Any:
         headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
