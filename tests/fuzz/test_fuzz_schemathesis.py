@@ -51,7 +51,7 @@ def test_document_against_the_server(server: Server) -> None:
     """Schemathesis finds nothing that the document does not say."""
     arguments = [str(tool()), "run", f"{server.url}/openapi.json", "--header", f"Authorization: Bearer {KEY}"]
     arguments += ["--max-examples", str(max(10, CASES // EXAMPLES_SHARE)), "--checks", ",".join(CHECKS)]
-    arguments += ["--phases", "examples,coverage,fuzzing,stateful", "--request-timeout", "15", "--no-color"]
+    arguments += ["--phases", "examples,coverage,fuzzing,stateful", "--request-timeout", "120", "--no-color"]
     done = subprocess.run(arguments, cwd=TOOL, capture_output=True, text=True, timeout=RUN_LIMIT_S, check=False)
     summary = done.stdout[-1_500:]
     print(summary)  # noqa: T201 - shown with the test's failure
