@@ -7,7 +7,7 @@ import json
 
 from perf import streams
 from perf.compared import BEARER, COMPLETION, MODEL_ALONE, Run, compare
-from perf.load import Latencies, drive, request
+from perf.load import drive, request
 from perf.processes import Process
 from perf.report import Comparison, Outcome
 from perf.stand import CORE, FASTAPI, FLOOR, LITELLM, Stand
@@ -70,11 +70,15 @@ def websockets(stand: Stand, rounds: int) -> Outcome:
     deltas = 30
     stand.set_model(first_s=FIRST_S, deltas=deltas, delta_s=0.1)
 
-    def run(process: Process) -> Latencies:
-        return drive(streams.turns(process.port, at_once=100, spread_s=1.0))
+    def run(path: str = "/ws") -> Run:
+        return lambda process: drive(streams.turns(process.port, at_once=100, spread_s=1.0, path=path))
 
-    title = f"WebSocket, 100 turns of {deltas} deltas at once, one each 0.1 s (times: to the first delta)"
-    return Outcome([compare(stand, title, {CORE: run, FASTAPI: run}, rounds, unit="delta", units=deltas)])
+    title = (
+        f"WebSocket, 100 turns of {deltas} deltas at once, one each 0.1 s "
+        f"(times: to the first delta, {1_000 * FIRST_S:.0f} ms of it the model's; the bare handler only sends)"
+    )
+    runs = {FLOOR: run(f"/stream/{deltas}/0.1"), CORE: run(), FASTAPI: run()}
+    return Outcome([compare(stand, title, runs, rounds, unit="delta", units=deltas)])
 
 
 def idle_sockets(stand: Stand, _rounds: int) -> Outcome:

@@ -11,8 +11,8 @@ from collections.abc import Awaitable, Callable
 from perf.load import Latencies, percentiles
 
 HANDSHAKE = (
-    b"GET /ws HTTP/1.1\r\nhost: perf\r\nconnection: Upgrade\r\nupgrade: websocket\r\n"
-    b"sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    "GET {} HTTP/1.1\r\nhost: perf\r\nconnection: Upgrade\r\nupgrade: websocket\r\n"
+    "sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
 )
 TEXT_DELTA = b'"response.output_text.delta"'
 LONGEST_MARK = 64
@@ -42,21 +42,21 @@ async def events(port: int, message: bytes, mark: bytes, *, at_once: int, spread
     return await _spread(lambda: first_delta(port, message, mark), at_once, spread_s)
 
 
-async def turns(port: int, *, at_once: int, spread_s: float) -> Latencies:
+async def turns(port: int, *, at_once: int, spread_s: float, path: str = "/ws") -> Latencies:
     """Open *at_once* WebSockets evenly over *spread_s* seconds, one turn over each; return times to the first delta."""
-    return await _spread(lambda: _turn(port), at_once, spread_s)
+    return await _spread(lambda: _turn(port, path), at_once, spread_s)
 
 
-async def open_socket(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def open_socket(port: int, path: str = "/ws") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """Return a WebSocket whose session has begun."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(HANDSHAKE)
+    writer.write(HANDSHAKE.format(path).encode())
     await _read_until(reader, b'"session.created"')
     return reader, writer
 
 
-async def _turn(port: int) -> float:
-    reader, writer = await open_socket(port)
+async def _turn(port: int, path: str) -> float:
+    reader, writer = await open_socket(port, path)
     item = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Bonjour Jarvis"}]}
     started = time.perf_counter()
     writer.write(_frame({"type": "conversation.item.create", "item": item}) + _frame({"type": "response.create"}))

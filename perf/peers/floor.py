@@ -1,8 +1,8 @@
 """
 The floor: a bare ASGI handler on the same server, which does nothing but write constants.
 
-Any path gets one as long as /health's answer; ``/stream/N/S`` N pieces as long as an event with a delta, S seconds apart; a
-WebSocket one as long as ``session.created``. What the core costs more than this is the core's.
+Any path gets one as long as /health's answer; a WebSocket one as long as ``session.created``. ``/stream/N/S`` is N pieces as
+long as an event with a delta, S seconds apart, and over a WebSocket then an end. What the core costs more than this is the core's.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 BODY = b'{"status":"healthy","version":"1.9.0","uptime_secs":10,"services":{"database":"healthy"}}'.ljust(160)
 DELTA = b'data: {"type":"response.output_text.delta","delta":"mot "}'.ljust(310) + b"\n\n"
+WEBSOCKET_DELTA = '{"type":"response.output_text.delta","delta":"mot "}'.ljust(260)
 SESSION = '{"type":"session.created"}'.ljust(650)
 HEADERS = [(b"content-type", b"application/json"), (b"content-length", b"160")]
 
@@ -34,6 +35,13 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
         await send({"type": "websocket.accept"})
         await send({"type": "websocket.send", "text": SESSION})
+        await receive()
+        if scope["path"].startswith("/stream/"):
+            _, _, count, delay_s = scope["path"].split("/")
+            for _ in range(int(count)):
+                await asyncio.sleep(float(delay_s))
+                await send({"type": "websocket.send", "text": WEBSOCKET_DELTA})
+            await send({"type": "websocket.send", "text": '{"type":"response.done"}'})
         await receive()
         return
     if scope["path"].startswith("/stream/"):
