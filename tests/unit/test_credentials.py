@@ -152,3 +152,50 @@ def test_claims_that_nobody_can_be(claims: dict[str, Any]) -> None:
     """A user that cannot be stored, or a time that is none, is Unauthenticated and no defect."""
     with pytest.raises(Unauthenticated):
         credentials().caller(f"Bearer {token(**claims)}")
+
+
+def test_verified_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token is verified with its first request and not with every one, and anew once it has reached its end."""
+    verified: list[str] = []
+    decode = jwt.decode
+
+    def counted(text: str, *arguments: Any, **options: Any) -> Any:
+        verified.append(text)
+        return decode(text, *arguments, **options)
+
+    monkeypatch.setattr(jwt, "decode", counted)
+    clock = time.time()
+    door = Credentials(Auth(Secret(SECRET)), now=lambda: clock)
+    end = int(clock) + 100
+    sent = token(exp=end)
+    for _ in range(5):
+        assert door.caller(f"Bearer {sent}") == Caller("carl", "carl")
+    clock = end + LEEWAY_S - 0.1
+    door.caller(f"Bearer {sent}")
+    assert len(verified) == 1
+    clock = end + LEEWAY_S
+    door.caller(f"Bearer {sent}")
+    assert len(verified) == 2
+
+
+def test_token_that_ends_is_forgotten() -> None:
+    """A token that was good is refused from its end on, whatever was remembered of it."""
+    door = credentials()
+    end = int(time.time()) - LEEWAY_S + 2
+    sent = token(exp=end)
+    assert door.caller(f"Bearer {sent}") == Caller("carl", "carl")
+    time.sleep(max(0.0, end + LEEWAY_S - time.time()) + 0.01)
+    with pytest.raises(Unauthenticated, match="expired"):
+        door.caller(f"Bearer {sent}")
+
+
+def test_bad_ones_are_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was found good is remembered for so many and no more; what was found bad is not kept at all."""
+    monkeypatch.setattr("jarvis_core.credentials.VERIFIED_LIMIT", 10)
+    door = credentials()
+    for number in range(50):
+        door.caller(f"Bearer {token(sub=f'user-{number}')}")
+        with pytest.raises(Unauthenticated):
+            door.caller(f"Bearer bad-{number}")
+    assert len(door._verified) == 10
+    assert not [sent for sent in door._verified if b"Bearer" in sent]
