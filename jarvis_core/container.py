@@ -24,7 +24,7 @@ from jarvis_core.metrics import Metrics
 from jarvis_core.models import Embedder, LanguageModel, new_id
 from jarvis_core.notes import Notes
 from jarvis_core.presence import Presence
-from jarvis_core.process import own_identity
+from jarvis_core.process import own_identity, trim_heap
 from jarvis_core.rate_limit import InProcessLimiter, RateLimiter, SharedLimiter
 from jarvis_core.services import audio_engine, python_bridges
 from jarvis_core.services.audio_engine import AudioEngine
@@ -54,6 +54,8 @@ START_DEADLINE_S = 30.0
 HOUSEKEEPING_INTERVAL_S = 1.0
 NOTES_INTERVAL_S = 1.0
 FORGET_INTERVAL_S = 3_600.0
+TRIM_INTERVAL_S = 10.0
+"""How long what a peak has left free stays with the process."""
 CODEC_PROCESSES_LIMIT = 4
 """Each has about 60 MB while there is audio to work on."""
 
@@ -289,7 +291,11 @@ async def _keep_house(container: Container, turn_store: TurnStore) -> None:
     """Ask the neighbours how they are, scarcely, and forget what is out of date."""
     loop = asyncio.get_running_loop()
     probed_at = forget_at = -1e9
+    trim_at = loop.time()
     while True:
+        if loop.time() >= trim_at:
+            trim_at = loop.time() + TRIM_INTERVAL_S
+            trim_heap()
         if container.pool.healthy:
             with contextlib.suppress(RequestError):
                 await turn_store.settle_doubts()

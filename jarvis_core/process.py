@@ -93,6 +93,17 @@ def give_memory_back() -> None:
         mallopt(M_MMAP_THRESHOLD, 1 << 18)
 
 
+def trim_heap() -> None:
+    """
+    Give the free pages in the midst of the heap back to the system, which glibc does not do by itself (malloc_trim(3)).
+
+    Takes 20 µs where there are none, and 50 ms for 200 MB. Does nothing without glibc.
+    """
+    malloc_trim = getattr(_libc, "malloc_trim", None)
+    if malloc_trim is not None:
+        malloc_trim(0)
+
+
 def raise_open_files_limit() -> int:
     """
     Let this process have as many files open as it is allowed to have, at most ``OPEN_FILES``; return how many.

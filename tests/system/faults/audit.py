@@ -15,8 +15,8 @@ from tests.system.faults.ledger import Calls, Ledger, Told, answer_to
 
 SETTLE_S = 20.0
 """How long ends that could not be stored may take once the database is back: the store is tried every 5 s."""
-STOP_S = 1.5
-"""How long the model's connection may live after its turn was stopped, on a machine with other work."""
+STOP_S = 2.0
+"""After so long nothing of an answer is taken any more whose turn was stopped, on a machine with other work."""
 LAST = 200
 """Messages of a page."""
 
@@ -138,7 +138,8 @@ class Audit:
         if told.stopped_at is not None and self._calls is not None:
             for call in self._calls.of(told.question):
                 late_s = (call.ended_at or time.monotonic()) - told.stopped_at
-                assert late_s < STOP_S, f"the model spoke for {late_s:.1f} s after its turn was stopped: {told.id}"
+                left = call.outcome != "served" or late_s < STOP_S
+                assert left, f"the model spoke for {late_s:.1f} s after its turn was stopped: {told.id}"
 
     async def _check_memories(self) -> None:
         listed: Counter[str] = Counter()

@@ -16,7 +16,7 @@ from websockets.exceptions import ConnectionClosed, InvalidMessage, InvalidStatu
 from tests.codec.sounds import tone
 from tests.handlers.events import DELTA, iterate_events
 from tests.handlers.realtime_client import Socket, open_socket
-from tests.system.faults.ledger import Ledger, Told
+from tests.system.faults.ledger import LENGTHS, Ledger, Told, answer_to
 
 PATIENCE_S = 15.0
 """Longest time that one request may take, whatever fails: more than all deadlines of the server in a row."""
@@ -178,7 +178,16 @@ class Streamed(Client):
         """Do what is to be done after so many *deltas*."""
 
 
-class Leaver(Streamed):
+class Interrupter(Streamed):
+    """Asks for long answers only, so that there is something left to interrupt."""
+
+    def question(self) -> str:
+        while len(answer_to(question := super().question()).split()) < LENGTHS[-1]:
+            pass
+        return question
+
+
+class Leaver(Interrupter):
     """Leaves in the middle of an answer, which then stops."""
 
     kind = "leaver"
@@ -193,7 +202,7 @@ class Leaver(Streamed):
         self.ledger.count(self.kind, told.status or "left")
 
 
-class Canceller(Streamed):
+class Canceller(Interrupter):
     """Cancels answers by another request, and reads them to their end."""
 
     kind = "canceller"

@@ -14,6 +14,7 @@ import aiohttp
 import msgspec
 import pytest
 
+from jarvis_core.container import TRIM_INTERVAL_S
 from tests.fakes.audio_engine import FakeAudioEngine
 from tests.fakes.openai_compatible import FakeModelServer
 from tests.fakes.python_bridges import FakeBridges
@@ -25,20 +26,25 @@ from tests.system.faults.audit import Audit, count_running, wait_settled
 from tests.system.faults.clients import EVERYBODY, run_clients
 from tests.system.faults.dose import LOAD_S, SEED
 from tests.system.faults.ledger import Calls, Ledger, answer_to, asked_of_bridges, asked_of_model_server
-from tests.system.faults.weather import Weather
+from tests.system.faults.weather import OVER_LIMIT_BYTES, Weather
 from tests.system.server import Server
 
 WARM_UP_S = min(LOAD_S / 2, 10.0)
 FLOOD_S = 0.5
 MEMORY_GROWTH = 1.10
 """How much more memory there may be afterwards than after the warm-up."""
+TRIM_S = TRIM_INTERVAL_S + 1.5 if LOAD_S >= 30 else 0.7
+"""After this the server has given back what a peak left, or, where there is no time to wait for that, sockets that were
+dropped are out of their grace."""
+UNTRIMMED_BYTES = 0 if LOAD_S >= 30 else 2 * OVER_LIMIT_BYTES
+"""What it may not have given back yet."""
 DATABASE_CONNECTIONS = 8
 
 IMPATIENCE = {
     "CONNECT_TIMEOUT_S": "0.5",
     "LLM_FIRST_TOKEN_TIMEOUT_S": "0.4",
     "LLM_STALL_TIMEOUT_S": "0.4",
-    "LLM_TOTAL_TIMEOUT_S": "2.5",
+    "LLM_TOTAL_TIMEOUT_S": "5",
     "STT_TIMEOUT_S": "0.6",
     "TTS_TIMEOUT_S": "0.6",
     "EMBEDDINGS_TIMEOUT_S": "0.4",
@@ -71,7 +77,7 @@ async def settle(
             await asyncio.sleep(0.05)
     for fake in fakes:
         fake.drop_connections()
-    await asyncio.sleep(0.7)  # sockets that were dropped are still in their grace
+    await asyncio.sleep(TRIM_S)
     return Sizes(
         tasks=await gauge(client, "tasks"),
         files=open_files(server) - relay.open_connections,
@@ -138,6 +144,6 @@ async def test_mixed_load_while_everything_fails(
         assert all(fake.open_streams == 0 for fake in (bridges, model) if fake is not None)
         assert after.tasks <= before.tasks + 1
         assert after.files <= before.files + 2
-        assert after.memory_bytes <= before.memory_bytes * MEMORY_GROWTH
+        assert after.memory_bytes <= before.memory_bytes * MEMORY_GROWTH + UNTRIMMED_BYTES
         assert await asyncio.to_thread(server.stop) == 0
         assert_no_defect(server)
