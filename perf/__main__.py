@@ -18,7 +18,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from perf import compared, credentials, life, streaming, voice
+from perf import compared, credentials, life, scale, streaming, voice
 from perf import memory as memory_store
 from perf.compared import SECONDS, why
 from perf.report import NO_AIM, Outcome, Row, table, write_results
@@ -38,7 +38,7 @@ SCENARIOS: dict[str, Scenario] = {
     **{one.__name__: one for one in (*life.SCENARIOS, *compared.SCENARIOS, *streaming.SCENARIOS)},
     **{
         one.__name__: partial(of_data, one)
-        for one in (*voice.SCENARIOS, *memory_store.SCENARIOS, *credentials.SCENARIOS)
+        for one in (*voice.SCENARIOS, *memory_store.SCENARIOS, *credentials.SCENARIOS, *scale.SCENARIOS)
     },
 }
 

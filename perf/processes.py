@@ -35,6 +35,10 @@ class Process:
         """Return the CPU seconds that all its threads have used, and its children's."""
         return sum(map(_thread_cpu_s, self.pids()), _ended_children_cpu_s(self.pid))
 
+    def own_cpu_s(self) -> float:
+        """Return the CPU seconds that its own threads have used."""
+        return _thread_cpu_s(self.pid)
+
     def pids(self) -> list[int]:
         """Return its pid and those of its descendants."""
         found = [self.pid]
