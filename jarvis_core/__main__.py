@@ -38,7 +38,10 @@ from jarvis_core.settings import (
     load,
     parse_api_keys,
 )
+from jarvis_core.supervisor import Supervisor
 
+LOCAL_PROBE_INTERVAL_S = 1.0
+"""Between two questions to the local bridges: they do not count them as the real ones do."""
 SPARE_CONNECTIONS = 4
 """Connections of the embedded server beyond the pool's, for people who look into it."""
 SOUND_KEY_CHARS = 16
@@ -85,15 +88,18 @@ def serve(settings: Settings) -> int:
     with ExitStack() as stack, _terminable():
         unit = Unit(workers=workers, embedded_database=settings.database.url is None)
         settings, remarks, children = start_stand_ins(settings, stack)
+        supervisor = Supervisor(children)
+        supervisor.start()
+        stack.callback(supervisor.stop)
         if workers > 1:
-            return run_workers(settings, unit, remarks, children, stack)
+            return run_workers(settings, unit, remarks, stack)
         # With several workers the parent needs none of what is imported here.
         from jarvis_core.server import run
 
         return run(settings, unit, on_ready=lambda: announce(settings, remarks))
 
 
-def run_workers(settings: Settings, unit: Unit, remarks: list[str], children: list[Child], stack: ExitStack) -> int:
+def run_workers(settings: Settings, unit: Unit, remarks: list[str], stack: ExitStack) -> int:
     """Serve in several processes until a signal; return the exit code. Raises ``StartError``."""
     from jarvis_core.parent import Parent
 
@@ -120,6 +126,7 @@ def run_workers(settings: Settings, unit: Unit, remarks: list[str], children: li
                 source=source,
                 output=None,
                 inherited=(control.fileno(), *counters),
+                threaded=True,
             )
         finally:
             os.close(source)
@@ -127,7 +134,6 @@ def run_workers(settings: Settings, unit: Unit, remarks: list[str], children: li
     parent = Parent(
         spawn_worker,
         unit.workers,
-        children=children,
         drain_timeout_s=settings.server.drain_timeout_s,
         on_ready=lambda: announce(settings, [*remarks, f"serving:  {unit.workers} worker processes"]),
     )
@@ -249,7 +255,9 @@ def start_engines(
     )
     stack.callback(bridges.stop)
     children.append(bridges)
-    neighbours = msgspec.structs.replace(neighbours, python_bridges_url=bridges.start())
+    neighbours = msgspec.structs.replace(
+        neighbours, python_bridges_url=bridges.start(), probe_interval_s=LOCAL_PROBE_INTERVAL_S
+    )
     if audio:
         neighbours = msgspec.structs.replace(neighbours, audio_engine_url=bridges.audio_url)
         remarks.append("embedded: noise suppression (yours by AUDIO_ENGINE_URL)")

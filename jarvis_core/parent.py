@@ -1,9 +1,9 @@
 """
 The parent of several workers: starts them, starts again what dies, and ends all together.
 
-It answers no request and has no event loop: what it needs is signals, its children's ends, and a line from each. A
+It answers no request and has no event loop: what it needs is signals, its workers' ends, and a line from each. A
 worker's control socket carries ``ready`` once it serves, or ``failed`` with the reason for a person; its end comes with
-the worker's. All children are forked from the main thread, whose end would be theirs (``process.py``).
+the worker's. The workers are forked from the main thread, whose end would be theirs (``process.py``).
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 from jarvis_core import log
 from jarvis_core.errors import StartError
-from jarvis_core.process import Child
 
 logger = log.get(__name__)
 
@@ -28,8 +27,6 @@ RESTART_DELAYS_S = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0)
 READY_DELAY_S = 1.0
 """The longest of them for one that had come to serve."""
 YOUNG_S = 30.0
-CHILDREN_INTERVAL_S = 0.5
-"""Between two looks at what else was started."""
 LINGER_S = 5.0
 """How much longer than draining may take the workers have to end before they are killed."""
 LINE_LIMIT_BYTES = 16_384
@@ -71,20 +68,17 @@ class Parent:
         spawn: Spawn,
         workers: int,
         *,
-        children: Sequence[Child] = (),
         drain_timeout_s: float,
         on_ready: Callable[[], None],
     ) -> None:
         self._spawn = spawn
         self._slots = [_Slot(number) for number in range(workers)]
-        self._children = children
         self._drain_timeout_s = drain_timeout_s
         self._on_ready = on_ready
         self._announced = False
         self._stops = 0
         """How many signals to stop have come."""
         self._kill_at = float("inf")
-        self._look_at = 0.0
         self._selector = selectors.DefaultSelector()
 
     def run(self) -> int:
@@ -150,7 +144,6 @@ class Parent:
         now = time.monotonic()
         moments = [slot.restart_at for slot in self._slots if slot.restart_at is not None]
         moments += [self._kill_at] if self._stops else []
-        moments += [self._look_at] if self._children else []
         for key, _ in self._selector.select(max(0.0, min(moments) - now) if moments else None):
             if isinstance(key.data, _Slot):
                 self._hear(key.data)
@@ -197,9 +190,6 @@ class Parent:
             self._on_ready()
         if self._stops and now >= self._kill_at:
             self._kill()
-        if self._children and now >= self._look_at and not self._stops:
-            self._restart_children()
-            self._look_at = time.monotonic() + CHILDREN_INTERVAL_S
 
     def _bury(self, slot: _Slot, now: float) -> None:
         while self._hear(slot):
@@ -223,15 +213,6 @@ class Parent:
             reason=slot.failure or None,
             delay_s=delay_s,
         )
-
-    def _restart_children(self) -> None:
-        for child in self._children:
-            if child.process is not None and child.process.poll() is not None:
-                logger.error("a service died and is started again", service=type(child).__name__)
-                try:
-                    child.start()
-                except StartError as exc:
-                    logger.error("a service could not be started again", error=str(exc))  # noqa: TRY400 - for a person
 
     def _kill(self) -> None:
         """End at once what is left."""

@@ -13,6 +13,7 @@ import os
 import resource
 import signal
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple, Protocol
@@ -34,12 +35,17 @@ class Child(Protocol):
     """A service that runs in a process of its own, and is started again where it was when it ends."""
 
     @property
+    def name(self) -> str:
+        """What people call it."""
+        ...
+
+    @property
     def process(self) -> subprocess.Popen[bytes] | None:
         """What was started last."""
         ...
 
     def start(self) -> str:
-        """Start it again if it has ended; raises ``StartError``."""
+        """Start it again if it has ended, also from another thread; raises ``StartError``."""
         ...
 
 
@@ -146,6 +152,7 @@ def spawn(
     source: IO[bytes] | int = subprocess.DEVNULL,
     output: IO[bytes] | int | None = subprocess.DEVNULL,
     inherited: Sequence[int] = (),
+    threaded: bool = False,
 ) -> subprocess.Popen[bytes]:
     """
     Start a child in a session of its own.
@@ -153,10 +160,17 @@ def spawn(
     A terminal's Ctrl-C then reaches only the parent, which stops its children in order.
 
     *user* is who to become, which needs root; None stays as it is. *source* is stdin; *output* takes both stdout and
-    stderr; None leaves it this process' own. *inherited* are descriptors that it has under the same numbers. Raises ``OSError`` when the program cannot be executed, ``subprocess.SubprocessError`` when *user* cannot be
-    become.
+    stderr; None leaves it this process' own. *inherited* are descriptors that it has under the same numbers. Raises
+    ``OSError`` when the program cannot be executed, ``subprocess.SubprocessError`` when *user* cannot be become.
+
+    Where this process is *threaded*, as it is when something is started again, it is done by ``trampoline.py``: the program is a path then, and what goes wrong is
+    told by its exit status and on its stderr.
     """
     parent_pid = os.getpid()
+    if threaded:
+        become_who = "-" if user is None else f"{user[0]}:{user[1]}"
+        trampoline: list[str | Path] = [sys.executable, "-I", "-S", Path(__file__).with_name("trampoline.py")]
+        arguments = [*trampoline, str(parent_pid), str(int(death_signal)), become_who, *arguments]
 
     def prepare() -> None:
         if user is not None:
@@ -174,7 +188,7 @@ def spawn(
         pass_fds=inherited,
         # The only way to run code between setuid and exec. Popen's own user= and extra_groups= are not used: Python
         # 3.12.0 keeps root's groups when they are to be empty (CVE-2023-6507).
-        preexec_fn=prepare,
+        preexec_fn=None if threaded else prepare,
     )
 
 

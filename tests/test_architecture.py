@@ -35,8 +35,8 @@ LAYERS = (
     ("handlers",),
     ("turn", "turn_log", "conversation", "memory", "speech", "spoken", "narration", "presence", "elsewhere", "notes"),
     ("services", "store", "cache", "local", "codec"),
-    ("credentials", "guesses", "metrics", "rate_limit", "sentences", "workers", "parent"),
-    ("models", "errors", "settings", "log", "process", "folding", "tls"),
+    ("credentials", "guesses", "metrics", "rate_limit", "sentences", "workers", "parent", "supervisor"),
+    ("models", "errors", "settings", "log", "process", "trampoline", "folding", "tls"),
 )
 """From the top down. A module imports from its own package and from what lies lower, never across or up."""
 

@@ -18,6 +18,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ OLDEST_MAJOR = 15
 ROOT_UID = 0
 CREATION_LIMIT_S = 300
 """initdb takes half a second, but it writes 40 MB file by file and syncs them: minutes on a worn memory card."""
+ORPHANS_LIMIT_S = 10
+ORPHANS_INTERVAL_S = 0.005
 CREATION_BYTES = 64 << 20
 """A fresh cluster is 38 MB (measured); with less free than this it is not even tried."""
 
@@ -220,6 +223,43 @@ def create_cluster(cluster: Path, installation: Installation, user: User | None)
         os.fsync(parent)
     finally:
         os.close(parent)
+
+
+def end_orphans(cluster: Path) -> None:
+    """
+    Kill sessions that outlived their killed server, and wait for their end; a server that runs keeps its own.
+
+    They hold its shared memory, and the next server does not start before they have gone. One that computes does not
+    notice by itself.
+    """
+    deadline = time.monotonic() + ORPHANS_LIMIT_S
+    while orphans := _orphans(cluster):
+        for pid in orphans:
+            with suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        if time.monotonic() > deadline:
+            raise StartError(f"the process {orphans[0]} of an earlier PostgreSQL on {cluster} does not end")
+        time.sleep(ORPHANS_INTERVAL_S)
+
+
+def _orphans(cluster: Path) -> list[int]:
+    """Return the processes that work in *cluster* and name themselves as sessions do; none while a server has it."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            if (entry / "cwd").readlink() != cluster or (entry / "exe").readlink().name.split()[0] != "postgres":
+                continue
+            title = (entry / "cmdline").read_bytes()
+        except (OSError, IndexError):
+            continue  # it has ended, or is none of ours
+        if not title:
+            continue  # it is ending
+        if not title.startswith(b"postgres:"):
+            return []
+        found.append(int(entry.name))
+    return found
 
 
 def complaint(output: str) -> str:

@@ -28,6 +28,8 @@ class LocalBridges:
     *threads* None or 0 leaves one core to others; *log_path* gets the child's few lines, this process's stderr without.
     """
 
+    name = "local bridges"
+
     def __init__(
         self,
         model_path: Path | None = None,
@@ -105,7 +107,8 @@ class LocalBridges:
             self._process = None
 
     def _spawn(self, arguments: list[str | Path], listener: socket.socket, output: int) -> subprocess.Popen[bytes]:
-        return spawn(arguments, death_signal=signal.SIGTERM, source=listener.fileno(), output=output)
+        again = self._process is not None
+        return spawn(arguments, death_signal=signal.SIGTERM, source=listener.fileno(), output=output, threaded=again)
 
 
 def lacking_packages(*modules: str) -> str:

@@ -29,6 +29,7 @@ from jarvis_core.local.cluster import (
     cluster_user,
     complaint,
     create_cluster,
+    end_orphans,
     find_installation,
     first_hidden,
     user_name,
@@ -37,6 +38,8 @@ from jarvis_core.process import User, spawn, stop
 
 START_LIMIT_S = 60
 """A warm start takes 50 ms, but after a crash the write-ahead log is replayed first."""
+RECOVERY_LIMIT_S = 600
+"""To end a server that is replaying its log would have the next one begin again."""
 STOP_PATIENCE_S = 20
 """A fast shutdown ends sessions at once, and then writes what is in memory to the disk."""
 PREVIOUS_SERVER_LIMIT_S = 10
@@ -91,9 +94,11 @@ class EmbeddedPostgres:
     """
     One PostgreSQL server on *data_dir*, which ends with this process however that ends.
 
-    *bin_dir* has the programs to use (POSTGRES_BIN_DIR); *max_connections* is how many the workers open together. Start
-    and stop it in the main thread of the process that forks the workers.
+    *bin_dir* has the programs to use (POSTGRES_BIN_DIR); *max_connections* is how many the workers open together. It ends
+    with the thread that starts it, too.
     """
+
+    name = "PostgreSQL"
 
     def __init__(self, data_dir: Path, *, bin_dir: Path | None = None, max_connections: int = 20) -> None:
         self._data_dir = data_dir.resolve()
@@ -106,6 +111,8 @@ class EmbeddedPostgres:
         self._conninfo = ""
         self._process: subprocess.Popen[bytes] | None = None
         self._version = ""
+        self._user: User | None = None
+        self._installation: Installation | None = None
 
     @property
     def version(self) -> str:
@@ -122,10 +129,12 @@ class EmbeddedPostgres:
         Start the server, on a new cluster when there is none, and return its conninfo string.
 
         Waits until it accepts connections: 0.1 s, with a new cluster 1 s, after a crash longer. A server that runs stays
-        as it is. Raises ``StartError``.
+        as it is; one that was started and has ended is started again where it was. Raises ``StartError``.
         """
         if self._process is not None and self._process.poll() is None:
             return self._conninfo
+        if self._conninfo:
+            return self._start_again()
         self.stop()
         try:
             self._conninfo = self._start()
@@ -149,6 +158,7 @@ class EmbeddedPostgres:
             if self._socket_directory is not None:
                 self._remove_socket_directory()
                 self._socket_directory = None
+            self._conninfo = ""
         finally:
             self._lock.release()
 
@@ -167,20 +177,42 @@ class EmbeddedPostgres:
         self._version = installation.version
         if not cluster_exists(self._cluster, installation):
             create_cluster(self._cluster, installation, user)
+        self._user, self._installation = user, installation
         stale_pid = self._await_previous_server()
-        sockets = self._socket_directory = self._make_socket_directory(user)
+        self._socket_directory = self._make_socket_directory(user)
+        self._serve(stale_pid, START_LIMIT_S)
+        host = str(self._socket_directory).replace("\\", "\\\\").replace("'", "\\'")
+        return f"host='{host}' port={SETTINGS['port']} user={ROLE} dbname={DATABASE}"
+
+    def _start_again(self) -> str:
+        """Start the server that has ended where it was; the lock is still ours, and clients know the address."""
+        try:
+            stale_pid = self._await_previous_server()
+            self._clear_socket_directory()
+            self._serve(stale_pid, RECOVERY_LIMIT_S)
+        except OSError as exc:
+            raise StartError(
+                f"the database cannot use {exc.filename or self._data_dir}: {exc.strerror or exc}"
+            ) from exc
+        return self._conninfo
+
+    def _serve(self, stale_pid: int | None, limit_s: float) -> None:
+        """Launch the server and wait until it is ready."""
+        end_orphans(self._cluster)
         if self._log.exists() and self._log.stat().st_size > LOG_LIMIT_BYTES:
             self._log.replace(self._log.with_suffix(".log.1"))
         # Root may be given a data directory of somebody else's, whose links are not to be followed.
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         with os.fdopen(os.open(self._log, flags, 0o600), "ab") as log:
             log_offset = log.tell()
-            if user is not None:
-                os.fchown(log.fileno(), *user)
-            self._process = self._launch(installation, user, sockets, stale_pid, log)
-        self._await_ready(self._process, log_offset)
-        host = str(sockets).replace("\\", "\\\\").replace("'", "\\'")
-        return f"host='{host}' port={SETTINGS['port']} user={ROLE} dbname={DATABASE}"
+            if self._user is not None:
+                os.fchown(log.fileno(), *self._user)
+            self._process = self._launch(stale_pid, log)
+        try:
+            self._await_ready(self._process, log_offset, limit_s)
+        except StartError:
+            stop(self._process, first=signal.SIGINT, patience_s=STOP_PATIENCE_S)
+            raise
 
     def _await_previous_server(self) -> int | None:
         """
@@ -200,10 +232,10 @@ class EmbeddedPostgres:
             time.sleep(POLL_INTERVAL_S)
         return None
 
-    def _launch(
-        self, installation: Installation, user: User | None, sockets: Path, stale_pid: int | None, log: IO[bytes]
-    ) -> subprocess.Popen[bytes]:
-        quoted_sockets = str(sockets).replace('"', '""')
+    def _launch(self, stale_pid: int | None, log: IO[bytes]) -> subprocess.Popen[bytes]:
+        installation = self._installation
+        assert installation is not None  # noqa: S101 - found before
+        quoted_sockets = str(self._socket_directory).replace('"', '""')
         settings = {
             **SETTINGS,
             **(SETTINGS_SINCE_18 if installation.major >= 18 else {}),
@@ -222,13 +254,14 @@ class EmbeddedPostgres:
             ],
             death_signal=signal.SIGQUIT,
             environment=environment,
-            user=user,
+            user=self._user,
             directory=Path("/"),
             output=log,
+            threaded=self._process is not None,
         )
 
-    def _await_ready(self, process: subprocess.Popen[bytes], log_offset: int) -> None:
-        deadline = time.monotonic() + START_LIMIT_S
+    def _await_ready(self, process: subprocess.Popen[bytes], log_offset: int, limit_s: float) -> None:
+        deadline = time.monotonic() + limit_s
         while not self._is_ready(process.pid):
             if process.poll() is not None:
                 with self._log.open("rb") as log:
@@ -236,7 +269,7 @@ class EmbeddedPostgres:
                     said = log.read().decode(errors="replace")
                 raise StartError(f"PostgreSQL does not start on {self._cluster}: {complaint(said)}; see {self._log}")
             if time.monotonic() > deadline:
-                raise StartError(f"PostgreSQL does not accept connections after {START_LIMIT_S} s; see {self._log}")
+                raise StartError(f"PostgreSQL does not accept connections after {limit_s:g} s; see {self._log}")
             time.sleep(POLL_INTERVAL_S)
 
     def _is_ready(self, pid: int) -> bool:
@@ -278,6 +311,17 @@ class EmbeddedPostgres:
                 os.chown(link, *user, follow_symlinks=False)
             return directory
         raise StartError(f"{link} is too long for a socket, and so is {tempfile.gettempdir()}; set a shorter TMPDIR")
+
+    def _clear_socket_directory(self) -> None:
+        """Remove the socket that a killed server left, and make its directory anew should somebody have cleaned it away."""
+        directory = self._socket_directory
+        assert directory is not None  # noqa: S101 - made at the first start
+        if not directory.exists():
+            directory.mkdir(0o700)
+            if self._user is not None:
+                os.chown(directory, *self._user, follow_symlinks=False)
+        for name in (SOCKET_NAME, f"{SOCKET_NAME}.lock"):
+            (directory / name).unlink(missing_ok=True)
 
     def _remove_socket_directory(self) -> None:
         link = self._data_dir / "postgres-run"

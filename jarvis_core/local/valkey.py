@@ -41,6 +41,8 @@ loglevel warning
 class PrivateValkey:
     """One Valkey server of this process' own, which ends with it however that ends."""
 
+    name = "Valkey"
+
     def __init__(self) -> None:
         self._port = 0
         self._password = secrets.token_urlsafe(24)
@@ -78,7 +80,13 @@ class PrivateValkey:
         try:
             os.write(source, text.encode())
             os.lseek(source, 0, os.SEEK_SET)
-            self._process = spawn([program, "-"], death_signal=signal.SIGKILL, source=source, directory=Path("/"))
+            self._process = spawn(
+                [program, "-"],
+                death_signal=signal.SIGKILL,
+                source=source,
+                directory=Path("/"),
+                threaded=self._process is not None,
+            )
         except (OSError, subprocess.SubprocessError) as exc:
             raise StartError(f"Valkey cannot be started: {exc}") from exc
         finally:
