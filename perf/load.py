@@ -1,7 +1,7 @@
 """
 Drivers of load on a server of this machine, cheap enough to leave the other core to it.
 
-``press`` asks as fast as the answers come (wrk, or ours where that is not installed). ``pace`` asks at a fixed rate whatever
+``press`` asks as fast as the answers come (wrk, or ours where that is not installed), and so does ``repeat``. ``pace`` asks at a fixed rate whatever
 the server does, and counts from the moment when a request was due: a server that stalls makes all that were due
 meanwhile late, as it would for people.
 """
@@ -98,7 +98,7 @@ def wrk_version() -> str:
 def press(port: int, what: Request, *, connections: int, seconds: float) -> Latencies:
     """Send *what* over *connections* for *seconds*, each waiting for its answer before it asks again."""
     if not wrk_version():
-        return drive(_repeat_for(port, what.message(), connections, seconds), seconds + LIMIT_S)
+        return drive(repeat_for(port, what.message(), connections=connections, seconds=seconds), seconds + LIMIT_S)
     command = ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "30s"]
     command += ["-s", str(WRK_SCRIPT), f"http://127.0.0.1:{port}{what.path}", "--", what.method, what.body.decode()]
     authorization = what.headers.partition("authorization: ")[2].partition("\r\n")[0]
@@ -176,7 +176,12 @@ async def _repeat_while(port: int, message: bytes, connections: int, left: Calla
     return percentiles(samples, time.perf_counter() - started)
 
 
-async def _repeat_for(port: int, message: bytes, connections: int, seconds: float) -> Latencies:
+async def repeat_for(port: int, message: bytes, *, connections: int, seconds: float) -> Latencies:
+    """
+    Send *message* for *seconds* over *connections* at once, and wait for every answer; raises on any but 200.
+
+    So nothing is left half done where ``press`` leaves as many requests as connections, which counts where few are made.
+    """
     end = time.perf_counter() + seconds
     return await _repeat_while(port, message, connections, lambda: time.perf_counter() < end)
 

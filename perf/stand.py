@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from functools import cached_property
 from pathlib import Path
@@ -49,6 +49,9 @@ class Stand:
         self._failed: dict[str, RuntimeError] = {}
         self.warm: set[str] = set()
         """Servers whose pools, plans and caches were filled by some turns."""
+        self.postgres_version = ""
+        """Empty until the server was started."""
+        self._model_query = "deltas=20"
 
     def close(self) -> None:
         """Stop everything."""
@@ -78,8 +81,6 @@ class Stand:
         assert process is not None
         return Process(process.pid), conninfo
 
-    postgres_version = ""
-
     @property
     def postgres(self) -> Process:
         """PostgreSQL with all its processes."""
@@ -98,7 +99,19 @@ class Stand:
 
     def set_model(self, *, first_s: float = 0.0, deltas: int = 20, delta_s: float = 0.0) -> None:
         """Say how the model is to answer from now on."""
-        query = f"first_s={first_s}&deltas={deltas}&delta_s={delta_s}"
+        self._model_query = f"first_s={first_s}&deltas={deltas}&delta_s={delta_s}"
+        self._tell_model(self._model_query)
+
+    @contextlib.contextmanager
+    def prompt_model(self) -> Iterator[None]:
+        """Have the model answer at once meanwhile."""
+        self._tell_model("deltas=20")
+        try:
+            yield
+        finally:
+            self._tell_model(self._model_query)
+
+    def _tell_model(self, query: str) -> None:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.model.port}/_mode?{query}", timeout=5):
             pass
 
