@@ -425,11 +425,11 @@ async def _enter(url: str, stack: AsyncExitStack) -> coredis.Redis[bytes] | core
 
     address = _parts_of(url)
     options = {**address.options, "connect_timeout": 2}
+    nodes = [TCPLocation(host, port) for host, port in address.hosts]
     if address.kind == "cluster":
-        nodes = [TCPLocation(host, port) for host, port in address.hosts]
         return await stack.enter_async_context(coredis.RedisCluster(startup_nodes=nodes, **options))
     if address.kind == "sentinel":
-        sentinel = await stack.enter_async_context(coredis.Sentinel(address.hosts, **options))
+        sentinel = await stack.enter_async_context(coredis.Sentinel(nodes, **options))
         return await stack.enter_async_context(sentinel.primary_for(address.service, db=address.database))
     if url.startswith("unix:"):
         return await stack.enter_async_context(coredis.Redis.from_url(url, connect_timeout=2))

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import socket
+import subprocess
+import time
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 
 from jarvis_core import cache as cache_module
 from jarvis_core.cache import LocalCache, SharedCache, _parts_of, check_address
 from jarvis_core.errors import RequestError, SettingsError, Unavailable
-from jarvis_core.local.valkey import PrivateValkey
+from jarvis_core.local.valkey import PrivateValkey, find_program
 from jarvis_core.models import Caller, SpokenAudio, Voice
 from jarvis_core.settings import Secret
 from jarvis_core.spoken import KeptSpeech
+from tests.system.server import free_port
 
 ANN = Caller("ann")
 
@@ -148,6 +153,66 @@ async def test_a_start_without_the_server() -> None:
         await cache.open()
     assert cache.state == "unavailable"
     await cache.close()
+
+
+@pytest.fixture
+def ports(tmp_path: Path) -> Iterator[tuple[int, int]]:
+    """Run a cluster of one server, and a server with a Sentinel; give the cluster's port and the Sentinel's."""
+    cluster, server, sentinel = free_port(), free_port(), free_port()
+    file = tmp_path / "sentinel.conf"
+    file.write_text(f"port {sentinel}\nsentinel monitor main 127.0.0.1 {server} 1\n")
+    arguments = [
+        ("--port", f"{cluster}", "--cluster-enabled", "yes", "--save", ""),
+        ("--port", f"{server}", "--save", ""),
+        (str(file), "--sentinel"),
+    ]
+    running = [
+        subprocess.Popen([find_program(), *one], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for one in arguments
+    ]
+    try:
+        for port in (cluster, server, sentinel):
+            assert said(port, "PING") == b"+PONG"
+        assert said(cluster, "CLUSTER ADDSLOTSRANGE 0 16383") == b"+OK"
+        yield cluster, sentinel
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+
+
+def said(port: int, command: str) -> bytes:
+    """Return the answer to an inline command, of a server that is starting too."""
+    deadline = time.monotonic() + 5
+    while True:
+        try:
+            with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+                connection.sendall(f"{command}\r\n".encode())
+                return connection.recv(1_024).strip()
+        except ConnectionRefusedError:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
+async def test_clusters_and_sentinels(ports: tuple[int, int]) -> None:
+    """Values and mail go through a cluster, and through the server that a Sentinel names."""
+    cluster, sentinel = ports
+    for url in (f"redis+cluster://127.0.0.1:{cluster}", f"redis+sentinel://127.0.0.1:{sentinel}/main"):
+        a, b = (SharedCache(Secret(url), name) for name in ("a", "b"))
+        box = Box(b)
+        try:
+            await a.open()
+            await b.open()
+            await healthy(a, b)
+            await a.put("k", b"value", 60)
+            assert await b.get("k") == b"value"
+            assert [await one.increment("n", 60) for one in (a, b)] == [1, 2]
+            assert a.post("b", b"hello")
+            assert await box.got(1) == [("a", b"hello")]
+        finally:
+            await a.close()
+            await b.close()
+    gc.collect()
 
 
 @pytest.mark.parametrize(
