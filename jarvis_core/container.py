@@ -109,7 +109,7 @@ async def open_container(settings: Settings, unit: Unit) -> AsyncIterator[Contai
     """
     Build every part, and close them in reverse order; a part that fails to close does not keep the others from it.
 
-    The limit of the database's connections is the *unit*'s, and divided by its workers.
+    The limits of the database's connections and of the codec's processes are the *unit*'s, and divided by its workers.
 
     Waits for the database, at most ``START_DEADLINE_S``. Raises ``StartError``.
     """
@@ -159,7 +159,8 @@ async def open_container(settings: Settings, unit: Unit) -> AsyncIterator[Contai
         if elsewhere is not None:
             elsewhere.serve(turns)
             stack.push_async_callback(_quietly, "the other workers' turns", elsewhere.close)
-        codec = Codec(limit=max(1, min(CODEC_PROCESSES_LIMIT, len(os.sched_getaffinity(0)))))
+        processes = min(CODEC_PROCESSES_LIMIT, len(os.sched_getaffinity(0)))
+        codec = Codec(limit=max(1, processes // unit.workers))
         stack.push_async_callback(_quietly, "the audio codec", codec.close)
         bridges = neighbours.get("python_bridges")
         speech = NoSpeech() if bridges is None else BridgesSpeech(bridges, settings.neighbours, mint)
@@ -195,7 +196,7 @@ async def open_container(settings: Settings, unit: Unit) -> AsyncIterator[Contai
         if notes is not None:
             container.metrics.others = notes.counts
         for work in (
-            _keep_house(container, turn_store),
+            _keep_house(container, turn_store, probes=unit.worker == 0),
             memories.keep_embedded(),
             memories.keep_indexed(),
             presence.keep(),
@@ -287,8 +288,12 @@ async def _open_cache(settings: Settings, worker_id: str, stack: AsyncExitStack)
     return cache
 
 
-async def _keep_house(container: Container, turn_store: TurnStore) -> None:
-    """Ask the neighbours how they are, scarcely, and forget what is out of date."""
+async def _keep_house(container: Container, turn_store: TurnStore, *, probes: bool) -> None:
+    """
+    Ask the neighbours how they are, scarcely, and forget what is out of date.
+
+    One worker of a unit *probes*, and the others read it in its notes: the bridges count for each address.
+    """
     loop = asyncio.get_running_loop()
     probed_at = forget_at = -1e9
     trim_at = loop.time()
@@ -299,7 +304,7 @@ async def _keep_house(container: Container, turn_store: TurnStore) -> None:
         if container.pool.healthy:
             with contextlib.suppress(RequestError):
                 await turn_store.settle_doubts()
-        if loop.time() - probed_at >= container.settings.neighbours.probe_interval_s:
+        if probes and loop.time() - probed_at >= container.settings.neighbours.probe_interval_s:
             probed_at = loop.time()
             for name in ("python_bridges", "audio_engine"):
                 if name in container.neighbours:

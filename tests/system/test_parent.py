@@ -69,6 +69,8 @@ async def test_workers_live_and_die(make_server: MakeServer, bridges: FakeBridge
     workers = wait_replaced(server, workers, "jarvis_core.server")
     assert killed not in workers
     assert server.ask("GET", "/health").status == 200
+    probes = [one.path for one in bridges.requests].count("/health")
+    assert probes <= 2, "one worker asks for all, and the one that takes its place"
     assert server.stdout.count("listens on") == 1
     for _ in range(20):
         assert server.ask("GET", "/ready").status == 200
