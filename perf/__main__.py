@@ -50,11 +50,12 @@ def main() -> int:
     if unknown:
         print(f"there is no scenario {', '.join(unknown)}; there are {', '.join(SCENARIOS)}", file=sys.stderr)
         return 2
-    # So that what was started is stopped.
-    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(1))
+    # So that what was started is stopped, and what was measured is told.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     started = time.monotonic()
     outcomes: list[Outcome] = []
     failures = 0
+    complete = not wanted
     with tempfile.TemporaryDirectory(prefix="jarvis-perf-", dir="/tmp") as directory:
         stand = Stand(Path(directory))
         try:
@@ -63,6 +64,10 @@ def main() -> int:
                 print(f"{name} …", file=sys.stderr, flush=True)
                 try:
                     outcomes.append(SCENARIOS[name](stand, ROUNDS))
+                except KeyboardInterrupt:
+                    complete = False
+                    print("interrupted; what was measured until then:", file=sys.stderr)
+                    break
                 except Exception as exc:  # noqa: BLE001 - the others go on
                     failures += 1
                     traceback.print_exc()
@@ -74,7 +79,7 @@ def main() -> int:
         for comparison in outcome.comparisons:
             print("\n".join(comparison.lines()))
     print("\n".join(table([row for outcome in outcomes for row in outcome.rows])))
-    if not wanted:
+    if complete:
         path = write_results(
             outcomes,
             rounds=ROUNDS,
