@@ -15,13 +15,12 @@ import contextlib
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any, Literal, Protocol
-from urllib.parse import unquote, urlsplit
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import msgspec
 
-from jarvis_core import log
-from jarvis_core.errors import SettingsError, Unavailable
+from jarvis_core import log, redis_address
+from jarvis_core.errors import Unavailable
 from jarvis_core.settings import Secret
 
 if TYPE_CHECKING:
@@ -169,7 +168,7 @@ class SharedCache:
 
     async def open(self) -> None:
         """Connect; a Redis that is away does not keep a worker from its start."""
-        _parts_of(self._url)
+        redis_address.parse(self._url)
         self._owner = asyncio.get_running_loop().create_task(self._own())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(OPEN_TIMEOUT_S):
@@ -371,59 +370,12 @@ def _parcels(messages: list[bytes]) -> list[list[bytes]]:
     return parcels
 
 
-class _Address(msgspec.Struct, frozen=True):
-    kind: Literal["redis", "sentinel", "cluster"]
-    hosts: list[tuple[str, int]]
-    service: str
-    database: int
-    options: dict[str, Any]
-
-
-def check_address(url: str) -> None:
-    """Raise ``SettingsError`` when *url* is no address of a Redis; never names a secret in it."""
-    _parts_of(url)
-
-
-def _parts_of(url: str) -> _Address:
-    """Read ``redis://``, ``rediss://``, ``unix://``, ``redis+sentinel://h,h/service/db`` and ``redis+cluster://h,h``."""
-    try:
-        parts = urlsplit(url)
-        scheme, _, kind = parts.scheme.partition("+")
-        netloc = parts.netloc.rpartition("@")[2]
-        hosts = []
-        for host in netloc.split(",") if netloc else []:
-            one = urlsplit(f"//{host}")
-            hosts.append((one.hostname or "", one.port or (26_379 if kind == "sentinel" else 6_379)))
-        path = [part for part in parts.path.split("/") if part]
-        service = path.pop(0) if kind == "sentinel" else ""
-        database = int(path[0]) if path and scheme != "unix" else 0
-        sound = (
-            scheme in ("redis", "rediss") and kind in ("", "sentinel", "cluster") and hosts and all(h for h, _ in hosts)
-        ) or (scheme == "unix" and not kind and parts.path)
-    except (ValueError, IndexError):
-        sound = False
-    if not sound:
-        raise SettingsError(
-            "REDIS_URL: must be redis://, rediss:// or unix://, redis+sentinel://host,host/service or redis+cluster://host,host"
-        )
-    options: dict[str, Any] = {}
-    credentials = parts.netloc.rpartition("@")[0]
-    if credentials:
-        name, _, password = credentials.partition(":")
-        options = {"password": unquote(password)} | ({"username": unquote(name)} if name else {})
-    if scheme == "rediss":
-        import ssl
-
-        options["ssl_context"] = ssl.create_default_context()
-    return _Address(kind or "redis", hosts, service, database, options)  # type: ignore[arg-type]  # checked above
-
-
 async def _enter(url: str, stack: AsyncExitStack) -> coredis.Redis[bytes] | coredis.RedisCluster[bytes]:
     """Return a client whose connections *stack* closes."""
     import coredis
     from coredis.connection import TCPLocation
 
-    address = _parts_of(url)
+    address = redis_address.parse(url)
     options = {**address.options, "connect_timeout": 2}
     nodes = [TCPLocation(host, port) for host, port in address.hosts]
     if address.kind == "cluster":

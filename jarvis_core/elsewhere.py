@@ -13,17 +13,31 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from typing import Protocol
+from functools import partial
 
 import msgspec
-from msgspec import Struct
 
 from jarvis_core import log
 from jarvis_core.cache import MAILBOX_TTL_S, Cache
 from jarvis_core.errors import BadGateway, RequestError, Unavailable, of_code
+from jarvis_core.mirror import LocalTurns, Mirror
 from jarvis_core.models import Caller, Status, TurnRecord
 from jarvis_core.store.turns import TurnStore
-from jarvis_core.turn_log import OPENING, Reader, Step, Turn
+from jarvis_core.turn_log import Reader, Turn
+from jarvis_core.turn_mail import (
+    Alive,
+    Cancel,
+    Ended,
+    Follow,
+    Leave,
+    Message,
+    Progress,
+    SessionTaken,
+    TakeSession,
+    Unknown,
+    decode,
+    encode,
+)
 
 logger = log.get(__name__)
 
@@ -53,139 +67,6 @@ HOPS_LIMIT = 8
 LOST_S = 30.0
 """Where neither the worker nor the store can be asked for so long, readers are told so."""
 RETRY_AFTER_S = 2
-
-
-class Follow(Struct, tag="f", array_like=True, frozen=True):
-    """Asks for what *turn* says from the code point *at* on."""
-
-    turn: str
-    user: str
-    at: int
-
-
-class Leave(Struct, tag="l", array_like=True, frozen=True):
-    """Nobody follows *turn* here any more."""
-
-    turn: str
-
-
-class Cancel(Struct, tag="c", array_like=True, frozen=True):
-    """Asks for the turn's end."""
-
-    turn: str
-    user: str
-    reason: str
-
-
-class Progress(Struct, tag="p", array_like=True, frozen=True):
-    """What was said from the code point *at* on."""
-
-    turn: str
-    at: int
-    text: str
-    memories: list[str]
-
-
-class Ended(Struct, tag="e", array_like=True, frozen=True):
-    """The last of it, and how it ended."""
-
-    turn: str
-    at: int
-    text: str
-    status: Status
-    reason: str
-    error: tuple[str, str] | None
-    """Code and message."""
-    tokens: int
-    model: str
-    memories: list[str]
-    ended_at: datetime
-
-
-class Unknown(Struct, tag="u", array_like=True, frozen=True):
-    """The turn does not run here: the store knows how it ended."""
-
-    turn: str
-
-
-class Alive(Struct, tag="a", array_like=True, frozen=True):
-    """The sender lives, and sends what these turns say."""
-
-    turns: list[str]
-
-
-class TakeSession(Struct, tag="t", array_like=True, frozen=True):
-    """Asks for the session of a response, whose client has come back to another worker, and tells whom to answer."""
-
-    question: int
-    worker: str
-    turn: str
-    user: str
-    after: int
-    """The number of the last event that the client has seen."""
-    hops: int = 0
-    """How often it was passed on to where the session went."""
-
-
-class SessionTaken(Struct, tag="s", array_like=True, frozen=True):
-    """What is left of the session; None where it is not here."""
-
-    question: int
-    left: bytes | None
-
-
-Message = TakeSession | SessionTaken | Follow | Leave | Cancel | Progress | Ended | Unknown | Alive
-
-_encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(Message).decode
-
-
-class Mirror(Turn):
-    """A turn that another worker runs."""
-
-    def __init__(self, caller: Caller, record: TurnRecord) -> None:
-        super().__init__(caller, record.conversation_id, record.id, record.user_message_id)
-        self.worker_id = record.worker or ""
-        self.memories = record.memories
-        self.synced = asyncio.Event()
-        """Whether its worker has said anything of it."""
-        self.told_at = 0.0
-        """When anybody, worker or store, last knew something of it."""
-        self.due = False
-        """Whether the store is to be looked into at once."""
-        self.left_at = 0.0
-        """When the last reader left."""
-        self.append(Step.CREATED)
-
-    def extend(self, at: int, text: str) -> bool:
-        """Take the text from the code point *at* on; return whether nothing is missing before it."""
-        length = len(self.text())
-        if at > length:
-            return False
-        fresh = text[length - at :]
-        if fresh:
-            self.append(*(() if self.opened else OPENING), fresh)
-        return True
-
-
-class LocalTurns(Protocol):
-    """What is needed of those who run turns here."""
-
-    def get(self, owner: str, turn_id: str) -> Turn | None:
-        """Return a turn that runs here or ended here not long ago."""
-        ...
-
-    def attach(self, turn: Turn) -> None:
-        """Count a reader in."""
-        ...
-
-    async def detach(self, turn: Turn) -> None:
-        """Count a reader out."""
-        ...
-
-    async def stop(self, turn: Turn, status: Status = ..., reason: str = ...) -> None:
-        """Stop a turn; returns when it has ended."""
-        ...
 
 
 class Elsewhere:
@@ -228,11 +109,14 @@ class Elsewhere:
         """End everything that goes on for others, once they were told of what has ended here."""
         if self._forwards:
             await asyncio.wait(self._forwards.values(), timeout=LAST_WORD_S)
-        tasks = [*self._forwards.values(), *self._work, *([self._keeper] if self._keeper is not None else [])]
+        tasks = [*self._work, *([self._keeper] if self._keeper is not None else [])]
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+        if self._work:
+            # Those who followed are counted out.
+            await asyncio.wait(self._work, timeout=LAST_WORD_S)
 
     # What others run
 
@@ -320,12 +204,12 @@ class Elsewhere:
         self._post(mirror.worker_id, Follow(mirror.id, mirror.caller.user_id, len(mirror.text())))
 
     def _post(self, worker_id: str, message: Message) -> bool:
-        return bool(worker_id) and self._cache.post(worker_id, _encode(message))
+        return bool(worker_id) and self._cache.post(worker_id, encode(message))
 
     # Mail
 
     def _receive(self, sender: str, data: bytes) -> None:
-        message = _decode(data)
+        message = decode(data)
         now = self._heard[sender] = asyncio.get_running_loop().time()
         match message:
             case Follow():
@@ -334,9 +218,9 @@ class Elsewhere:
                 if (task := self._forwards.get((sender, message.turn))) is not None:
                     task.cancel()
             case Cancel():
-                self._own(self._cancel(sender, message))
+                self._own(partial(self._cancel, sender, message))
             case TakeSession():
-                self._own(self._part(message))
+                self._own(partial(self._part, message))
             case SessionTaken():
                 if (future := self._questions.get(message.question)) is not None and not future.done():
                     future.set_result(message.left)
@@ -393,7 +277,7 @@ class Elsewhere:
         # Before the one that it replaces is counted out: a turn that nobody follows is cancelled.
         self._turns.attach(turn)
         before = self._forwards.pop(name, None)
-        task = self._forwards[name] = self._own(self._send(sender, turn, follow.at))
+        task = self._forwards[name] = self._own(partial(self._send, sender, turn, follow.at))
         task.add_done_callback(lambda _: self._forwarded(name, task, turn))
         if before is not None:
             before.cancel()
@@ -402,7 +286,7 @@ class Elsewhere:
         if self._forwards.get(name) is task:
             del self._forwards[name]
         if self._turns is not None:
-            self._own(self._turns.detach(turn))
+            self._own(partial(self._turns.detach, turn))
 
     async def _send(self, sender: str, turn: Turn, at: int) -> None:
         loop = asyncio.get_running_loop()
@@ -432,7 +316,7 @@ class Elsewhere:
         else:
             await self._turns.stop(turn, Status.CANCELLED, cancel.reason)
 
-    def _own(self, work: Awaitable[None]) -> asyncio.Task[None]:
+    def _own(self, work: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(_logged(work))
         self._work.add(task)
         task.add_done_callback(self._work.discard)
@@ -531,9 +415,9 @@ def _ended(turn: Turn, at: int, text: str) -> Ended:
     return Ended(turn.id, at, text, turn.status, turn.reason, error, turn.tokens, turn.model, turn.memories, ended_at)
 
 
-async def _logged(work: Awaitable[None]) -> None:
+async def _logged(work: Callable[[], Awaitable[None]]) -> None:
     try:
-        await work
+        await work()
     except RequestError as exc:
         logger.warning("a request of another worker was not done", error=str(exc))
     except Exception:

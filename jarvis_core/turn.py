@@ -19,9 +19,10 @@ import msgspec
 from msgspec import Struct
 
 from jarvis_core import log
-from jarvis_core.elsewhere import Elsewhere, Mirror
+from jarvis_core.elsewhere import Elsewhere
 from jarvis_core.errors import BadGateway, DeadlineExceeded, Overloaded, RequestError, Unavailable
 from jarvis_core.memory import NOTHING_RECALLED, Memories, Recalled
+from jarvis_core.mirror import Mirror
 from jarvis_core.models import Caller, Finish, IdempotencyKey, LanguageModel, Prompt, Status, TurnRecord, new_id
 from jarvis_core.settings import Llm
 from jarvis_core.store.turns import Beginning, Begun, TurnStore

@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 
 from jarvis_core import cache as cache_module
-from jarvis_core.cache import LocalCache, SharedCache, _parts_of, check_address
+from jarvis_core.cache import LocalCache, SharedCache
 from jarvis_core.errors import RequestError, SettingsError, Unavailable
 from jarvis_core.local.valkey import PrivateValkey, find_program
 from jarvis_core.models import Caller, SpokenAudio, Voice
+from jarvis_core.redis_address import parse
 from jarvis_core.settings import Secret
 from jarvis_core.spoken import KeptSpeech
 from tests.system.server import free_port
@@ -229,7 +230,7 @@ def test_addresses(
     url: str, kind: str, hosts: list[tuple[str, int]], service: str, database: int, options: dict[str, str]
 ) -> None:
     """Servers, Sentinels and clusters have addresses."""
-    parts = _parts_of(url)
+    parts = parse(url)
     assert (parts.kind, parts.hosts, parts.service, parts.database) == (kind, hosts, service, database)
     assert parts.options == options
 
@@ -241,7 +242,7 @@ def test_addresses(
 def test_what_is_no_address(url: str) -> None:
     """What is no address of a Redis is told by the name of its setting, without the secret in it."""
     with pytest.raises(SettingsError, match=r"^REDIS_URL: ") as refused:
-        check_address(url.replace("//h", "//:hunter22@h"))
+        parse(url.replace("//h", "//:hunter22@h"))
     assert "hunter22" not in str(refused.value)
 
 

@@ -1,0 +1,95 @@
+"""What workers write to one another of turns and sessions: small, and repeated by whoever misses an answer."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import msgspec
+from msgspec import Struct
+
+from jarvis_core.models import Status
+
+
+class Follow(Struct, tag="f", array_like=True, frozen=True):
+    """Asks for what *turn* says from the code point *at* on."""
+
+    turn: str
+    user: str
+    at: int
+
+
+class Leave(Struct, tag="l", array_like=True, frozen=True):
+    """Nobody follows *turn* here any more."""
+
+    turn: str
+
+
+class Cancel(Struct, tag="c", array_like=True, frozen=True):
+    """Asks for the turn's end."""
+
+    turn: str
+    user: str
+    reason: str
+
+
+class Progress(Struct, tag="p", array_like=True, frozen=True):
+    """What was said from the code point *at* on."""
+
+    turn: str
+    at: int
+    text: str
+    memories: list[str]
+
+
+class Ended(Struct, tag="e", array_like=True, frozen=True):
+    """The last of it, and how it ended."""
+
+    turn: str
+    at: int
+    text: str
+    status: Status
+    reason: str
+    error: tuple[str, str] | None
+    """Code and message."""
+    tokens: int
+    model: str
+    memories: list[str]
+    ended_at: datetime
+
+
+class Unknown(Struct, tag="u", array_like=True, frozen=True):
+    """The turn does not run here: the store knows how it ended."""
+
+    turn: str
+
+
+class Alive(Struct, tag="a", array_like=True, frozen=True):
+    """The sender lives, and sends what these turns say."""
+
+    turns: list[str]
+
+
+class TakeSession(Struct, tag="t", array_like=True, frozen=True):
+    """Asks for the session of a response, whose client has come back to another worker, and tells whom to answer."""
+
+    question: int
+    worker: str
+    turn: str
+    user: str
+    after: int
+    """The number of the last event that the client has seen."""
+    hops: int = 0
+    """How often it was passed on to where the session went."""
+
+
+class SessionTaken(Struct, tag="s", array_like=True, frozen=True):
+    """What is left of the session; None where it is not here."""
+
+    question: int
+    left: bytes | None
+
+
+Message = TakeSession | SessionTaken | Follow | Leave | Cancel | Progress | Ended | Unknown | Alive
+
+encode = msgspec.msgpack.Encoder().encode
+decode = msgspec.msgpack.Decoder(Message).decode
