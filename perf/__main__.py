@@ -44,7 +44,7 @@ SCENARIOS: dict[str, Scenario] = {
 
 
 def main() -> int:
-    """Run the scenarios named on the command line, or all; return 1 when one failed."""
+    """Run the scenarios named on the command line, or all; return 1 when one failed or was interrupted."""
     wanted = sys.argv[1:]
     unknown = [name for name in wanted if name not in SCENARIOS]
     if unknown:
@@ -66,6 +66,7 @@ def main() -> int:
                     outcomes.append(SCENARIOS[name](stand, ROUNDS))
                 except KeyboardInterrupt:
                     complete = False
+                    failures += 1
                     print("interrupted; what was measured until then:", file=sys.stderr)
                     break
                 except Exception as exc:  # noqa: BLE001 - the others go on
