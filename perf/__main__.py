@@ -25,6 +25,8 @@ from perf.report import NO_AIM, Outcome, Row, table, write_results
 from perf.stand import Stand
 
 ROUNDS = int(os.environ.get("PERF_ROUNDS", "3"))
+LIMIT_S = float(os.environ.get("PERF_LIMIT_S", "900"))
+"""What has not begun by then is left out of a run of all."""
 
 Scenario = Callable[[Stand, int], Outcome]
 
@@ -61,6 +63,9 @@ def main() -> int:
         try:
             for name in wanted or SCENARIOS:
                 begun = time.monotonic()
+                if complete and begun - started > LIMIT_S:
+                    outcomes.append(Outcome(rows=[(name, f"not run: {LIMIT_S:.0f} s were over", NO_AIM)]))
+                    continue
                 print(f"{name} …", file=sys.stderr, flush=True)
                 try:
                     outcomes.append(SCENARIOS[name](stand, ROUNDS))
