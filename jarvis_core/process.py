@@ -56,7 +56,7 @@ class Identity(NamedTuple):
     """A process, told from all others that are, were or will be."""
 
     machine: str
-    """What can tell whether it lives: the kernel since its boot, and the pid namespace."""
+    """What can tell whether it lives: the kernel since its boot, the pid namespace, and the user."""
     pid: int
     started: int
     """In clock ticks since that boot."""
@@ -66,7 +66,8 @@ def own_identity() -> Identity:
     """Return this process's identity; one without /proc shares its machine with nobody."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        machine = f"{boot}/{Path('/proc/self/ns/pid').stat().st_ino}"
+        # Other users' processes may be hidden (proc(5), hidepid), and would look dead.
+        machine = f"{boot}/{Path('/proc/self/ns/pid').stat().st_ino}/{os.getuid()}"
     except OSError:
         return Identity(os.urandom(16).hex(), os.getpid(), 0)
     return Identity(machine, os.getpid(), _started(os.getpid()) or 0)
