@@ -23,6 +23,7 @@ from jarvis_core.store.presence import PresenceStore
 from jarvis_core.store.turns import TurnStore
 from jarvis_core.turn import Ask, Turns
 from jarvis_core.turn_log import Reader, Step, Turn
+from jarvis_core.turn_mail import Ended, decode
 
 ANN = Caller("ann")
 
@@ -187,6 +188,23 @@ async def test_followed_through_mail_that_gets_lost(make: Make, post: Post, lost
     assert (mirror.status, mirror.reason, mirror.tokens, mirror.model) == (Status.COMPLETED, "stop", 41, "m")
     assert (mirror.id, mirror.user_message_id) == (turn.id, turn.user_message_id)
     assert mirror.ended_at == turn.ended_at
+
+
+async def test_lost_end_beside_a_turn_that_goes_on(make: Make, post: Post) -> None:
+    """That a worker lives and tells of another turn does not hide that the end of this one got lost."""
+    a, b = make(), make()
+    ending = await begin(a, "Bon")
+    mirror = await b.turns.find(ANN, ending.id)
+    b.turns.attach(mirror)
+    a.model.pieces.put_nowait(Finish("stop", 1, "m"))
+    post.loses = lambda data: isinstance(decode(data), Ended)
+    await ending.wait_ended()
+    other = await begin(a, "jour")
+    followed = await b.turns.find(ANN, other.id)
+    b.turns.attach(followed)
+    assert (await read(mirror, limit_s=2))[1] == "Bon"
+    assert mirror.status is Status.COMPLETED
+    assert not followed.ended
 
 
 @pytest.mark.parametrize("lost", [0.0, 0.5])
