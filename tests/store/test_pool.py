@@ -454,6 +454,37 @@ async def test_a_database_that_takes_no_writes(database: str) -> None:
         await pool.execute("insert into t values (1)")
 
 
+async def test_a_session_that_takes_no_writes(database: str) -> None:
+    """Connections that lead to a server which may only be read are made anew where new ones lead to another."""
+    async with opened(database, max_connections=1) as pool:
+        await pool.execute("create table t (id integer)")
+        await pool.execute("set default_transaction_read_only = on")
+        with pytest.raises(Unavailable):
+            await pool.execute("insert into t values (1)")
+        await recovers(pool)
+        await pool.execute("insert into t values (1)")
+        assert pool.losses == 0
+
+
+async def test_no_new_connection_at_all(database: str) -> None:
+    """A server that refuses new connections while those that we have are idle is not away."""
+    role = f"full_{conninfo_to_dict(database)['dbname']}"
+    async with await psycopg.AsyncConnection.connect(database, autocommit=True) as other:
+        await other.execute(f"create role {role} login")
+        try:
+            async with opened(make_conninfo(database, user=role), max_connections=2) as pool:
+                await fill(pool, 2)
+                await other.execute(f"alter role {role} connection limit 1")
+                with pytest.raises(DeadlineExceeded):  # which has the database looked at
+                    await pool.execute("select pg_sleep(30)")
+                await asyncio.sleep(1.5)
+                assert pool.losses == 0
+                assert pool.healthy
+                assert await pool.fetch_one("select 1") == (1,)
+        finally:
+            await other.execute(f"drop role {role}")
+
+
 async def test_no_connection_to_spare(database: str) -> None:
     """A server that has fewer connections for us than we would like is used with those that it gives, and is not away."""
     role = f"limited_{conninfo_to_dict(database)['dbname']}"
