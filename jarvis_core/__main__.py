@@ -85,18 +85,27 @@ def serve(settings: Settings) -> int:
         certificate_of(settings.server)
     probe_address(settings)
     workers = settings.server.workers
-    with ExitStack() as stack, _terminable():
-        unit = Unit(workers=workers, embedded_database=settings.database.url is None)
-        settings, remarks, children = start_stand_ins(settings, stack)
-        supervisor = Supervisor(children)
-        supervisor.start()
-        stack.callback(supervisor.stop)
-        if workers > 1:
-            return run_workers(settings, unit, remarks, stack)
-        # With several workers the parent needs none of what is imported here.
-        from jarvis_core.server import run
+    code: int | None = None
+    try:
+        with _terminable() as arm, ExitStack() as stack:
+            unit = Unit(workers=workers, embedded_database=settings.database.url is None)
+            settings, remarks, children = start_stand_ins(settings, stack)
+            supervisor = Supervisor(children)
+            supervisor.start()
+            stack.callback(supervisor.stop)
+            if workers > 1:
+                code = run_workers(settings, unit, remarks, stack)
+            else:
+                # With several workers the parent needs none of what is imported here.
+                from jarvis_core.server import run
 
-        return run(settings, unit, on_ready=lambda: announce(settings, remarks))
+                code = run(settings, unit, on_ready=lambda: announce(settings, remarks))
+            arm()
+    except KeyboardInterrupt:
+        if code is None:
+            raise
+        # A signal while the services were being stopped: those that take their time end with this process.
+    return code
 
 
 def run_workers(settings: Settings, unit: Unit, remarks: list[str], stack: ExitStack) -> int:
@@ -337,15 +346,23 @@ def probe_address(settings: Settings) -> None:
 
 
 @contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """Let SIGTERM end the start as Ctrl-C does, so that what was started is stopped."""
+def _terminable() -> Iterator[Callable[[], None]]:
+    """
+    Let SIGTERM interrupt the start as Ctrl-C does, so that what was started is stopped.
+
+    The function that it gives does so again after an event loop has had the signal.
+    """
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before: Callable[[int, FrameType | None], object] | int | None = signal.signal(signal.SIGTERM, interrupt)
+    def arm() -> None:
+        signal.signal(signal.SIGTERM, interrupt)
+
+    before: Callable[[int, FrameType | None], object] | int | None = signal.getsignal(signal.SIGTERM)
+    arm()
     try:
-        yield
+        yield arm
     finally:
         signal.signal(signal.SIGTERM, before)
 
