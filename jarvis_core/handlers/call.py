@@ -207,7 +207,10 @@ class Call:
                 async with asyncio.timeout_at(min(deadline, loop.time() + DISCARD_PAUSE_S)):
                     length += len(await self._next_part(BODY_PAUSE_S))
         except TimeoutError:
-            return
+            pass
+        finally:
+            # What comes still is nobody's.
+            self.more = False
 
     async def _next_part(self, pause_s: float) -> bytes:
         try:

@@ -9,6 +9,7 @@ body, the counters) is put here, once.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import time
@@ -31,6 +32,7 @@ ACCESS = "jarvis_core.access"
 """The logger with a line for each request, at the level debug."""
 access = logging.getLogger(ACCESS)
 
+BODY_HEADERS = frozenset({b"content-length", b"transfer-encoding"})
 CANCEL_TIMEOUT_S = 0.5
 """How long calls that a stop has cancelled may take to tell their clients."""
 RETRY_AFTER_S = 5
@@ -161,6 +163,7 @@ class Router:
         metrics.in_flight += 1
         request_id = ""
         origin = authorization = b""
+        has_body = False
         for key, value in scope["headers"]:
             if key == b"x-request-id":
                 request_id = _sound_request_id(value)
@@ -169,6 +172,8 @@ class Router:
             elif key == b"authorization":
                 # The lines of a header are one (RFC 9110, 5.3): of two credentials neither is taken.
                 authorization = authorization + b", " + value if authorization else value
+            elif key in BODY_HEADERS:
+                has_body = value != b"0"
         if not request_id:
             request_id = self._new_request_id()
         log.request_id.set(request_id)
@@ -177,16 +182,16 @@ class Router:
         call = Call(scope, receive, send, request_id, variable)
         if origin:
             call.headers = [*SAFETY, *self._admission.origins.headers(origin)]
+        method = scope["method"]
         task: asyncio.Task[Any] | None = None
-        admitted = False
+        admitted = failed = False
         try:
             try:
-                method = scope["method"]
                 target = methods.get(method) if methods is not None else None
                 if target is not None:
                     counters = target.counters
                     if not target.route.public:
-                        await self._admit(call, authorization, origin, counted=not target.route.vital)
+                        await self._admission.admit(call, authorization, origin, counted=not target.route.vital)
                         admitted = True
                         if self._stopped:
                             raise _stopping()
@@ -204,6 +209,7 @@ class Router:
                     raise MethodNotAllowed(f"{method} is not a method of this path.", allow=", ".join(sorted(methods)))
             except RequestError as error:
                 reply = _failure(error, call)
+                failed = True
             except ClientLeft:
                 return
             except asyncio.CancelledError:
@@ -218,6 +224,11 @@ class Router:
             try:
                 if reply is not None:
                     call.status = reply.status
+                    if call.more and (has_body or (failed and method not in SAFE_METHODS)):
+                        # Whoever is still sending, a recording with a token that has expired, is to see why it is refused;
+                        # and of a long answer nothing arrives where a body that nobody asked for lies unread.
+                        with contextlib.suppress(ClientLeft):
+                            await call.discard_body()
                     await _send(call, reply)
             finally:
                 duration_s = time.perf_counter() - started_s
@@ -235,15 +246,6 @@ class Router:
                 status=call.status,
                 duration_s=round(duration_s, 6),
             )
-
-    async def _admit(self, call: Call, authorization: bytes, origin: bytes, *, counted: bool) -> None:
-        try:
-            await self._admission.admit(call, authorization, origin, counted=counted)
-        except RequestError:
-            if call.scope["method"] not in SAFE_METHODS:
-                # Whoever sends a recording with a token that has expired is to see why it is refused.
-                await call.discard_body()
-            raise
 
     async def _serve_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         request_id = next((_sound_request_id(value) for key, value in scope["headers"] if key == b"x-request-id"), "")

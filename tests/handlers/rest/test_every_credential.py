@@ -134,18 +134,49 @@ async def test_control_characters(strict_server: tuple[Server, int], strict: Api
     assert API_KEY.encode() not in answer
 
 
-async def test_refused_upload_is_told(strict_server: tuple[Server, int], strict: Api) -> None:
-    """Whoever sends a long recording with a bad token sees why it is refused, and not a broken connection."""
-    token = make_token("zoé", lifetime_s=-3_600)
-    for length in (10, 200_000, 20 << 20):
+@pytest.mark.parametrize(
+    ("target", "kind", "token", "status"),
+    [
+        ("/api/voice/transcribe", "audio/wav", make_token("zoé", lifetime_s=-3_600), 401),
+        ("/api/chat", "text/plain", make_token("zoé"), 415),
+        ("/api/chat", "application/json", make_token("zoé"), 413),
+        ("/no/such/path", "application/json", make_token("zoé"), 404),
+        ("/health", "application/json", make_token("zoé"), 405),
+    ],
+)
+async def test_refused_upload_is_told(
+    strict_server: tuple[Server, int], strict: Api, target: str, kind: str, token: str, status: int
+) -> None:
+    """Whoever sends a long body that is refused before it is read sees why, and not a broken connection."""
+    for length in (70_000, 20 << 20):
         reader, writer = await asyncio.open_connection("127.0.0.1", strict_server[0].port)
-        head = f"POST /api/voice/transcribe HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\n"
-        writer.write(f"{head}content-type: audio/wav\r\ncontent-length: {length}\r\n\r\n".encode())
+        head = f"POST {target} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\n"
+        writer.write(f"{head}content-type: {kind}\r\ncontent-length: {length}\r\n\r\n".encode())
         async with asyncio.timeout(10):
             for start in range(0, length, 100_000):
                 writer.write(bytes(min(100_000, length - start)))
                 await writer.drain()
-            assert (await reader.readline()).startswith(b"HTTP/1.1 401 ")
+            assert (await reader.readline()).startswith(b"HTTP/1.1 %d " % status)
+        writer.close()
+
+
+async def test_body_that_nobody_asked_for(strict_server: tuple[Server, int], as_user: AsUser) -> None:
+    """A GET with a body gets its whole answer, however long that is."""
+    token = make_token("collectionneur")
+    owner = as_user(token)
+    for number in range(30):
+        await owner.post("/api/memory/add", {"content": f"n° {number}: " + "mot " * 12_000})
+    for length in (1, 100_000):
+        reader, writer = await asyncio.open_connection("127.0.0.1", strict_server[0].port)
+        head = f"GET /api/memory/list HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\ncontent-length: {length}\r\n\r\n"
+        writer.write(head.encode() + b"[" * length)
+        async with asyncio.timeout(10):
+            answered = await reader.readuntil(b"\r\n\r\n")
+            assert answered.startswith(b"HTTP/1.1 200 ")
+            size = int(answered.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+            assert size > 1_000_000
+            await asyncio.sleep(0.3)  # a client that takes its time
+            assert len(await reader.readexactly(size)) == size
         writer.close()
 
 
