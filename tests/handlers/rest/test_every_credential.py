@@ -165,7 +165,7 @@ async def test_body_that_nobody_asked_for(strict_server: tuple[Server, int], as_
     token = make_token("collectionneur")
     owner = as_user(token)
     for number in range(24):
-        await owner.post("/api/memory/add", {"content": f"n° {number}: " + "mot " * 12_000})
+        await owner.post("/api/memory/add", {"content": f"{number} " + chr(97 + number) * 49_000})
     for length in (1, 100_000):
         reader, writer = await asyncio.open_connection("127.0.0.1", strict_server[0].port)
         head = f"GET /api/memory/list HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\ncontent-length: {length}\r\n\r\n"
