@@ -171,7 +171,7 @@ class Memory(Struct, frozen=True, forbid_unknown_fields=True):
     """Most memories in a prompt; 0 is none."""
     recall_chars: Annotated[int, Meta(ge=0, le=5_000, extra={"env": "MEMORY_RECALL_CHARS"})] = 1_500
     """Most characters of memories in a prompt."""
-    recall_threshold: Annotated[float, Meta(ge=0, le=1, extra={"env": "MEMORY_RECALL_THRESHOLD"})] = 0.35
+    recall_threshold: Annotated[float, Meta(ge=0, le=1, extra={"env": "MEMORY_RECALL_THRESHOLD"})] = 0.25
     """Score below which a memory is not worth its place in a prompt."""
     recall_timeout_s: Annotated[Seconds, Meta(extra={"env": "MEMORY_RECALL_TIMEOUT_S"})] = 0.5
     """Longest that a turn waits for memories, in seconds."""

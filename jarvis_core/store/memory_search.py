@@ -40,8 +40,9 @@ TUNING = {
     # Of a long question the rarest words count.
     "words": 24,
     "unknown_words": 8,
-    # A word that the owner never used and nothing like it counts half of what the rarest would.
-    "unknown": 0.5,
+    # A word that the owner never used counts what the rarest would, also where another stands for it: that may be a
+    # wrong guess, and is not to answer for the whole question.
+    "unknown": 1.0,
     # That which shares a key with it is a letter or a sound away: what has the most trigrams in common stands for it, with
     # the root of the likeness as its weight. Two swapped letters leave few in common, another word still fewer.
     "least_likeness": 0.1,
@@ -81,13 +82,14 @@ o as materialized (
 ), unknown as materialized (
     select term, sounds from asked where term not in (select term from known) limit {unknown_words}
 ), words as materialized (
-    select t.term, t.key, t.entries, sqrt(t.likeness) * ln(1 + (greatest(o.entries - t.entries, 0) + 0.5) / (t.entries + 0.5)) as weight,
+    select t.term, t.key, t.entries, t.likeness = 1 as known, sqrt(t.likeness) * ln(1 + (greatest(o.entries - t.entries, 0) + 0.5) / (t.entries + 0.5)) as weight,
         t.likeness = 1 and (t.entries <= least({rare}, o.entries / 250) or (t.entries <= {rare} and t.term ~ '[0-9]')) as rare
     from ((select * from known order by entries, key limit {words}) {words_alike}) t cross join o
 ), whole as materialized (
-    select sum(coalesce(w.weight, {unknown} * ln(2 * o.entries + 2))) as weight
-    from (select term from unknown union select term from words) a cross join o
-    left join lateral (select max(weight) as weight from words where words.term = a.term) w on true
+    select sum(case when w.known then w.weight else greatest(w.weight, {unknown} * ln(2 * o.entries + 2)) end) as weight
+    from (select term from unknown union select term from words) a cross join o left join lateral (
+        select max(weight) as weight, bool_or(known) as known from words where words.term = a.term
+    ) w on true
 ), reading as materialized (
     select key, weight, row_number() over rarest = 1 or sum(entries) over rarest <= {reads} as leads
     from words window rarest as (order by entries, key)

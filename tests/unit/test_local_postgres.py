@@ -22,7 +22,7 @@ import pytest
 
 from jarvis_core.errors import StartError
 from jarvis_core.local import cluster, postgres
-from jarvis_core.local.postgres import DirectoryLock, EmbeddedPostgres
+from jarvis_core.local.postgres import DirectoryLock, EmbeddedPostgres, buffers_mb
 
 REPOSITORY = Path(__file__).parents[2]
 CHILD_ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *sys.path])}
@@ -625,3 +625,14 @@ def test_the_parent_stays_light() -> None:
     )
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=REPOSITORY)
     assert said.stdout.strip() == "[]"
+
+
+def test_buffers_grow_with_the_data(tmp_path: Path) -> None:
+    """A small cluster has 32 MB of buffers, a large one a sixteenth of its data, and none more than 256 MB."""
+    assert buffers_mb(tmp_path / "none yet") == 32
+    database = tmp_path / "base" / "16384"
+    database.mkdir(parents=True)
+    for size_mb, expected_mb in ((10, 32), (1_600, 100), (100_000, 256)):
+        with (database / "2619").open("wb") as file:
+            file.truncate(size_mb << 20)
+        assert buffers_mb(tmp_path) == expected_mb

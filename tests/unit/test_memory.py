@@ -237,7 +237,7 @@ async def test_failure_of_one(store: Store, embedder: Embedder, error: RequestEr
 
 async def test_recall(store: Store, embedder: Embedder) -> None:
     """What is good enough goes into the prompt, the best first, each on a line of its own."""
-    store.found = [found("1", "Zoé aime\n le  thé", 0.9), found("2", "Le chat est Félix", 0.5), found("3", "x", 0.34)]
+    store.found = [found("1", "Zoé aime\n le  thé", 0.9), found("2", "Le chat est Félix", 0.5), found("3", "x", 0.24)]
     recalled = await make(store, embedder).recall(ANN, "thé ?", room_chars=5_000)
     assert recalled.ids == ["1", "2"]
     assert recalled.text == RECALL_HEAD + "- Zoé aime le thé\n- Le chat est Félix\n"
