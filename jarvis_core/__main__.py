@@ -110,6 +110,7 @@ def serve(settings: Settings) -> int:
 
 def run_workers(settings: Settings, unit: Unit, remarks: list[str], stack: ExitStack) -> int:
     """Serve in several processes until a signal; return the exit code. Raises ``StartError``."""
+    from jarvis_core.notes import pulse_of
     from jarvis_core.parent import Parent
 
     reservation = stack.enter_context(reserve_address(settings))
@@ -144,6 +145,7 @@ def run_workers(settings: Settings, unit: Unit, remarks: list[str], stack: ExitS
         spawn_worker,
         unit.workers,
         drain_timeout_s=settings.server.drain_timeout_s,
+        pulse=lambda number: pulse_of(counters[number]),
         on_ready=lambda: announce(settings, [*remarks, f"serving:  {unit.workers} worker processes"]),
     )
     return parent.run()

@@ -30,6 +30,13 @@ YOUNG_S = 30.0
 LINGER_S = 5.0
 """How much longer than draining may take the workers have to end before they are killed."""
 LINE_LIMIT_BYTES = 16_384
+PULSE_INTERVAL_S = 1.0
+STILL_LOOKS = 30
+"""A worker whose pulse has stood still at so many looks is killed: it would keep clients and serve none."""
+
+
+Pulse = Callable[[int], float]
+"""Gives a number that changes while the worker with that number is alive."""
 
 
 Spawn = Callable[[int, socket.socket], "subprocess.Popen[bytes]"]
@@ -50,6 +57,8 @@ class _Slot:
         self.deaths = 0
         """One after another of workers that had not lived long."""
         self.restart_at: float | None = None
+        self.pulse = 0.0
+        self.still_looks = 0
 
     def poll(self) -> bool:
         """Whether a worker is here that has not ended."""
@@ -60,7 +69,8 @@ class Parent:
     """
     Keeps *workers* processes running until a signal.
 
-    *on_ready* is called once, when all of them serve. *drain_timeout_s* is how long they may take to end.
+    *on_ready* is called once, when all of them serve. *drain_timeout_s* is how long they may take to end. *pulse* tells
+    whether one that runs does anything.
     """
 
     def __init__(
@@ -70,11 +80,14 @@ class Parent:
         *,
         drain_timeout_s: float,
         on_ready: Callable[[], None],
+        pulse: Pulse = lambda _number: time.monotonic(),
     ) -> None:
         self._spawn = spawn
         self._slots = [_Slot(number) for number in range(workers)]
         self._drain_timeout_s = drain_timeout_s
         self._on_ready = on_ready
+        self._pulse = pulse
+        self._pulse_at = 0.0
         self._announced = False
         self._stops = 0
         """How many signals to stop have come."""
@@ -129,9 +142,18 @@ class Parent:
     def _start(self, slot: _Slot) -> None:
         slot.restart_at = None
         slot.ready, slot.said, slot.failure = False, b"", ""
+        slot.still_looks = 0
         ours, theirs = socket.socketpair()
-        with theirs:
-            slot.process = self._spawn(slot.number, theirs)
+        try:
+            with theirs:
+                slot.process = self._spawn(slot.number, theirs)
+        except (OSError, subprocess.SubprocessError) as exc:
+            ours.close()
+            if not self._announced:
+                raise StartError(f"a worker cannot be started: {exc}") from exc
+            logger.error("a worker could not be started", worker=slot.number, error=str(exc))  # noqa: TRY400 - expected
+            slot.restart_at = time.monotonic() + RESTART_DELAYS_S[-1]
+            return
         slot.started_at = time.monotonic()
         ours.setblocking(False)
         slot.control = ours
@@ -143,8 +165,9 @@ class Parent:
     def _wait(self) -> None:
         now = time.monotonic()
         moments = [slot.restart_at for slot in self._slots if slot.restart_at is not None]
-        moments += [self._kill_at] if self._stops else []
-        for key, _ in self._selector.select(max(0.0, min(moments) - now) if moments else None):
+        # Nothing is started again after a signal.
+        moments = [self._kill_at] if self._stops else [*moments, self._pulse_at]
+        for key, _ in self._selector.select(max(0.0, min(moments) - now)):
             if isinstance(key.data, _Slot):
                 self._hear(key.data)
             elif isinstance(key.fileobj, socket.socket):
@@ -190,6 +213,22 @@ class Parent:
             self._on_ready()
         if self._stops and now >= self._kill_at:
             self._kill()
+        if not self._stops and now >= self._pulse_at:
+            self._pulse_at = now + PULSE_INTERVAL_S
+            self._take_pulses()
+
+    def _take_pulses(self) -> None:
+        """Kill workers that stand still: the clock alone would not do, as the whole machine may have stood still."""
+        for slot in self._slots:
+            if not slot.ready or slot.process is None:
+                continue
+            pulse = self._pulse(slot.number)
+            slot.still_looks = slot.still_looks + 1 if pulse == slot.pulse else 0
+            slot.pulse = pulse
+            if slot.still_looks >= STILL_LOOKS:
+                logger.error("a worker stands still and is killed", worker=slot.number)
+                slot.still_looks = 0
+                slot.process.kill()
 
     def _bury(self, slot: _Slot, now: float) -> None:
         while self._hear(slot):
