@@ -189,6 +189,11 @@ class Pool:
                 self._availability.note_answer(connections)
                 raise
             raise error from exc
+        except asyncio.CancelledError:
+            # Cancelled in a pipeline (psycopg 3.3) it may be given back in the midst of it: what the next one writes would
+            # be answered as done, and undone when that one gives it back.
+            await connection.close()
+            raise
         else:
             self._availability.note_answer(connections)
         finally:
