@@ -20,14 +20,19 @@ SECRET = "0123456789abcdef0123456789abcdef"
 API_KEY = "correct-horse"
 
 
+HOUR_S = 3_600
+TODAY = int(time.time()) // 86_400 * 86_400
+"""Parameters made of it are the same in every process that runs tests."""
+
+
 def credentials(*, secret: str | None = SECRET, keys: str | None = f"ann:{API_KEY},bob:12345678") -> Credentials:
     """Make credentials from plain texts."""
     return Credentials(Auth(Secret(secret) if secret else None, Secret(keys) if keys else None))
 
 
 def token(secret: str = SECRET, algorithm: str = "HS256", **claims: Any) -> str:
-    """Sign a token that is good for an hour, unless *claims* say otherwise; a claim of None is left out."""
-    good: dict[str, Any] = {"sub": "carl", "exp": int(time.time()) + 3_600}
+    """Sign a token that is good for a day or two, unless *claims* say otherwise; a claim of None is left out."""
+    good: dict[str, Any] = {"sub": "carl", "exp": TODAY + 48 * HOUR_S}
     return jwt.encode({k: v for k, v in (good | claims).items() if v is not None}, secret, algorithm=algorithm)
 
 
@@ -38,7 +43,7 @@ def named(algorithm: str, *, signed: bool = False) -> str:
         return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
     head = part(json.dumps({"alg": algorithm, "typ": "JWT"}).encode())
-    text = f"{head}.{part(json.dumps({'sub': 'carl', 'exp': int(time.time()) + 3_600}).encode())}"
+    text = f"{head}.{part(json.dumps({'sub': 'carl', 'exp': TODAY + 48 * HOUR_S}).encode())}"
     return f"{text}.{part(hmac.digest(SECRET.encode(), text.encode(), 'sha256')) if signed else ''}"
 
 
@@ -104,8 +109,8 @@ def test_leeway() -> None:
         f"Bearer {token(algorithm='HS384', secret=SECRET + SECRET[:16])}",
         f"Bearer {token()[:-2]}",
         f"Bearer {token(exp=None)}",
-        f"Bearer {token(exp=int(time.time()) - LEEWAY_S - 5)}",
-        f"Bearer {token(nbf=int(time.time()) + 3_600)}",
+        f"Bearer {token(exp=TODAY - LEEWAY_S - 5)}",
+        f"Bearer {token(nbf=TODAY + 36 * HOUR_S)}",
         f"Bearer {token(sub=None)}",
         f"Bearer {token(user_id=7, sub=None)}",
         f"Bearer {token(sub='x' * 257)}",
