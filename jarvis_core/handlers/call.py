@@ -217,6 +217,7 @@ class Call:
             async with asyncio.timeout(pause_s):
                 message = await self.receive()
         except TimeoutError as exc:
+            self.more = False  # long enough was waited for it: the answer is not to wait for the rest
             if pause_s < BODY_PAUSE_S:
                 raise InvalidRequest(f"The body comes too slowly: under {BODY_RATE_BYTES_S} bytes a second.") from exc
             raise InvalidRequest(f"The body stopped arriving: nothing came for {BODY_PAUSE_S:g} s.") from exc

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 import msgspec
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
@@ -60,6 +60,18 @@ FRAMES = st.lists(
 ).map(lambda parts: [frame for part in parts for frame in part])
 
 
+SPOKEN = bytes(9_600)
+COMMIT = {"type": "input_audio_buffer.commit"}
+ASKED = write(
+    {
+        "type": "conversation.item.create",
+        "item": {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "hello"}]},
+    }
+)
+ANSWER = write({"type": "response.create"})
+"""What leads to each of the events that are to be seen, whatever chance brings."""
+
+
 def read_until_answered(socket: Connection, tally: Tally, event_id: str) -> None:
     """Read to the error that the client's event *event_id* causes."""
     while True:
@@ -87,6 +99,7 @@ def test_socket_stays_open(server: Server) -> None:
 
     @fuzzing(0.12, 120)
     @given(FRAMES)
+    @example([write({"type": "session.update", "session": {"type": "realtime"}}), SPOKEN, write(COMMIT), ASKED, ANSWER])
     def talk(frames: list[str | bytes]) -> None:
         address = f"ws://127.0.0.1:{server.port}/ws?token={KEY}"
         with connect(address, proxy=None, compression=None, max_size=None, close_timeout=1) as socket:

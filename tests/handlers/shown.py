@@ -13,11 +13,17 @@ from tests.system.server import Server
 
 
 async def history(client: aiohttp.ClientSession, conversation_id: str) -> list[tuple[str, str, str]]:
-    """Return (role, content, status) of each message of a conversation."""
-    async with client.get(f"/api/chat/history/{conversation_id}") as response:
-        assert response.status == 200, await response.text()
-        messages = (await response.json())["messages"]
-    return [(message["role"], message["content"], message["status"]) for message in messages]
+    """Return (role, content, status) of each message of a conversation, however many there are."""
+    messages: list[dict[str, Any]] = []
+    query = {"limit": "200"}
+    while True:
+        async with client.get(f"/api/chat/history/{conversation_id}", params=query) as response:
+            assert response.status == 200, await response.text()
+            page = await response.json()
+        messages += page["messages"]
+        if page["next_cursor"] is None:
+            return [(message["role"], message["content"], message["status"]) for message in messages]
+        query["cursor"] = page["next_cursor"]
 
 
 async def newest_conversation(client: aiohttp.ClientSession) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from tests.fakes.python_bridges import BridgesMode, FakeBridges
 from tests.handlers.conftest import MakeServer, assert_no_defect, client_of
 from tests.handlers.realtime_client import open_socket
 from tests.handlers.rest.api import Api
+from tests.handlers.shown import eventually
 from tests.system.server import Server
 
 PATIENCE_S = 0.5
@@ -97,8 +98,13 @@ def timers(port: int) -> list[str]:
 async def test_lost_clients_are_noticed(make_server: MakeServer) -> None:
     """The kernel looks now and then whether an idle client is still there, of HTTP and of WebSockets."""
     server = make_server()
-    async with client_of(server) as client, client.ws_connect("/ws") as socket:
-        await socket.receive()
-        async with client.get("/health") as answer:
-            assert answer.status == 200
-        assert timers(server.port) == ["02", "02"]
+
+    async def are_looked_at() -> bool:
+        async with client_of(server) as client, client.ws_connect("/ws") as socket:
+            await socket.receive()
+            async with client.get("/health") as answer:
+                assert answer.status == 200
+            return timers(server.port) == ["02", "02"]
+
+    # The server listens a moment before it tells the kernel so.
+    await eventually(are_looked_at)
