@@ -130,6 +130,7 @@ class Connections:
         # The queue is here and not the driver's: its own leaves a cycle of some 40 objects behind for each who stopped
         # waiting (psycopg-pool 3.3), and cannot tell a busy database from one that is away.
         self._queue: deque[asyncio.Future[None]] = deque()
+        self._returning: set[asyncio.Task[None]] = set()
         # Nothing of a life is left in cycles: there may be many, and the collector comes seldom.
         self_weakly = weakref.ref(self)
 
@@ -196,9 +197,17 @@ class Connections:
             raise
 
     async def give_back(self, connection: Connection) -> None:
-        """Let others have *connection*, or its place when it is broken."""
+        """Let others have *connection*, or its place when it is broken; whoever is cancelled meanwhile gives it back too."""
         try:
-            await self._pool.putconn(connection)
+            if self._pool._waiting or self._pool._lock.locked():
+                # Cancelled while it hands the connection over, the driver (psycopg-pool 3.3.3) loses it, and leaves who
+                # was to have it waiting for good. Otherwise it does not wait, and nobody can be cancelled in it.
+                returning = asyncio.get_running_loop().create_task(self._pool.putconn(connection))
+                self._returning.add(returning)
+                returning.add_done_callback(self._returning.discard)
+                await asyncio.shield(returning)
+            else:
+                await self._pool.putconn(connection)
         finally:
             self._release()
 

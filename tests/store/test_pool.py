@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import random
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -539,3 +541,27 @@ async def test_who_stops_waiting_leaves_no_gap(database: str) -> None:
         results = await asyncio.gather(*waiting, *holders, return_exceptions=True)
         assert results[15:20] == [(1,)] * 5
         assert await asyncio.gather(*(pool.fetch_one("select 3") for _ in range(9))) == [(3,)] * 9
+
+
+async def test_cancelled_at_any_moment(database: str) -> None:
+    """Whatever moment requests are cancelled in, no connection is lost and nobody is left waiting for one."""
+    dice = random.Random(7)
+
+    async def ask(pool: Pool) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(dice.uniform(0.0005, 0.004)):
+                await pool.fetch_in_one_trip([("select 1", ()), ("select pg_sleep(0.0005)", ())])
+
+    async def ask_patiently(pool: Pool) -> float:
+        started = time.monotonic()
+        await pool.fetch_one("select 1")
+        return time.monotonic() - started
+
+    async with opened(database, max_connections=3, timeout_s=5) as pool:
+        for _ in range(150):
+            asking = [asyncio.create_task(ask(pool)) for _ in range(6)]
+            assert max(await asyncio.gather(*(ask_patiently(pool) for _ in range(3)))) < 4
+            await asyncio.gather(*asking)
+        started = time.monotonic()
+        await asyncio.gather(*(pool.fetch_one("select pg_sleep(0.5)") for _ in range(3)))
+        assert time.monotonic() - started < 1.4, "all three connections are there"

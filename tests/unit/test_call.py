@@ -72,6 +72,8 @@ async def test_body_that_comes_byte_by_byte(monkeypatch: pytest.MonkeyPatch) -> 
         with pytest.raises(InvalidRequest, match="too slowly"):
             await call.body(1_000_000)
         monkeypatch.setattr(call_module, "BODY_RATE_BYTES_S", 10)
+        call = make_call()
+        call.receive = receive
         with pytest.raises(TooLarge):
             await call.body(50)
 

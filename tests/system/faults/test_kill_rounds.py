@@ -46,7 +46,7 @@ async def retry_keys(ledger: Ledger, client: aiohttp.ClientSession) -> None:
 async def test_kill_under_load(
     make_server: MakeServer,
     bridges: FakeBridges,
-    data_directory: Path,
+    directory: Path,
     database: str,
     embedded: bool,
     caplog: pytest.LogCaptureFixture,
@@ -62,8 +62,9 @@ async def test_kill_under_load(
     dice = random.Random(SEED + embedded)
     bridges.mode = BridgesMode(shape="ndjson", delta_delay_s=0.02)
     bridges.reply = lambda body: answer_to(asked_of_bridges(body))
-    server = make_server() if embedded else make_server(DATABASE_URL=database)
-    conninfo = f"host={data_directory}/postgres-run port=5432 user=jarvis dbname=jarvis" if embedded else database
+    data = directory / "killed"  # its own: the audit looks at all that is stored
+    server = make_server(DATA_DIR=str(data)) if embedded else make_server(DATABASE_URL=database)
+    conninfo = f"host={data}/postgres-run port=5432 user=jarvis dbname=jarvis" if embedded else database
     await asyncio.to_thread(server.start)
     wrong: list[str] = []
     starts_s = []
