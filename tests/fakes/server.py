@@ -129,6 +129,10 @@ class FakeServer(Generic[ModeT]):
         left = (stream.ended_at for stream in self.streams if stream.outcome == "client_left")
         return max((at for at in left if at is not None), default=None)
 
+    def last(self, path: str) -> Recorded:
+        """Return the latest request below *path*: others may come by themselves, for health or for vectors."""
+        return next(request for request in reversed(self.requests) if request.path.startswith(path))
+
     async def seen(self, path: str, times: int = 1, timeout_s: float = 5.0) -> None:
         """Wait until *path* was asked so many *times*, whatever was or will be answered; raises ``TimeoutError``."""
         async with asyncio.timeout(timeout_s):

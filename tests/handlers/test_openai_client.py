@@ -121,7 +121,7 @@ async def test_text_turn(server: Server, bridges: FakeBridges, base: str) -> Non
     assert done.response.status == "completed"
     assert done.response.usage is not None
     assert done.response.usage.output_tokens == 3
-    assert bridges.requests[-1].json["system_prompt"] == "Sois bref."
+    assert bridges.last("/api/llm").json["system_prompt"] == "Sois bref."
 
 
 @pytest.mark.parametrize("base", BASES)

@@ -101,7 +101,7 @@ async def test_conversation_goes_on(server: Server, bridges: FakeBridges, alice:
         await socket.ask("who am I?")
         third = await socket.done()
     assert third["conversation_id"] == second["conversation_id"] == first["conversation_id"]
-    assert [message["content"] for message in bridges.requests[-1].json["messages"]] == [
+    assert [message["content"] for message in bridges.last("/api/llm").json["messages"]] == [
         "my name is Zoé",
         "You said: my name is Zoé",
         "I live in Nantes",
@@ -122,7 +122,7 @@ async def test_message_while_a_response_runs(server: Server, bridges: FakeBridge
         await socket.done()
         await socket.send("response.create")
         await socket.done()
-    asked = [message["content"] for message in bridges.requests[-1].json["messages"]]
+    asked = [message["content"] for message in bridges.last("/api/llm").json["messages"]]
     assert asked[-1] == "two"
     assert sorted(asked[:-1]) == ["first answer", "one"]
 
@@ -145,7 +145,7 @@ async def test_items_without_a_response(server: Server, bridges: FakeBridges, al
         assert bridges.requests_seen["/api/llm/generate"] == 0
         await socket.send("response.create")
         await socket.done()
-    asked = [message["content"] for message in bridges.requests[-1].json["messages"]]
+    asked = [message["content"] for message in bridges.last("/api/llm").json["messages"]]
     assert asked == ["The user is a pilot.", "Bonjour !", "a\nb"]
 
 
@@ -241,7 +241,7 @@ async def test_session_update(server: Server, bridges: FakeBridges) -> None:
         created = (await socket.receive())["session"]
         await socket.ask("before")
         await socket.done()
-        asked = bridges.requests[-1].json
+        asked = bridges.last("/api/llm").json
         assert (asked["system_prompt"], asked["temperature"]) == (created["instructions"], created["temperature"])
         assert asked["max_tokens"] == created["max_output_tokens"]
         wanted = {"instructions": "Parle comme un pirate.", "temperature": 0.25, "max_output_tokens": 77}
@@ -251,14 +251,14 @@ async def test_session_update(server: Server, bridges: FakeBridges) -> None:
         for _ in range(2):
             await socket.ask("after")
             await socket.done()
-            asked = bridges.requests[-1].json
+            asked = bridges.last("/api/llm").json
             assert (asked["system_prompt"], asked["temperature"]) == ("Parle comme un pirate.", 0.25)
             assert asked["max_tokens"] == 77
         await socket.send("session.update", session={"max_output_tokens": "inf", "instructions": ""})
         await socket.until("session.updated")
         await socket.ask("at last")
         await socket.done()
-        asked = bridges.requests[-1].json
+        asked = bridges.last("/api/llm").json
         assert "system_prompt" not in asked
         assert (asked["temperature"], asked["max_tokens"]) == (0.25, created["max_output_tokens"])
 
@@ -269,11 +269,11 @@ async def test_response_overrides(server: Server, bridges: FakeBridges) -> None:
         created = (await socket.receive())["session"]
         await socket.ask("once", instructions="Sois bref.", temperature=1.5, max_output_tokens=5)
         await socket.done()
-        asked = bridges.requests[-1].json
+        asked = bridges.last("/api/llm").json
         assert (asked["system_prompt"], asked["temperature"], asked["max_tokens"]) == ("Sois bref.", 1.5, 5)
         await socket.ask("again")
         await socket.done()
-        asked = bridges.requests[-1].json
+        asked = bridges.last("/api/llm").json
         assert (asked["system_prompt"], asked["temperature"]) == (created["instructions"], created["temperature"])
         assert asked["max_tokens"] == created["max_output_tokens"]
 
@@ -783,8 +783,8 @@ async def test_resumed_session_is_the_same(server: Server, bridges: FakeBridges)
         bridges.gate.release()
         await socket.ask("again")
         await socket.done()
-    assert bridges.requests[-1].json["temperature"] == 0.5
-    assert [message["content"] for message in bridges.requests[-1].json["messages"]] == ["count", "one ", "again"]
+    assert bridges.last("/api/llm").json["temperature"] == 0.5
+    assert [message["content"] for message in bridges.last("/api/llm").json["messages"]] == ["count", "one ", "again"]
 
 
 @pytest.mark.parametrize("after", ["x", "-1", "1.5", "٣", "9" * 13, "1e3"])

@@ -362,7 +362,7 @@ async def test_recordings_keep_their_order(server: Server, bridges: FakeBridges,
         *ids,
         response["id"],
     ]
-    asked = [message["content"] for message in bridges.requests[-1].json["messages"]]
+    asked = [message["content"] for message in bridges.last("/api/llm").json["messages"]]
     assert asked == [f"a clip of {duration_s} seconds" for duration_s in ("0.30", "0.60", "0.90")]
 
 
@@ -428,7 +428,7 @@ async def test_response_waits_for_the_words(server: Server, bridges: FakeBridges
         assert types_of(socket.seen).index(COMPLETED) < types_of(socket.seen).index("response.created")
         await configure(socket)
         assert types_of(socket.seen).count("response.created") == 1
-    assert bridges.requests[-1].json["temperature"] == 1.5
+    assert bridges.last("/api/llm").json["temperature"] == 1.5
 
 
 async def test_cancelled_before_it_was_created(
@@ -919,8 +919,8 @@ async def test_speech_while_a_response_runs(server: Server, bridges: FakeBridges
         await socket.done()
         await socket.send("response.create")
         assert (await socket.done())["user_message_id"] == words["item_id"]
-    assert bridges.requests[-1].path == GENERATE
-    assert bridges.requests[-1].json["messages"][-1]["content"] == "a clip of 0.40 seconds"
+    assert bridges.last("/api/llm").path == GENERATE
+    assert bridges.last("/api/llm").json["messages"][-1]["content"] == "a clip of 0.40 seconds"
 
 
 # Coming back

@@ -61,7 +61,7 @@ async def test_kill(make_server: MakeServer, bridges: FakeBridges, directory: Pa
     bridges.mode = BridgesMode()
     again = {"content": "go on", "conversation_id": first["conversation_id"]}
     assert (await asyncio.to_thread(server.ask, "POST", "/api/chat", again)).body["status"] == "completed"
-    assert "said before " in bridges.requests[-1].json["prompt"]
+    assert "said before " in bridges.last("/api/llm").json["prompt"]
     assert server.stop() == 0
 
 

@@ -30,7 +30,7 @@ async def test_first_light(make_server: MakeServer, bridges: FakeBridges) -> Non
     first = await say(server, "Je m'appelle Zoé.")
     assert (first["content"], first["status"]) == ("You said: Je m'appelle Zoé.", "completed")
     second = await say(server, "Comment je m'appelle ?", conversation_id=first["conversation_id"])
-    asked = bridges.requests[-1].json
+    asked = bridges.last("/api/llm").json
     assert "Je m'appelle Zoé." in asked["prompt"]
     assert "You said: Je m'appelle Zoé." in asked["prompt"]
     assert "Comment je m'appelle ?" in asked["prompt"]
@@ -51,7 +51,7 @@ async def test_first_light(make_server: MakeServer, bridges: FakeBridges) -> Non
     server.start()
     assert server.ask("GET", history) == before
     third = await say(server, "Et encore ?", conversation_id=first["conversation_id"])
-    assert "Je m'appelle Zoé." in bridges.requests[-1].json["prompt"]
+    assert "Je m'appelle Zoé." in bridges.last("/api/llm").json["prompt"]
     assert third["conversation_id"] == first["conversation_id"]
     assert server.stop() == 0
 

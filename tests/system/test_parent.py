@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import time
@@ -31,11 +32,12 @@ def start_all(server: Server) -> None:
 
 def children(server: Server, word: str) -> set[Process]:
     """Return the processes of *server* with *word* in their command lines."""
-    return {
-        process
-        for process in server.family()
-        if word.encode() in Path(f"/proc/{process.pid}/cmdline").read_bytes() and process.pid != server.pid
-    }
+    found = set()
+    for process in server.family():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            if word.encode() in Path(f"/proc/{process.pid}/cmdline").read_bytes() and process.pid != server.pid:
+                found.add(process)
+    return found
 
 
 def wait_replaced(server: Server, before: set[Process], word: str) -> set[Process]:

@@ -53,10 +53,10 @@ async def test_completed(api: Api, bridges: FakeBridges, shape: Any) -> None:
 async def test_asked_as_told(api: Api, bridges: FakeBridges) -> None:
     """The model gets the request's own instructions and numbers, and the product's where it has none."""
     await api.say("x", system_prompt="Sois bref.", temperature=0, max_tokens=7)
-    asked = bridges.requests[-1].json
+    asked = bridges.last("/api/llm").json
     assert (asked["system_prompt"], asked["temperature"], asked["max_tokens"]) == ("Sois bref.", 0, 7)
     await api.say("x")
-    asked = bridges.requests[-1].json
+    asked = bridges.last("/api/llm").json
     default = Llm()
     assert (asked["system_prompt"], asked["stream"]) == (default.system_prompt, True)
     assert (asked["temperature"], asked["max_tokens"]) == (default.temperature, default.max_tokens)
@@ -69,7 +69,7 @@ async def test_long_history_is_packed(api: Api, bridges: FakeBridges) -> None:
         await api.say(f"message {n} " + "x" * 1_900, conversation_id=conversation)
     question = "question " + "y" * 4_000
     assert (await api.say(question, conversation_id=conversation))["status"] == "completed"
-    prompt = bridges.requests[-1].json["prompt"]
+    prompt = bridges.last("/api/llm").json["prompt"]
     assert len(prompt) <= 10_000
     assert question in prompt
     assert "message 3" in prompt
@@ -96,7 +96,7 @@ async def test_question_is_stored_when_the_model_is_away(api: Api, bridges: Fake
     await bridges.come_back()
     again = await api.say("et maintenant ?", conversation_id=answer.json["details"]["conversation_id"])
     assert again["status"] == "completed"
-    assert "tu es là ?" in bridges.requests[-1].json["prompt"]
+    assert "tu es là ?" in bridges.last("/api/llm").json["prompt"]
 
 
 # How turns end
@@ -164,7 +164,7 @@ async def test_failure_as_an_answer(api: Api, bridges: FakeBridges, shape: Any) 
     assert state["reason"] == "bad_gateway"
     bridges.mode = BridgesMode(shape=shape)
     again = await api.say("et là ?", conversation_id=answer.json["details"]["conversation_id"])
-    assert "Error:" not in bridges.requests[-1].json["prompt"]
+    assert "Error:" not in bridges.last("/api/llm").json["prompt"]
     assert again["status"] == "completed"
 
 
@@ -315,7 +315,7 @@ async def test_client_that_leaves(api: Api, bridges: FakeBridges) -> None:
     assert messages == [("user", "raconte", "completed"), ("assistant", "il était ", "cancelled")]
     bridges.mode = BridgesMode(shape="ndjson")
     assert (await api.say("continue", conversation_id=conversation))["status"] == "completed"
-    assert "il était " in bridges.requests[-1].json["prompt"]
+    assert "il était " in bridges.last("/api/llm").json["prompt"]
 
 
 async def test_client_that_leaves_before_the_first_word(api: Api, bridges: FakeBridges) -> None:

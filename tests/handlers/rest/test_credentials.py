@@ -109,7 +109,7 @@ async def test_key_has_a_user_of_its_own(as_user: AsUser, strict_bridges: FakeBr
 async def test_neighbour_is_told_who_asks(as_user: AsUser, strict_bridges: FakeBridges, token: str, user: str) -> None:
     """The neighbour gets a token of ours that names the caller, for it counts by user; never the caller's own."""
     await as_user(token).say("qui suis-je ?")
-    sent = strict_bridges.requests[-1].headers["authorization"].removeprefix("Bearer ")
+    sent = strict_bridges.last("/api/llm").headers["authorization"].removeprefix("Bearer ")
     claims = jwt.decode(sent, SECRET, algorithms=["HS256"])
     assert (claims["user_id"], claims["sub"]) == (user, user)
     assert "aud" not in claims

@@ -83,7 +83,7 @@ async def test_ways_to_send(api: Api, bridges: FakeBridges, kind: str) -> None:
     assert heard["text"].startswith("a clip of 0.")
     assert heard["segments"] == [{"start_ms": 0, "end_ms": heard["duration_ms"], "text": heard["text"]}]
     assert (heard["language"], heard["confidence"], heard["enhanced"]) == ("fr", 0.93, False)
-    asked = bridges.requests[-1].json
+    asked = bridges.last("/api/stt").json
     assert asked.keys() == {"audio_data", "language"}
     samples = np.frombuffer(base64.b64decode(asked["audio_data"]), "<f4")
     assert round(len(samples) / 16) == heard["duration_ms"]
@@ -120,7 +120,7 @@ async def test_recording(api: Api, bridges: FakeBridges, name: str) -> None:
 async def test_language(api: Api, bridges: FakeBridges, body: Callable[[], Body], language: str | None) -> None:
     """The language is the body's, else the query's, else the default; "auto" leaves it to the model."""
     heard = await hear(api, body())
-    assert bridges.requests[-1].json.get("language") == language
+    assert bridges.last("/api/stt").json.get("language") == language
     assert heard["language"] == (language or "fr")
 
 
@@ -393,7 +393,7 @@ async def test_failure_in_the_second_window(api: Api, bridges: FakeBridges) -> N
 async def test_identity(strict: Api, strict_bridges: FakeBridges) -> None:
     """The bridges are asked in the caller's name, by whom they count."""
     await hear(strict, as_bytes(wav(clip())))
-    token = strict_bridges.requests[-1].headers["authorization"].removeprefix("Bearer ")
+    token = strict_bridges.last("/api/stt").headers["authorization"].removeprefix("Bearer ")
     claims = jwt.decode(token, SECRET, algorithms=["HS256"])
     assert (claims["user_id"], claims["sub"]) == ("zoé", "zoé")
 

@@ -31,7 +31,7 @@ def faulty(**options: Any) -> AudioEngineMode:
 
 def samples_of(bridges: FakeBridges) -> Any:
     """Return what the bridge was asked to transcribe last."""
-    return np.frombuffer(base64.b64decode(bridges.requests[-1].json["audio_data"]), "<f4")
+    return np.frombuffer(base64.b64decode(bridges.last("/api/stt").json["audio_data"]), "<f4")
 
 
 async def well(api: Api) -> None:
