@@ -18,7 +18,7 @@ from jarvis_core.codec.client import Codec
 from jarvis_core.conversation import Conversations
 from jarvis_core.credentials import Credentials
 from jarvis_core.elsewhere import Elsewhere
-from jarvis_core.errors import RequestError, StartError
+from jarvis_core.errors import RequestError, StartError, Unavailable
 from jarvis_core.memory import Memories
 from jarvis_core.metrics import Metrics
 from jarvis_core.models import Embedder, LanguageModel, new_id
@@ -270,7 +270,10 @@ async def _open_presence(
     if settings.url is not None and not alone:
         pool = Pool(msgspec.structs.replace(settings, max_connections=1), settings.url.reveal())
         stack.push_async_callback(_quietly, "the beats' connection", pool.close)
-        await pool.open()
+        try:
+            await pool.open()
+        except Unavailable as exc:
+            raise StartError("DATABASE_URL: the database went away during the start") from exc
     store = PresenceStore(pool, worker_id, own_identity())
     presence = Presence(store, alone=alone, embedded=unit.embedded_database)
     stack.push_async_callback(_quietly, "the presence", presence.leave)
