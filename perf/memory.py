@@ -39,7 +39,7 @@ BIG, MIDDLE = "big", "middle"
 
 def memory_speed(data: Path, rounds: int) -> list[Row]:
     """Search and add among very many entries, and what they take."""
-    with postgres(data) as conninfo:
+    with postgres(data, "speed") as conninfo:
         return uvloop.run(_measure_speed(conninfo, rounds))
 
 
@@ -82,9 +82,9 @@ class Space:
             self._centres = rng.normal(size=(3_000, 24)) @ basis + 8 * rng.normal(size=384)
             self.queries = (self._centres[:300] + 0.6 * rng.normal(size=(300, 384))).astype(np.float32)
         else:
-            self._centres = np.stack([model.passage(text) for person in everybody for text in person.entries])
+            self._centres = model.passages([text for person in everybody for text in person.entries]).astype(float)
             asked = random.Random(3).sample([one.text for person in everybody for one in person.questions], 300)
-            self.queries = np.stack([model.query(text) for text in asked])
+            self.queries = model.queries(asked)
         self._centres /= np.linalg.norm(self._centres, axis=1, keepdims=True)
 
     def vectors(self, count: int) -> Floats:

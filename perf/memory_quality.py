@@ -57,7 +57,7 @@ Results = dict[str, list[Asked]]
 def memory_quality(data: Path, _rounds: int) -> list[Row]:
     """Share of the evidence among the first ten, by words alone, vectors alone and both, on each set."""
     model = real_model()
-    with postgres(data) as conninfo:
+    with postgres(data, "quality") as conninfo:
         measured = uvloop.run(_measure(conninfo, model))
     rows = [row for name, results in measured.items() for row in _rows(name, results)]
     if model is None:
@@ -73,8 +73,8 @@ async def _measure(conninfo: str, model: Model | None) -> dict[str, Results]:
         for name, people in SETS.items():
             results = measured[name] = {}
             for person in people():
-                passages = None if model is None else np.stack([model.passage(text) for text in person.entries])
-                queries = None if model is None else np.stack([model.query(one.text) for one in person.questions])
+                passages = None if model is None else model.passages(person.entries)
+                queries = None if model is None else model.queries([one.text for one in person.questions])
                 await _ask_all(store, f"{person.name}, {name}", person, results, "", passages, queries)
                 if passages is not None and queries is not None:
                     weak = _weak(passages.shape[1])
@@ -90,8 +90,8 @@ def _weak(dimension: int) -> Floats:
 
 async def _set_baselines(store: MemoryStore, model: Model) -> None:
     """Tell the store what the assistant tells it of a model before it is used: how near is what has nothing in common."""
-    questions = np.stack([model.query(question) for question, _ in UNRELATED])
-    statements = np.stack([model.passage(statement) for _, statement in UNRELATED])
+    questions = model.queries([question for question, _ in UNRELATED])
+    statements = model.passages([statement for _, statement in UNRELATED])
     weak = _weak(questions.shape[1])
     for prefix, left, right in (("", questions, statements), (WEAK, questions @ weak, statements @ weak)):
         left, right = (part / np.linalg.norm(part, axis=1, keepdims=True) for part in (left, right))
