@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-import statistics
 from datetime import datetime
 from typing import Literal
 
@@ -291,7 +290,9 @@ class Memories:
             raise BadGateway("The model of the embeddings changed meanwhile.")
         self._note(questions[0])
         cosines = [_cosine(one.vector, other.vector) for one in questions for other in statements]
-        await self._store.set_baseline(name, dimension, statistics.fmean(cosines), statistics.pstdev(cosines))
+        mean = math.fsum(cosines) / len(cosines)
+        deviation = math.sqrt(math.fsum((one - mean) ** 2 for one in cosines) / len(cosines))
+        await self._store.set_baseline(name, dimension, mean, deviation)
         self._measured = name, dimension
 
     async def _embed(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ipaddress
 import os
-import tomllib
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -284,6 +283,8 @@ def load(environment: Mapping[str, str], file: Path | None = None) -> Settings:
 
 
 def _read_file(file: Path) -> dict[str, Any]:
+    import tomllib
+
     try:
         with file.open("rb") as stream:
             return tomllib.load(stream)

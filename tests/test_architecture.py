@@ -76,7 +76,7 @@ OUT_OF_REACH = {
 STAND_INS_MAY_USE = {"local", "errors", "process", "workers"}
 """The stand-ins are neighbours: they know nothing of the core that asks them."""
 
-SHARED_SERVICES = {"transport", "contract", "lines", "tokens", "breaker", "stream"}
+SHARED_SERVICES = {"transport", "contract", "lines", "tokens", "breaker", "stream", "trust"}
 """Modules below ``services`` that are no adapters; every other one is, and knows no other adapter."""
 
 FOREIGN = {
@@ -116,7 +116,7 @@ SQL = re.compile(
 )
 
 HEAVY = (
-    "coredis", "jwt", "prometheus_client", "xllamacpp", "numpy", "av", "soxr", f"{PACKAGE}.local",
+    "coredis", "jwt", "prometheus_client", "xllamacpp", "numpy", "av", "soxr", "statistics", "tomllib", f"{PACKAGE}.local",
 )  # fmt: skip
 """
 Imported when first needed, never for a start that has no need of it.

@@ -37,6 +37,7 @@ from jarvis_core import log
 from jarvis_core.errors import BadGateway, DeadlineExceeded, Overloaded, RateLimited, RequestError, Unavailable
 from jarvis_core.services.breaker import FAILURES, Breaker, RetryBudget
 from jarvis_core.services.stream import FOREIGN, Stream, named
+from jarvis_core.services.trust import authorities
 from jarvis_core.settings import Neighbours
 
 logger = log.get(__name__)
@@ -128,7 +129,12 @@ class Transport:
         self._base_url = base_url.rstrip("/")
         self._connect_timeout_s = settings.connect_timeout_s
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=settings.connection_limit, keepalive_timeout=30, ttl_dns_cache=30),
+            connector=aiohttp.TCPConnector(
+                limit=settings.connection_limit,
+                keepalive_timeout=30,
+                ttl_dns_cache=30,
+                ssl=authorities() if URL(base_url).scheme == "https" else True,
+            ),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=settings.connect_timeout_s),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=True,
