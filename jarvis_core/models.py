@@ -12,6 +12,7 @@ import uuid_utils
 from msgspec import Struct
 
 HEX_AND_DASH = frozenset("0123456789abcdefABCDEF-")
+TITLE_CHARS = 80
 
 Role = Literal["system", "user", "assistant"]
 
@@ -278,3 +279,12 @@ def is_id(text: str) -> bool:
         and text.count("-") == 4
         and HEX_AND_DASH.issuperset(text)
     )
+
+
+def title_from(content: str) -> str:
+    """Return a conversation's title: the start of its first message, on one line, cut between words."""
+    line = " ".join(content[: 4 * TITLE_CHARS].split())
+    if len(line) <= TITLE_CHARS:
+        return line or "…"
+    cut = line[: TITLE_CHARS - 1]
+    return (cut.rpartition(" ")[0] or cut) + "…"

@@ -1,7 +1,8 @@
 """
 A turn: one exchange between a user and the assistant, as a log with readers.
 
-One producer reads the model's stream and appends to the log (``turn_log.py``); any number of readers follow it.
+One producer reads the model's stream and appends to the log (``turn_log.py``); any number of readers follow it. What it
+says and how it ends is stored by ``turn_recorder.py``.
 
 The user's message is stored before the model is asked. While text arrives it is checkpointed at most a second later. How
 a turn ended is stored before its readers are told. Every way to stop a turn is ``Turns.stop``: it closes the model's
@@ -12,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import OrderedDict
 from datetime import UTC, datetime
 
 import msgspec
@@ -20,23 +20,28 @@ from msgspec import Struct
 
 from jarvis_core import log
 from jarvis_core.elsewhere import Elsewhere
+from jarvis_core.ended_turns import EndedTurns
 from jarvis_core.errors import BadGateway, DeadlineExceeded, Overloaded, RequestError, Unavailable
 from jarvis_core.memory import NOTHING_RECALLED, Memories, Recalled
 from jarvis_core.mirror import Mirror
-from jarvis_core.models import Caller, Finish, IdempotencyKey, LanguageModel, Prompt, Status, TurnRecord, new_id
+from jarvis_core.models import (
+    Caller,
+    Finish,
+    IdempotencyKey,
+    LanguageModel,
+    Prompt,
+    Status,
+    TurnRecord,
+    new_id,
+    title_from,
+)
 from jarvis_core.settings import Llm
 from jarvis_core.store.turns import Beginning, Begun, TurnStore
 from jarvis_core.turn_log import OPENING, Step, Turn
+from jarvis_core.turn_recorder import TurnRecorder, storable_text, storable_tokens
 
 logger = log.get(__name__)
 
-CHECKPOINT_INTERVAL_S = 1.0
-CHECKPOINT_TURNS = 200
-"""Turns in one statement."""
-KEPT_TURNS = 1_000
-"""Ended turns kept in memory for readers that come back; older ones are answered from the store."""
-KEPT_TEXT_CHARS = 8_000_000
-"""What the texts of those may add up to."""
 CHARS_PER_TOKEN_LIMIT = 32
 """A model that sends more code points than this for each token that it was allowed is cut off."""
 CUT_SHORT: dict[str, type[RequestError]] = {
@@ -45,16 +50,8 @@ CUT_SHORT: dict[str, type[RequestError]] = {
     "deadline": DeadlineExceeded,
 }
 """What a stream that ends so has failed with, where it brought no text."""
-STORE_RETRY_DELAYS_S = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0)
-"""Waits between attempts to store an end; the last repeats for as long as the process lives."""
-LATE_ENDS_S = 1.0
-"""How long a stop waits at least for ends that could not be stored; the next start ends these turns as they were saved."""
-PATIENT_ATTEMPTS = 3
-"""After so many failed attempts readers are told that the end could not be stored yet."""
-TOKENS_LIMIT = 2**31 - 1
-"""What the store's column takes."""
-TITLE_CHARS = 80
 RETRY_AFTER_S = 5
+NOT_STORED = "The answer could not be stored: the database is not available. It is stored when it is back."
 SYSTEM_LIMIT_CHARS = 5_000
 """Of the system prompt with what is remembered: the bridges' limit."""
 
@@ -112,19 +109,13 @@ class Turns:
         self._memories = memories
         self._settings = settings
         self._running: dict[str, _Production] = {}
-        self._ended: OrderedDict[str, Turn] = OrderedDict()
-        """Turns that ended here not long ago, the oldest first."""
-        self._kept_chars = 0
-        self._unsaved: dict[str, Turn] = {}
-        """Running turns with text that no checkpoint has."""
-        self._checkpoint_timer: asyncio.TimerHandle | None = None
-        self._checkpoint_task: asyncio.Task[None] | None = None
+        self._ended = EndedTurns()
+        self._recorder = TurnRecorder(store)
         self._closing = False
         self._starting: set[asyncio.Task[Turn]] = set()
         """Requests on their way to the store."""
         self._keyed: dict[tuple[str, str], asyncio.Task[Turn]] = {}
         """Those of them with an idempotency key, by user and key."""
-        self._late_ends: set[asyncio.Task[None]] = set()
 
     async def find(self, caller: Caller, turn_id: str) -> Turn:
         """Return a turn of *caller*, running or ended, here or on another worker; raises ``NotFound``."""
@@ -242,7 +233,7 @@ class Turns:
             max_tokens=self._settings.max_tokens if ask.max_tokens is None else ask.max_tokens,
         )
         turn.append(Step.CREATED)
-        self._ended.pop(turn.id, None)
+        self._ended.remove(turn.id)
         production = self._running[turn.id] = _Production(turn)
         production.task = asyncio.get_running_loop().create_task(self._produce(turn, production, prompt))
         return turn
@@ -264,10 +255,7 @@ class Turns:
 
     def forget_conversation(self, owner: str, conversation_id: str) -> None:
         """Let go of the ended turns of a deleted conversation: what it said is not to be had here either."""
-        for turn in list(self._ended.values()):
-            if turn.conversation_id == conversation_id and turn.caller.user_id == owner:
-                del self._ended[turn.id]
-                self._kept_chars -= len(turn.text())
+        self._ended.remove_conversation(owner, conversation_id)
 
     @property
     def running(self) -> int:
@@ -307,7 +295,7 @@ class Turns:
         """
         End all running turns: they get *drain_timeout_s* to end by themselves, then are stored as ``incomplete``.
 
-        Ends that could not be stored yet get what is left of that time, at least ``LATE_ENDS_S``.
+        Ends that could not be stored yet get what is left of that time, as ``TurnRecorder.close`` has it.
         """
         self._closing = True
         loop = asyncio.get_running_loop()
@@ -320,14 +308,7 @@ class Turns:
         turns = [production.turn for production in self._running.values()]
         # All at once: each waits for its end to be stored, or for that to fail.
         await asyncio.gather(*(self.stop(turn, Status.INCOMPLETE, "server_stopped") for turn in turns))
-        if self._checkpoint_timer is not None:
-            self._checkpoint_timer.cancel()
-        if self._checkpoint_task is not None:
-            await asyncio.wait([self._checkpoint_task])
-        if self._late_ends:
-            _, late = await asyncio.wait(self._late_ends, timeout=max(deadline - loop.time(), LATE_ENDS_S))
-            for task in late:
-                task.cancel()
+        await self._recorder.close(deadline)
 
     async def _produce(self, turn: Turn, production: _Production, prompt: Prompt) -> None:
         finish: Finish | None = None
@@ -349,13 +330,16 @@ class Turns:
             error = RequestError("Something went wrong here.")
         # Critical section: from here on the task is not cancelled by ``stop``, so the end is stored.
         production.generating = False
-        self._unsaved.pop(turn.id, None)
+        self._recorder.forget_text(turn)
         status, reason = _outcome(finish, production.stop_reason, error, has_text=bool(turn.text()))
         if finish is not None:
-            turn.model = _storable(finish.model) or turn.model
-        turn.tokens = _tokens(finish, turn)
+            turn.model = storable_text(finish.model) or turn.model
+        turn.tokens = storable_tokens(finish, turn)
         try:
-            await self._store_end(turn, status, reason, error)
+            if await self._recorder.store_end(turn, status, reason, error):
+                self._tell_end(turn, status, reason, error)
+            else:
+                self._tell_not_stored(turn, Unavailable(NOT_STORED, retry_after_s=RETRY_AFTER_S))
         except Exception:
             # Whatever went wrong, its readers wait for its end.
             logger.exception("the end of a turn was not stored through a defect", response_id=turn.id)
@@ -366,13 +350,12 @@ class Turns:
         finish = None
         length = 0
         limit = prompt.max_tokens * CHARS_PER_TOKEN_LIMIT
-        loop = asyncio.get_running_loop()
         async with self._model.generate(prompt, turn.caller) as pieces:
             async for piece in pieces:
                 if isinstance(piece, Finish):
                     finish = piece
                     continue
-                piece = _storable(piece)
+                piece = storable_text(piece)
                 if not piece:
                     continue
                 if length:
@@ -382,73 +365,8 @@ class Turns:
                 length += len(piece)
                 if length > limit:
                     return Finish("length")
-                self._unsaved[turn.id] = turn
-                if self._checkpoint_timer is None:
-                    self._checkpoint_timer = loop.call_later(CHECKPOINT_INTERVAL_S, self._checkpoint)
+                self._recorder.note_text(turn)
         return finish
-
-    def _checkpoint(self) -> None:
-        """Store the text so far of all turns with new text; the next piece of text arms the timer again."""
-        loop = asyncio.get_running_loop()
-        if self._checkpoint_task is not None and not self._checkpoint_task.done():
-            # One attempt at a time: the next one has this one's turns too.
-            self._checkpoint_timer = loop.call_later(CHECKPOINT_INTERVAL_S, self._checkpoint)
-            return
-        self._checkpoint_timer = None
-        turns, self._unsaved = self._unsaved, {}
-        if turns:
-            self._checkpoint_task = loop.create_task(self._store_checkpoints(list(turns.values())))
-
-    async def _store_checkpoints(self, turns: list[Turn]) -> None:
-        try:
-            for start in range(0, len(turns), CHECKPOINT_TURNS):
-                batch = turns[start : start + CHECKPOINT_TURNS]
-                await self._store.checkpoint([(turn.id, turn.text(), turn.model) for turn in batch if not turn.ended])
-        except RequestError as exc:
-            logger.warning("texts so far were not stored", turns=len(turns), error=str(exc))
-
-    async def _store_end(self, turn: Turn, status: Status, reason: str, error: RequestError | None) -> None:
-        """Store the end and tell the readers; a database that is away is tried again in the background."""
-        for attempt in range(PATIENT_ATTEMPTS):
-            if attempt:
-                await asyncio.sleep(STORE_RETRY_DELAYS_S[attempt - 1])
-            if await self._try_store_end(turn, status, reason, error):
-                self._tell_end(turn, status, reason, error)
-                return
-        task = asyncio.get_running_loop().create_task(self._store_end_later(turn, status, reason, error))
-        self._late_ends.add(task)
-        task.add_done_callback(self._late_ends.discard)
-        message = "The answer could not be stored: the database is not available. It is stored when it is back."
-        self._tell_not_stored(turn, Unavailable(message, retry_after_s=RETRY_AFTER_S))
-
-    async def _store_end_later(self, turn: Turn, status: Status, reason: str, error: RequestError | None) -> None:
-        attempt = PATIENT_ATTEMPTS - 1
-        while True:
-            await asyncio.sleep(STORE_RETRY_DELAYS_S[min(attempt, len(STORE_RETRY_DELAYS_S) - 1)])
-            attempt += 1
-            if await self._try_store_end(turn, status, reason, error):
-                # Whoever looks at the turn from now on is to see what the history says.
-                turn.status, turn.reason, turn.error = status, reason, error
-                logger.info("an end was stored late", response_id=turn.id, reason=reason)
-                return
-
-    async def _try_store_end(self, turn: Turn, status: Status, reason: str, error: RequestError | None) -> bool:
-        try:
-            ended_at = await self._store.end(
-                turn.id,
-                status=status,
-                reason=reason,
-                content=turn.text(),
-                tokens=turn.tokens,
-                model=turn.model,
-                memories=turn.memories,
-                error=None if error is None else error.message,
-            )
-        except RequestError as exc:
-            logger.warning("the end of a turn was not stored", response_id=turn.id, error=str(exc))
-            return False
-        turn.ended_at = ended_at or datetime.now(UTC)
-        return True
 
     def _tell_not_stored(self, turn: Turn, error: RequestError) -> None:
         self._tell_end(turn, Status.INCOMPLETE if turn.text() else Status.FAILED, "not_stored", error)
@@ -459,11 +377,7 @@ class Turns:
         self._running.pop(turn.id, None)
         turn.ended_at = turn.ended_at or datetime.now(UTC)
         turn.end()
-        self._ended[turn.id] = turn
-        self._kept_chars += len(turn.text())
-        while len(self._ended) > KEPT_TURNS or self._kept_chars > KEPT_TEXT_CHARS:
-            _, oldest = self._ended.popitem(last=False)
-            self._kept_chars -= len(oldest.text())
+        self._ended.add(turn)
 
 
 def _outcome(
@@ -479,25 +393,3 @@ def _outcome(
     return Status.INCOMPLETE, {"stalled": "stalled", "deadline": "timeout"}.get(
         finish.reason if finish else "", "stream_lost"
     )
-
-
-def _tokens(finish: Finish | None, turn: Turn) -> int:
-    """Return how many tokens were generated: as the neighbour counted, else about one for each piece of its stream."""
-    if finish is not None and finish.tokens is not None:
-        # Whatever a neighbour counts, it can be stored.
-        return min(max(finish.tokens, 0), TOKENS_LIMIT)
-    return turn.pieces if turn.pieces > 1 else -(-len(turn.text().encode()) // 4)
-
-
-def _storable(text: str) -> str:
-    """Return *text* without NUL, which PostgreSQL cannot store; nobody says it."""
-    return text.replace("\0", "") if "\0" in text else text
-
-
-def title_from(content: str) -> str:
-    """Return a conversation's title: the start of its first message, on one line, cut between words."""
-    line = " ".join(content[: 4 * TITLE_CHARS].split())
-    if len(line) <= TITLE_CHARS:
-        return line or "…"
-    cut = line[: TITLE_CHARS - 1]
-    return (cut.rpartition(" ")[0] or cut) + "…"

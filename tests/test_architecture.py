@@ -36,6 +36,8 @@ LAYERS = (
     (
         "turn",
         "turn_log",
+        "turn_recorder",
+        "ended_turns",
         "conversation",
         "memory",
         "speech",

@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from jarvis_core import turn as turn_module
+from jarvis_core import ended_turns, turn_recorder
 from jarvis_core.errors import Conflict, NotFound, Overloaded, Unavailable
-from jarvis_core.models import Caller, IdempotencyKey, Message, Status, TurnRecord, new_id
+from jarvis_core.models import Caller, IdempotencyKey, Message, Status, TurnRecord, new_id, title_from
 from jarvis_core.services.python_bridges import BridgesModel
 from jarvis_core.services.transport import Transport
 from jarvis_core.settings import Database, Llm, Neighbours
@@ -20,7 +20,7 @@ from jarvis_core.store.conversations import ConversationStore
 from jarvis_core.store.migrations import migrate
 from jarvis_core.store.pool import Pool
 from jarvis_core.store.turns import Beginning, Begun, TurnStore
-from jarvis_core.turn import Ask, Turns, title_from
+from jarvis_core.turn import Ask, Turns
 from jarvis_core.turn_log import Reader, Step, Turn
 from tests.fakes.faults import Fault
 from tests.fakes.python_bridges import BridgesMode, FakeBridges
@@ -214,11 +214,11 @@ async def test_find(turns: Turns, pool: Pool, model: BridgesModel) -> None:
 
 async def test_what_is_kept_is_bounded(turns: Turns, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of ended turns a bounded number and length is kept in memory, the latest; the others come from the database."""
-    monkeypatch.setattr(turn_module, "KEPT_TURNS", 3)
+    monkeypatch.setattr(ended_turns, "KEPT_TURNS", 3)
     made = [await ended(await turns.start(ASK, ANN)) for _ in range(5)]
     assert [turns.get("ann", turn.id) is turn for turn in made] == [False, False, True, True, True]
     assert (await turns.find(ANN, made[0].id)).text() == SAID
-    monkeypatch.setattr(turn_module, "KEPT_TEXT_CHARS", 2 * len(SAID))
+    monkeypatch.setattr(ended_turns, "KEPT_TEXT_CHARS", 2 * len(SAID))
     last = await ended(await turns.start(ASK, ANN))
     assert [turns.get("ann", turn.id) is turn for turn in (*made, last)] == [False] * 4 + [True, True]
 
@@ -504,8 +504,8 @@ async def test_client_of_a_key_leaves_early(turns: Turns, bridges: FakeBridges) 
 
 async def test_checkpoint(turns: Turns, bridges: FakeBridges, pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Text is in the database about a second after it came, though the turn goes on, and again after the next."""
-    assert turn_module.CHECKPOINT_INTERVAL_S <= 1
-    monkeypatch.setattr(turn_module, "CHECKPOINT_INTERVAL_S", 0.3)
+    assert turn_recorder.CHECKPOINT_INTERVAL_S <= 1
+    monkeypatch.setattr(turn_recorder, "CHECKPOINT_INTERVAL_S", 0.3)
     bridges.mode = BridgesMode(shape="ndjson", hold_after=1)
     turn = await turns.start(ASK, ANN)
     for text in ("You", "You said:"):
@@ -538,7 +538,7 @@ async def test_away_in_the_middle(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A database that is away while the model speaks, and back at the end, is not noticed."""
-    monkeypatch.setattr(turn_module, "CHECKPOINT_INTERVAL_S", 0.1)
+    monkeypatch.setattr(turn_recorder, "CHECKPOINT_INTERVAL_S", 0.1)
     bridges.mode = BridgesMode(shape="ndjson", hold_after=1)
     turn = await frail_turns.start(ASK, ANN)
     await bridges.gate.reached()
