@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -108,13 +109,11 @@ class Application(Starlette):
         """Return what requests pass through before the start has finished: only the lifespan."""
         return self.router
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
         """Serve one connection."""
-        stack = self.middleware_stack
-        if stack is None or scope["type"] == "lifespan":
-            await super().__call__(scope, receive, send)
-        else:
-            await stack(scope, receive, send)
+        if self._routes is None or scope["type"] == "lifespan":
+            return super().__call__(scope, receive, send)
+        return self._routes(scope, receive, send)
 
     @asynccontextmanager
     async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
