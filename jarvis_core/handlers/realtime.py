@@ -20,8 +20,8 @@ from jarvis_core.errors import InvalidRequest, NotFound, Overloaded, RateLimited
 from jarvis_core.handlers.admission import Admission, Admitted
 from jarvis_core.handlers.failure import INTERNAL, refuse_handshake
 from jarvis_core.handlers.realtime_left import decode, encode
-from jarvis_core.handlers.realtime_session import CLOSE_TIMEOUT_S, DEFECT, GOING_AWAY, POLICY, TRY_AGAIN, Session
-from jarvis_core.models import Caller
+from jarvis_core.handlers.realtime_session import Session
+from jarvis_core.handlers.realtime_socket import CLOSE_TIMEOUT_S, DEFECT, GOING_AWAY, POLICY, TRY_AGAIN, Socket
 from jarvis_core.settings import Llm
 from jarvis_core.speech import Synthesizer, Transcriber
 from jarvis_core.turn import Turns
@@ -30,7 +30,6 @@ from jarvis_core.turn_log import Turn
 logger = log.get(__name__)
 
 SUBPROTOCOL = "realtime"
-NOBODY = Admitted(Caller(""), "")
 RETRY_AFTER_S = 5
 HEAR_OUT_S = 0.1
 
@@ -86,7 +85,7 @@ class Realtime:
             except (Unauthenticated, RateLimited, Overloaded) as error:
                 # A browser's script cannot see the status of a refused handshake, but it can see a closing code.
                 await send({"type": "websocket.accept", "subprotocol": subprotocol})
-                await Session(self, NOBODY, None, send).complain(error, None)
+                await Socket(send).complain(error, None)
                 await _hear_out(receive)
                 code = TRY_AGAIN if isinstance(error, Overloaded) else POLICY
                 await send({"type": "websocket.close", "code": code, "reason": error.code})
@@ -114,7 +113,7 @@ class Realtime:
             await session.run(receive)
         except Exception:
             logger.exception("a socket failed through a defect", session=session.id)
-            await session.complain(INTERNAL, None)
+            await session.complain(INTERNAL)
             session.close(DEFECT)
             await session.say_goodbye()
         finally:

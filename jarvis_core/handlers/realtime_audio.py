@@ -1,4 +1,4 @@
-"""The audio of a session: its settings, and the buffer that its client fills."""
+"""The buffer that a session's client fills with audio."""
 
 from __future__ import annotations
 
@@ -6,21 +6,7 @@ import base64
 import binascii
 from contextlib import ExitStack
 
-import msgspec
-from msgspec import UNSET
-
 from jarvis_core.errors import InvalidRequest, TooLarge
-from jarvis_core.handlers.events import PcmFormat
-from jarvis_core.handlers.realtime_wire import (
-    AudioBody,
-    AudioConfig,
-    AudioInputBody,
-    AudioInputConfig,
-    AudioOutputBody,
-    AudioOutputConfig,
-    Transcription,
-    VoiceId,
-)
 from jarvis_core.speech import CLIP_LIMIT_S, Transcriber
 
 SAMPLE_BYTES = 2
@@ -99,32 +85,3 @@ class InputBuffer:
 
     def _forget(self) -> None:
         self._parts, self._last, self.length_bytes, self._reserved = [], bytearray(), 0, 0
-
-
-def default_audio() -> AudioBody:
-    """Return the settings of a session that were not changed."""
-    return AudioBody(AudioInputBody(PcmFormat(), Transcription()), AudioOutputBody(PcmFormat()))
-
-
-def configured_audio(body: AudioBody, config: AudioConfig, path: str) -> AudioBody:
-    """Return *body* with what *config* sets; raises ``InvalidRequest`` for what is not served."""
-    return AudioBody(
-        body.input if config.input is UNSET else _configured_input(body.input, config.input, f"{path}.input"),
-        body.output if config.output is UNSET else _configured_output(body.output, config.output),
-    )
-
-
-def _configured_input(body: AudioInputBody, config: AudioInputConfig, path: str) -> AudioInputBody:
-    if config.turn_detection is not UNSET and config.turn_detection is not None:
-        raise InvalidRequest.field(f"{path}.turn_detection", "only null is served: commit the buffer at a turn's end")
-    changes = {name: value for name in ("format", "create_response") if (value := getattr(config, name)) is not UNSET}
-    if config.transcription is not UNSET:
-        changes["transcription"] = config.transcription or Transcription()
-    return msgspec.structs.replace(body, **changes)
-
-
-def _configured_output(body: AudioOutputBody, config: AudioOutputConfig) -> AudioOutputBody:
-    changes = {name: value for name in ("format", "speed") if (value := getattr(config, name)) is not UNSET}
-    if config.voice is not UNSET:
-        changes["voice"] = config.voice.id if isinstance(config.voice, VoiceId) else config.voice
-    return msgspec.structs.replace(body, **changes)
