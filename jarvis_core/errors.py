@@ -20,6 +20,7 @@ JarvisError
     ├── RateLimited         too many requests from one caller
     ├── Overloaded          load is shed
     ├── Unavailable         a neighbour or the database is away
+    │   └── Stopping        this worker takes no new turns; another one may
     ├── BadGateway          a neighbour answered nonsense or reported a failure
     └── DeadlineExceeded    a neighbour missed its deadline
 """
@@ -157,6 +158,10 @@ class Unavailable(RequestError):
     """A neighbour or the database is away; *retry_after_s* says when to try again."""
 
     code = "unavailable"
+
+
+class Stopping(Unavailable):
+    """This worker takes no new turns. Nothing was begun or stored: the same may be asked of another one at once."""
 
 
 class BadGateway(RequestError):

@@ -21,7 +21,7 @@ from msgspec import Struct
 from jarvis_core import log
 from jarvis_core.elsewhere import Elsewhere
 from jarvis_core.ended_turns import EndedTurns
-from jarvis_core.errors import BadGateway, DeadlineExceeded, Overloaded, RequestError, Unavailable
+from jarvis_core.errors import BadGateway, DeadlineExceeded, Overloaded, RequestError, Stopping, Unavailable
 from jarvis_core.memory import NOTHING_RECALLED, Memories, Recalled
 from jarvis_core.mirror import Mirror
 from jarvis_core.models import (
@@ -152,6 +152,11 @@ class Turns:
         left = await self._elsewhere.take_session(worker_id, caller, turn_id, after)
         return None if left is None else (await self._from_record(caller, record), left)
 
+    def check_open(self) -> None:
+        """Raise ``Stopping`` after `close`."""
+        if self._closing:
+            raise Stopping("The server is stopping.", retry_after_s=RETRY_AFTER_S)
+
     async def start(self, ask: Ask, caller: Caller, key: IdempotencyKey | None = None) -> Turn:
         """
         Store the user's message, then ask the model; returns once the message is stored.
@@ -159,10 +164,9 @@ class Turns:
         With *key*, a request that came before under it is joined instead: its turn is returned, running or ended; one
         that ended without an answer is run again. Raises ``NotFound`` for an unknown conversation, ``Conflict`` while
         another turn runs in it or where the key was used for another request, ``Overloaded`` while as many turns run as
-        may, ``Unavailable`` without a database. What goes wrong later is the turn's ``error``.
+        may, ``Stopping`` after `close`, ``Unavailable`` without a database. What goes wrong later is the turn's ``error``.
         """
-        if self._closing:
-            raise Unavailable("The server is stopping.", retry_after_s=RETRY_AFTER_S)
+        self.check_open()
         name = None if key is None else (caller.user_id, key.text)
         while name is not None and (first := self._keyed.get(name)) is not None:
             # Another request with this key is between here and the database; it decides which turn this is.

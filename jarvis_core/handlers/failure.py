@@ -18,6 +18,7 @@ from jarvis_core.errors import (
     Overloaded,
     RateLimited,
     RequestError,
+    Stopping,
     TooLarge,
     Unauthenticated,
     Unavailable,
@@ -66,6 +67,9 @@ def headers_of(error: RequestError) -> list[tuple[bytes, bytes]]:
         headers.append((b"allow", error.allow.encode()))
     if isinstance(error, Unauthenticated):
         headers.append((b"www-authenticate", b"Bearer"))
+    if isinstance(error, Stopping):
+        # For proxies: a status alone does not tell them that they may ask somebody else.
+        headers.append((b"x-jarvis-stopping", b"1"))
     return headers
 
 

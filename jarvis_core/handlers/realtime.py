@@ -172,6 +172,7 @@ class Realtime:
                 raise InvalidRequest.field("query.after", "must be the seq of the last event seen")
             left = self._by_response.get(resume)
             if left is None or left.caller != caller or left.turn is None:
+                self.turns.check_open()
                 taken = await self.turns.take_session(caller, resume, int(after))
                 if taken is not None:
                     turn, data = taken
@@ -187,6 +188,7 @@ class Realtime:
             session = Session(self, admitted, left.conversation_id, send)
             await session.take_over(left, int(after))
             return session
+        self.turns.check_open()
         conversation_id = query.get("conversation_id")
         if conversation_id is not None:
             conversation_id = (await self.conversations.fetch(caller.user_id, conversation_id)).id

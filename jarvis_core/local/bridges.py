@@ -232,8 +232,11 @@ def fetch(options: Options, directory: Path) -> None:
     """Put paths in *directory* in the place of the catalogue's names, waiting for what is fetched; raises ``StartError``."""
     # The server's process has no use for these.
     from jarvis_core.local.catalogue import LANGUAGE_MODEL, SPEECH_TO_TEXT, TEXT_TO_SPEECH
+    from jarvis_core.local.launcher import check_machine
     from jarvis_core.local.weights import ProgressPrinter, resolve
 
+    if options.model is not None:
+        check_machine()  # before half a gigabyte is fetched for it
     if options.model is not None and options.model_name is None and LANGUAGE_MODEL.has(str(options.model)):
         options.model_name = str(options.model)
     for option, kind in (("model", LANGUAGE_MODEL), ("stt", SPEECH_TO_TEXT), ("tts", TEXT_TO_SPEECH)):

@@ -6,6 +6,7 @@ Needs only the standard library; what the stand-in itself needs is imported in i
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import platform
 import signal
@@ -19,6 +20,8 @@ from jarvis_core.process import spawn, stop
 
 STOP_PATIENCE_S = 2
 """The stand-in ends on SIGTERM within milliseconds."""
+OPENMP = "libgomp.so.1"
+"""Of the libraries that the model's wheel wants from the system, the one that a small system lacks."""
 
 
 class LocalBridges:
@@ -119,13 +122,19 @@ def lacking_packages(*modules: str) -> str:
 
 
 def check_machine() -> None:
-    """Raise ``StartError`` when the engine is not installed, or would be ended by its first instruction."""
+    """Raise ``StartError`` when the engine is not installed, or cannot run here."""
     instead = "or set LLM_URL or PYTHON_BRIDGES_URL to a model that runs elsewhere"
     if remedy := lacking_packages("xllamacpp", "aiohttp"):
         raise StartError(f"the local language model needs {remedy}, {instead}")
     # The wheel's code has AVX2 in it and does not look before it uses it.
     if platform.machine() == "x86_64" and not has_avx2(Path("/proc/cpuinfo")):
         raise StartError(f"the local language model needs a processor with AVX2: use another machine, {instead}")
+    try:
+        ctypes.CDLL(OPENMP)
+    except OSError as exc:
+        raise StartError(
+            f"the local language model needs {OPENMP}, on Debian and Ubuntu from the package libgomp1: install it, {instead}"
+        ) from exc
 
 
 def has_avx2(cpuinfo: Path) -> bool:

@@ -21,6 +21,7 @@ import pytest
 
 from jarvis_core.errors import StartError
 from jarvis_core.local import launcher
+from jarvis_core.local.bridges import main
 from jarvis_core.local.catalogue import CATALOGUE
 from jarvis_core.local.launcher import LocalBridges
 from jarvis_core.local.weights import ensure
@@ -438,6 +439,23 @@ def test_a_missing_engine_is_a_start_error(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(StartError, match=r"pip install 'jarvis-core\[local\]', or set LLM_URL"):
         LocalBridges(tmp_path, "none").start()
+
+
+def test_a_missing_system_library_is_a_start_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small system lacks a library of the engine's; that is said with the package's name, not blamed on the model."""
+    monkeypatch.setattr(launcher, "OPENMP", "libabsent.so.1")
+    with pytest.raises(StartError, match=r"needs libabsent\.so\.1, .* libgomp1: install it, or set LLM_URL"):
+        LocalBridges(tmp_path, "none").start()
+
+
+def test_what_is_missing_is_told_before_anything_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The stand-in on its own, as in a container, looks at its machine too."""
+    monkeypatch.setattr(launcher, "OPENMP", "libabsent.so.1")
+    assert main(["--weights", str(tmp_path), "--model", "smollm2-135m"]) == 1
+    assert "libabsent.so.1" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_old_processor_is_a_start_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

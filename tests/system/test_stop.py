@@ -95,6 +95,30 @@ async def test_who_stands_still_is_left_at_the_end_of_the_drain_time(
     assert "Traceback" not in server.stderr
 
 
+async def test_what_is_new_may_go_elsewhere(make_server: MakeServer, bridges: FakeBridges, database: str) -> None:
+    """While a turn drains, new ones and new sockets are refused in a way that tells a proxy to ask another core."""
+    bridges.mode = BridgesMode(shape="ndjson", hold_after=1)
+    server = make_server(DATABASE_URL=database, DRAIN_TIMEOUT_S="60")
+    await asyncio.to_thread(server.start)
+    async with aiohttp.ClientSession(server.url) as client:
+        running = asyncio.create_task(client.post("/api/chat", json={"content": "the last one"}))
+        await bridges.gate.reached()
+        server.signal(signal.SIGTERM)
+        async with asyncio.timeout(5):
+            while (await client.get("/ready")).status != 503:  # noqa: ASYNC110 - another process
+                await asyncio.sleep(0.01)
+        async with client.post("/api/chat", json={"content": "too late"}) as refused:
+            assert (refused.status, refused.headers["x-jarvis-stopping"]) == (503, "1")
+        upgrade = {"connection": "upgrade", "upgrade": "websocket", "sec-websocket-version": "13"}
+        async with client.get("/ws", headers={**upgrade, "sec-websocket-key": "AAAAAAAAAAAAAAAAAAAAAA=="}) as refused:
+            assert (refused.status, refused.headers["x-jarvis-stopping"]) == (503, "1")
+        bridges.gate.release()
+        answer = await running
+        assert (answer.status, "x-jarvis-stopping" in answer.headers) == (200, False)
+    assert await asyncio.to_thread(server.wait, 10) == 0
+    assert bridges.requests_seen["/api/llm/generate"] == 1
+
+
 async def test_second_signal_leaves_them_at_once(make_server: MakeServer, bridges: FakeBridges, database: str) -> None:
     """A second SIGTERM waits for nobody, whatever the drain time is."""
     server = make_server(DATABASE_URL=database, DRAIN_TIMEOUT_S="60")
