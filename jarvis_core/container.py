@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import msgspec
@@ -18,7 +18,7 @@ from jarvis_core.codec.client import Codec
 from jarvis_core.conversation import Conversations
 from jarvis_core.credentials import Credentials
 from jarvis_core.elsewhere import Elsewhere
-from jarvis_core.errors import RequestError, StartError, Unavailable
+from jarvis_core.errors import RequestError, StartError
 from jarvis_core.memory import Memories
 from jarvis_core.metrics import Metrics
 from jarvis_core.models import Embedder, LanguageModel, new_id
@@ -125,7 +125,8 @@ async def open_container(settings: Settings, unit: Unit) -> AsyncIterator[Contai
         )
         stack.push_async_callback(_quietly, "the database", pool.close)
         turn_store = TurnStore(pool, new_id())
-        presence = await _open_presence(settings.database, unit, turn_store.worker_id, pool, stack, alone=alone)
+        with _database_needed():
+            presence = await _open_presence(settings.database, unit, turn_store.worker_id, pool, stack, alone=alone)
         cache = await _open_cache(settings, turn_store.worker_id, stack)
         elsewhere = None if alone else Elsewhere(turn_store, cache)
         neighbours: dict[str, Transport] = {}
@@ -141,7 +142,8 @@ async def open_container(settings: Settings, unit: Unit) -> AsyncIterator[Contai
                 stack.push_async_callback(_quietly, name, neighbours[name].close)
         mint = TokenMint(settings.auth.jwt_secret) if settings.auth.jwt_secret is not None else None
         memory_store = MemoryStore(pool)
-        await memory_store.prepare()
+        with _database_needed():
+            await memory_store.prepare()
         memories = Memories(
             memory_store,
             _embedder(settings, neighbours, mint),
@@ -259,6 +261,15 @@ async def _open_database(settings: Database, conninfo: str) -> Pool:
         await asyncio.sleep(0.2)
 
 
+@contextlib.contextmanager
+def _database_needed() -> Iterator[None]:
+    """Have a start end with a line where the database, which had answered, does not do so any more."""
+    try:
+        yield
+    except RequestError as exc:
+        raise StartError("DATABASE_URL: the database went away during the start") from exc
+
+
 async def _open_presence(
     settings: Database, unit: Unit, worker_id: str, pool: Pool, stack: AsyncExitStack, *, alone: bool
 ) -> Presence:
@@ -270,10 +281,7 @@ async def _open_presence(
     if settings.url is not None and not alone:
         pool = Pool(msgspec.structs.replace(settings, max_connections=1), settings.url.reveal())
         stack.push_async_callback(_quietly, "the beats' connection", pool.close)
-        try:
-            await pool.open()
-        except Unavailable as exc:
-            raise StartError("DATABASE_URL: the database went away during the start") from exc
+        await pool.open()
     store = PresenceStore(pool, worker_id, own_identity())
     presence = Presence(store, alone=alone, embedded=unit.embedded_database)
     stack.push_async_callback(_quietly, "the presence", presence.leave)

@@ -28,6 +28,10 @@ class DatabaseRelay:
         self._answering = asyncio.Event()
         self._answering.set()
         self._losing: bytes | None = None
+        self._leaving: tuple[bytes, bool] | None = None
+        self._farewell: asyncio.Task[None] | None = None
+        self.left = asyncio.Event()
+        """Set when it went away because of what was asked."""
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self.connections_seen = 0
@@ -71,6 +75,10 @@ class DatabaseRelay:
         """Pass on what is asked, and drop the connection in place of the answer to what has *to* in it, until ``come_back``."""
         self._losing = to
 
+    def go_away_at(self, asked: bytes, *, keeping: bool = False) -> None:
+        """Go away when something with *asked* in it is asked for; *keeping* the connections that there are, refuse new ones."""
+        self._leaving = asked, keeping
+
     async def drop_connections(self) -> None:
         """Reset every connection without a word, and stay reachable."""
         for writer in self._writers:
@@ -88,6 +96,15 @@ class DatabaseRelay:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.go_away()
+
+    def _leave(self, *, keeping: bool) -> None:
+        self._leaving = None
+        self.left.set()
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        if not keeping:
+            self._farewell = asyncio.get_running_loop().create_task(self.drop_connections())
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections_seen += 1
@@ -132,6 +149,8 @@ class DatabaseRelay:
                 await self._flowing.wait()
                 if asks is not None and self._losing is not None and self._losing in data:
                     asks.set()
+                if asks is not None and self._leaving is not None and self._leaving[0] in data:
+                    self._leave(keeping=self._leaving[1])
                 if until is not None:
                     await self._answering.wait()
                     if until.is_set():

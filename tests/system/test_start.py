@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -21,8 +22,9 @@ import pytest
 from jarvis_core import __version__
 from jarvis_core.store.migrations import schema_files
 from tests.fakes.python_bridges import FakeBridges
+from tests.fakes.relay import DatabaseRelay
 from tests.system.conftest import MakeServer
-from tests.system.server import REPOSITORY, Server, free_port, processes_naming, wait_gone
+from tests.system.server import REPOSITORY, START_LIMIT_S, Server, free_port, processes_naming, wait_gone
 
 NOBODY = 65_534
 REFUSAL_LIMIT_S = 5.0
@@ -235,6 +237,33 @@ def test_database_that_starts_later(make_server: MakeServer, database: str, dire
     else:
         pytest.fail(f"not ready 5 s after the database: {server.stderr}")
     assert server.stop() == 0
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize(
+    ("asked", "keeping"),
+    [
+        (b"coalesce(max(number), 0) from schema_versions", True),  # then a worker's own connection is refused
+        (b"insert into workers", False),
+        (b"create extension", False),
+    ],
+)
+async def test_database_that_goes_away(
+    make_server: MakeServer, relay: DatabaseRelay, workers: str, asked: bytes, keeping: bool
+) -> None:
+    """A database that goes away between its first answer and the last that a start needs ends the start with one line."""
+    relay.go_away_at(asked, keeping=keeping)
+    server = make_server(DATABASE_URL=relay.conninfo, DB_TIMEOUT_S="2", WORKERS=workers)
+    server.launch()
+    async with asyncio.timeout(START_LIMIT_S):
+        await relay.left.wait()
+    family = server.family()
+    assert await asyncio.to_thread(server.wait) == 1
+    told = [line for line in server.stderr.splitlines() if not line.startswith("{")]  # others are log lines
+    assert told == ["jarvis-core: DATABASE_URL: the database went away during the start"]
+    assert "Traceback" not in server.stderr
+    assert server.stdout == ""
+    assert wait_gone(family) == set()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
