@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 from urllib.parse import parse_qsl
 
 import msgspec
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from jarvis_core.errors import InvalidJson, InvalidRequest, TooLarge, UnsupportedMediaType
 from jarvis_core.models import Caller
@@ -61,7 +61,7 @@ class Reply:
         self.headers = [(b"content-type", content_type), (b"content-length", b"%d" % len(body)), *headers]
 
 
-class BoundedSend:
+class BoundedSends:
     """
     Sends of which none takes longer than ``SEND_TIMEOUT_S``: then what is done inside (``async with``) is cancelled, and
     ``ClientLeft`` raised.
@@ -69,10 +69,9 @@ class BoundedSend:
     Granian's send waits for as long as the connection is open and nobody reads.
     """
 
-    __slots__ = ("_loop", "_send", "_since", "_timeout", "_timer")
+    __slots__ = ("_loop", "_since", "_timeout", "_timer")
 
-    def __init__(self, send: Send) -> None:
-        self._send = send
+    def __init__(self) -> None:
         self._since: float | None = None
         """When the send began that is going on."""
         self._timeout = asyncio.timeout(None)
@@ -97,10 +96,10 @@ class BoundedSend:
         except TimeoutError as late:
             raise ClientLeft from late
 
-    async def send(self, message: Message) -> None:
-        """Send *message*."""
+    async def wait(self, sending: Awaitable[None]) -> None:
+        """Wait for a send."""
         self._since = self._loop.time()
-        await self._send(message)
+        await sending
         self._since = None
 
     def _look(self) -> None:

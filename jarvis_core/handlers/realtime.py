@@ -85,10 +85,12 @@ class Realtime:
             except (Unauthenticated, RateLimited, Overloaded) as error:
                 # A browser's script cannot see the status of a refused handshake, but it can see a closing code.
                 await send({"type": "websocket.accept", "subprotocol": subprotocol})
-                await Socket(send).complain(error, None)
+                socket = Socket(send)
+                await socket.complain(error, None)
                 await _hear_out(receive)
-                code = TRY_AGAIN if isinstance(error, Overloaded) else POLICY
-                await send({"type": "websocket.close", "code": code, "reason": error.code})
+                socket.close(TRY_AGAIN if isinstance(error, Overloaded) else POLICY)
+                await socket.say_goodbye(error.code)
+                socket.leave()
                 return
             except RequestError as error:
                 await refuse_handshake(send, error)

@@ -7,7 +7,7 @@ import bisect
 from contextlib import aclosing
 
 from jarvis_core import log
-from jarvis_core.handlers.call import BoundedSend, ClientLeft
+from jarvis_core.handlers.call import BoundedSends, ClientLeft
 from jarvis_core.handlers.realtime_dialogue import Dialogue
 from jarvis_core.handlers.realtime_output import Output
 from jarvis_core.handlers.realtime_socket import CLOSE_TIMEOUT_S, DEFECT, GOING_AWAY, Socket
@@ -96,17 +96,19 @@ class ResponseStream:
         """Send the events of a response from the place *after* to its end."""
         socket = self._socket
         try:
-            async with BoundedSend(socket.send) as client, aclosing(output.events(after)) as events:
+            async with BoundedSends() as sends, aclosing(output.events(after)) as events:
                 async for event in events:
-                    async with socket.sending:
-                        socket.seq += 1
-                        self._marks.append((socket.seq, event.place))
-                        if event.step is Step.ITEM_ADDED:
-                            self._dialogue.last_item_id = output.turn.id
-                        elif event.step is Step.ENDED:
-                            # Before it is sent: whoever has seen it may ask for the next response.
-                            self._end(output.turn)
-                        await client.send({"type": "websocket.send", "text": event.write(socket.seq).decode()})
+                    if not socket.is_free:
+                        await sends.wait(socket.free())
+                    socket.seq += 1
+                    self._marks.append((socket.seq, event.place))
+                    if event.step is Step.ITEM_ADDED:
+                        self._dialogue.last_item_id = output.turn.id
+                    elif event.step is Step.ENDED:
+                        # Before it is sent: whoever has seen it may ask for the next response.
+                        self._end(output.turn)
+                    socket.begin(event.write(socket.seq).decode())
+                await sends.wait(socket.free())
             if self.active:
                 self._end(output.turn)
         except ClientLeft:

@@ -148,7 +148,7 @@ class Session:
 
         What was committed still becomes a message: the client was told that it would.
         """
-        self._socket.gone = True
+        self._socket.leave()
         self._buffer.clear()
         for hearing in self._hearings.part():
             self._realtime.own(hearing)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 
-from jarvis_core.handlers.call import BoundedSend, Call, ClientLeft
+from jarvis_core.handlers.call import BoundedSends, Call, ClientLeft
 from jarvis_core.handlers.events import TurnEvents
 from jarvis_core.turn import Turns
 from jarvis_core.turn_log import Reader, Step, Turn
@@ -81,14 +81,14 @@ async def send_events(call: Call, turns: Turns, turn: Turn, after: int = 0) -> N
         headers = [*SSE_HEADERS, (b"x-request-id", call.request_id.encode()), *call.headers]
         await call.send({"type": "http.response.start", "status": 200, "headers": headers})
         more = True
-        async with BoundedSend(call.send) as client:
+        async with BoundedSends() as sends:
             while more and not watcher.done():
                 taken = await reader.next()
                 more = not turn.ended if not taken else taken[-1][1] is not Step.ENDED
                 body = b"".join([events.server_sent(position, entry) for position, entry in taken])
                 if not taken and more:
                     body = b": still here\n\n"
-                await client.send({"type": "http.response.body", "body": body, "more_body": more})
+                await sends.wait(call.send({"type": "http.response.body", "body": body, "more_body": more}))
                 if reader.behind:
                     # Neither a send nor ``next`` would give way; the others on this loop get their turn here.
                     await asyncio.sleep(0)

@@ -12,7 +12,7 @@ from msgspec import UNSET
 from jarvis_core import log
 from jarvis_core.codec.messages import OutputFormat
 from jarvis_core.errors import InvalidRequest, Overloaded, RequestError, TooLarge
-from jarvis_core.handlers.call import BoundedSend, Call, ClientLeft, Reply, integer_field, text_field
+from jarvis_core.handlers.call import BoundedSends, Call, ClientLeft, Reply, integer_field, text_field
 from jarvis_core.handlers.wire import SynthesizeReply, SynthesizeRequest
 from jarvis_core.speech import (
     CLIP_LIMIT_BYTES,
@@ -158,7 +158,7 @@ class VoiceHandlers:
         """
         watcher = asyncio.get_running_loop().create_task(call.left())
         try:
-            async with BoundedSend(call.send) as client, self._synthesizer.utterer(options, call.caller) as utterer:
+            async with BoundedSends() as sends, self._synthesizer.utterer(options, call.caller) as utterer:
                 for number, text in enumerate(pieces):
                     said = asyncio.get_running_loop().create_task(utterer.say(text))
                     try:
@@ -174,8 +174,8 @@ class VoiceHandlers:
                         await self._send_head(call, options.output_format, piece.sample_rate_hz, utterer.voice)
                     for start in range(0, len(piece.data), SEND_SLICE_BYTES):
                         part = piece.data[start : start + SEND_SLICE_BYTES]
-                        await client.send({"type": "http.response.body", "body": part, "more_body": True})
-                await client.send({"type": "http.response.body", "body": (await utterer.finish()).data})
+                        await sends.wait(call.send({"type": "http.response.body", "body": part, "more_body": True}))
+                await sends.wait(call.send({"type": "http.response.body", "body": (await utterer.finish()).data}))
         except RequestError as error:
             if not call.status:
                 raise
