@@ -110,8 +110,8 @@ class Socket:
         """
         Begin to send *text*, while it is free; raises what the last send raised.
 
-        To wait for the end of every send would cost a third of it: the server's thread then has to wake the loop. When
-        the next event is there the last one has long been sent.
+        To wait for the end of every send took 15 µs of CPU more (``perf websockets``): the server's thread then has to
+        wake the loop. When the next delta is there the last one has long been sent.
         """
         if self._begun is not None and not self._begun.cancelled():
             begun, self._begun = self._begun, None
