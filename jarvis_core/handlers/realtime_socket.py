@@ -78,7 +78,7 @@ class Socket:
         """Send nothing more; the client has gone, or the socket is closed."""
         self.gone = True
         if self._begun is not None and not self._begun.done():
-            # Granian (2.8.7) waits for it on the loop's thread when the handler has returned.
+            # Granian (2.8.7) would keep the connection for as long as its client neither reads nor goes.
             self._begun.cancel()
 
     async def say_goodbye(self, reason: str = "") -> None:
