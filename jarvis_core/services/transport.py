@@ -135,7 +135,8 @@ class Transport:
                 ttl_dns_cache=30,
                 ssl=authorities() if URL(base_url).scheme == "https" else True,
             ),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=settings.connect_timeout_s),
+            # With the look-up of the name, which a resolver that is away holds up for longer than anything else.
+            timeout=aiohttp.ClientTimeout(total=None, connect=settings.connect_timeout_s),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=True,
             skip_auto_headers=("User-Agent",),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import threading
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -327,6 +328,25 @@ async def test_connecting_takes_too_long() -> None:
             await transport.close()
             for other in others:
                 other.close()
+
+
+async def test_looking_up_a_name_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name server that does not answer is waited for no longer than a connection."""
+    released = threading.Event()
+
+    def stalled(*_: object, **__: object) -> list[Any]:
+        released.wait(2 * LATE_S)
+        raise socket.gaierror(socket.EAI_AGAIN, "no name server answers")
+
+    monkeypatch.setattr(socket, "getaddrinfo", stalled)
+    transport = Transport("bridges", "http://bridges:8005", Neighbours(connect_timeout_s=0.3))
+    try:
+        started = time.monotonic()
+        await failing(transport, Unavailable, post=True)
+        assert 0.2 < time.monotonic() - started < LATE_S
+    finally:
+        released.set()
+        await transport.close()
 
 
 # Kept-alive connections
