@@ -23,6 +23,7 @@ import psycopg_pool
 from psycopg.rows import TupleRow
 
 from jarvis_core.errors import JarvisError
+from jarvis_core.store.prepared import PreparedStatements
 
 WAITING_LIMIT = 1_000
 """More requests than this do not wait for a connection: they are refused at once."""
@@ -41,6 +42,8 @@ class KeptWaiting(JarvisError):
 
 class Connection(psycopg.AsyncConnection[TupleRow]):
     """A connection that is told to who opened it, as is the failure to make one."""
+
+    _prepared_statements: PreparedStatements | None = None
 
     @classmethod
     async def connect(  # type: ignore[override]  # the driver's has the options spelled out
@@ -64,6 +67,13 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
                 opener.connecting.discard(limit)
         opener.made.add(connection)
         return connection
+
+    @property
+    def prepared(self) -> PreparedStatements:
+        """Its statements, for who has borrowed it."""
+        if self._prepared_statements is None:
+            self._prepared_statements = PreparedStatements(self)
+        return self._prepared_statements
 
     def looks_idle(self) -> bool:
         """

@@ -15,7 +15,8 @@ from typing import Any
 from psycopg.rows import TupleRow
 
 from jarvis_core.folding import gist, sounds_of
-from jarvis_core.store.pool import Parameters, Pool
+from jarvis_core.store.pool import Pool
+from jarvis_core.store.prepared import Parameters
 
 SMALLINT_LIMIT = 32_767
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import psycopg
 import psycopg.conninfo
@@ -21,12 +21,12 @@ from jarvis_core.errors import DeadlineExceeded, Overloaded, RequestError, Unava
 from jarvis_core.settings import Database
 from jarvis_core.store.availability import Availability, Away
 from jarvis_core.store.connections import Connection, Connections, KeptWaiting
+from jarvis_core.store.prepared import Parameters
 
 logger = log.get(__name__)
 _seldom = log.Seldom()
 
 T = TypeVar("T")
-Parameters = Sequence[Any] | Mapping[str, Any]
 
 RETRY_AFTER_S = 2
 GRACE_S = 1.0
@@ -96,33 +96,22 @@ class Pool:
         """Close every connection, those in use when they are given back."""
         await self._availability.close()
 
-    async def fetch_all(self, statement: str, parameters: Parameters = ()) -> list[TupleRow]:
-        """Run one statement in a transaction of its own and return its rows."""
-
-        async def run(connection: Connection) -> list[TupleRow]:
-            return await (await connection.execute(statement, parameters)).fetchall()
-
-        return await self._run(run)
-
-    async def fetch_one(self, statement: str, parameters: Parameters = (), *, patient: bool = False) -> TupleRow | None:
+    async def fetch_all(self, statement: str, parameters: Parameters = (), *, patient: bool = False) -> list[TupleRow]:
         """
-        Run one statement in a transaction of its own and return its first row, if any.
+        Run one statement, a constant of this program, in a transaction of its own and return its rows.
 
         A *patient* one waits for a database that has just gone away, for a few seconds.
         """
+        return await self._run(lambda connection: connection.prepared.run(statement, parameters), patient=patient)
 
-        async def run(connection: Connection) -> TupleRow | None:
-            return await (await connection.execute(statement, parameters)).fetchone()
-
-        return await self._run(run, patient=patient)
+    async def fetch_one(self, statement: str, parameters: Parameters = (), *, patient: bool = False) -> TupleRow | None:
+        """Run one statement as ``fetch_all`` does and return its first row, if any."""
+        rows = await self.fetch_all(statement, parameters, patient=patient)
+        return rows[0] if rows else None
 
     async def execute(self, statement: str, parameters: Parameters = ()) -> None:
-        """Run one statement in a transaction of its own."""
-
-        async def run(connection: Connection) -> None:
-            await connection.execute(statement, parameters)
-
-        await self._run(run)
+        """Run one statement as ``fetch_all`` does."""
+        await self.fetch_all(statement, parameters)
 
     async def fetch_in_one_trip(self, statements: Sequence[tuple[str, Parameters]]) -> list[list[TupleRow]]:
         """

@@ -475,6 +475,8 @@ async def test_turn_whose_beginning_was_not_heard_of(lossy: Pool, relay: Databas
     store = TurnStore(lossy)
     first = beginning()
     await say(store, first)
+    # The statement is prepared by then, which would have been a question of its own.
+    await say(store, following(first, "Ça va ?"))
     lost = following(first)
     relay.lose_answers()
     with pytest.raises(Unavailable):
