@@ -75,6 +75,12 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
             self._prepared_statements = PreparedStatements(self)
         return self._prepared_statements
 
+    async def close(self) -> None:
+        """Close it, unless the server has."""
+        # Its statements refer to it: let go of, all are freed at once, not by a collector that comes seldom.
+        self._prepared_statements = None
+        await super().close()
+
     def looks_idle(self) -> bool:
         """
         Whether it is open and waits for something to do.
@@ -209,6 +215,8 @@ class Connections:
     async def give_back(self, connection: Connection) -> None:
         """Let others have *connection*, or its place when it is broken; whoever is cancelled meanwhile gives it back too."""
         try:
+            if connection.closed:
+                await connection.close()
             if self._pool._waiting or self._pool._lock.locked():
                 # Cancelled while it hands the connection over, the driver (psycopg-pool 3.3.3) loses it, and leaves who
                 # was to have it waiting for good. Otherwise it does not wait, and nobody can be cancelled in it.
@@ -240,6 +248,8 @@ class Connections:
 
     async def give_back_idle(self, connection: Connection) -> None:
         """Return what ``borrow_idle`` lent."""
+        if connection.closed:
+            await connection.close()
         await self._pool.putconn(connection)
 
     async def _wait(self, deadline: float) -> None:

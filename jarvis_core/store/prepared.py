@@ -2,8 +2,8 @@
 The statements of one connection, each prepared when it is first run, and sent without a cursor.
 
 The driver's cursors look for the types of parameters and results anew each time, and arm a timer for every wait. What is
-found once for a statement is kept here, and a wait is one future: half of the CPU of a short statement (0.09 -> 0.05 ms),
-of which a turn has two and a list is made.
+found once for a statement is kept here, and a wait is one future. That saves half of the CPU of a short statement
+(0.09 -> 0.05 ms of a turn's beginning, without its wait).
 """
 
 from __future__ import annotations

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import random
 import time
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -15,6 +17,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from jarvis_core.errors import DeadlineExceeded, Overloaded, RequestError, Unavailable
 from jarvis_core.settings import Database
+from jarvis_core.store.connections import Connection, Connections
 from jarvis_core.store.pool import RETRY_AFTER_S, Pool
 from tests.fakes.relay import DatabaseRelay
 
@@ -293,6 +296,32 @@ async def test_lost_connections_do_not_surface(pool: Pool, relay: DatabaseRelay)
     await asyncio.sleep(0.05)
     assert len(await asyncio.gather(*(pool.fetch_one("select 1") for _ in range(6)))) == 6
     assert pool.healthy
+
+
+async def test_lost_connections_are_freed_at_once(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing holds a connection that was lost while idle, though it had prepared statements: the collector comes seldom."""
+    made: list[weakref.ref[Connection]] = []
+    borrow = Connections.borrow
+
+    async def noted(self: Connections, timeout_s: float) -> Connection:
+        connection = await borrow(self, timeout_s)
+        made.append(weakref.ref(connection))
+        return connection
+
+    monkeypatch.setattr(Connections, "borrow", noted)
+    gc.disable()
+    try:
+        await pool.fetch_one("select %s::int", (1,))
+        connection = made[0]()
+        assert connection is not None
+        connection.break_off()
+        del connection
+        async with asyncio.timeout(5):
+            while made[0]() is not None:
+                await pool.fetch_one("select %s::int", (1,))
+                await asyncio.sleep(0.02)
+    finally:
+        gc.enable()
 
 
 async def test_connections_that_the_server_ended(pool: Pool, database: str) -> None:
