@@ -37,7 +37,6 @@ from jarvis_core.services.python_bridges import BridgesModel
 from jarvis_core.services.tokens import TokenMint
 from jarvis_core.services.transport import Transport
 from jarvis_core.settings import Database, Settings, Unit
-from jarvis_core.speech import Synthesizer, Transcriber, Voices
 from jarvis_core.spoken import KeptSpeech
 from jarvis_core.store.conversations import ConversationStore
 from jarvis_core.store.memories import MemoryStore
@@ -45,6 +44,8 @@ from jarvis_core.store.migrations import migrate
 from jarvis_core.store.pool import Pool
 from jarvis_core.store.presence import PresenceStore
 from jarvis_core.store.turns import TurnStore
+from jarvis_core.synthesis import Synthesizer, Voices
+from jarvis_core.transcription import Transcriber
 from jarvis_core.turn import Turns
 
 logger = log.get(__name__)

@@ -18,7 +18,7 @@ from jarvis_core.codec.client import EncodedPiece
 from jarvis_core.errors import RequestError
 from jarvis_core.models import Caller, Status
 from jarvis_core.sentences import SentenceSplitter, speakable
-from jarvis_core.speech import SpeechOptions, Synthesizer, Utterer
+from jarvis_core.synthesis import SpeechOptions, Synthesizer, Utterer
 from jarvis_core.turn_log import CLOSING, OPENING, Reader, Step, Turn
 
 logger = log.get(__name__)

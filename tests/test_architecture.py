@@ -40,7 +40,8 @@ LAYERS = (
         "ended_turns",
         "conversation",
         "memory",
-        "speech",
+        "transcription",
+        "synthesis",
         "spoken",
         "narration",
         "presence",
@@ -61,7 +62,7 @@ LAYERS = (
         "parent",
         "supervisor",
     ),
-    ("models", "errors", "settings", "log", "process", "trampoline", "folding", "tls"),
+    ("models", "errors", "settings", "log", "process", "trampoline", "folding", "languages", "tls"),
 )
 """From the top down. A module imports from its own package and from what lies lower, never across or up."""
 
@@ -311,7 +312,7 @@ def test_rule(rule: Rule) -> None:
         (knows_no_adapter, "app", "from jarvis_core.services.python_bridges import BridgesModel"),
         (keeps_foreign_in_its_room, "turn", "from starlette.requests import Request"),
         (keeps_foreign_in_its_room, "memory", "import psycopg.rows"),
-        (keeps_foreign_in_its_room, "speech", "import aiohttp"),
+        (keeps_foreign_in_its_room, "transcription", "import aiohttp"),
         (keeps_foreign_in_its_room, "handlers.chat", "from aiohttp import ClientSession"),
         (routes_without_patterns, "handlers.router", "import re"),
         (routes_without_patterns, "handlers.router", "from re import compile"),

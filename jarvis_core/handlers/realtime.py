@@ -23,7 +23,8 @@ from jarvis_core.handlers.realtime_left import decode, encode
 from jarvis_core.handlers.realtime_session import Session
 from jarvis_core.handlers.realtime_socket import CLOSE_TIMEOUT_S, DEFECT, GOING_AWAY, POLICY, TRY_AGAIN, Socket
 from jarvis_core.settings import Llm
-from jarvis_core.speech import Synthesizer, Transcriber
+from jarvis_core.synthesis import Synthesizer
+from jarvis_core.transcription import Transcriber
 from jarvis_core.turn import Turns
 from jarvis_core.turn_log import Turn
 

@@ -7,7 +7,7 @@ import binascii
 from contextlib import ExitStack
 
 from jarvis_core.errors import InvalidRequest, TooLarge
-from jarvis_core.speech import CLIP_LIMIT_S, Transcriber
+from jarvis_core.transcription import CLIP_LIMIT_S, Transcriber
 
 SAMPLE_BYTES = 2
 RESERVED_BYTES = 1 << 20

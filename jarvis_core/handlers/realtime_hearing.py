@@ -26,7 +26,7 @@ from jarvis_core.handlers.realtime_wire import (
     TranscriptionFailedEvent,
 )
 from jarvis_core.models import Caller
-from jarvis_core.speech import Heard, Transcriber
+from jarvis_core.transcription import Heard, Transcriber
 
 logger = log.get(__name__)
 

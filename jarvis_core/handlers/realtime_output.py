@@ -15,7 +15,7 @@ from jarvis_core.handlers.failure import status_of
 from jarvis_core.handlers.realtime_wire import ErrorEvent
 from jarvis_core.models import Caller
 from jarvis_core.narration import TEXT_END, Narration, Place
-from jarvis_core.speech import SpeechOptions, Synthesizer
+from jarvis_core.synthesis import SpeechOptions, Synthesizer
 from jarvis_core.turn_log import Reader, Step, Turn
 
 

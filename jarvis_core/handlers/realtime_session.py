@@ -40,7 +40,8 @@ from jarvis_core.handlers.realtime_wire import (
 )
 from jarvis_core.models import new_id
 from jarvis_core.settings import Llm
-from jarvis_core.speech import SpeechOptions, Synthesizer, Transcriber
+from jarvis_core.synthesis import SpeechOptions, Synthesizer
+from jarvis_core.transcription import Transcriber
 from jarvis_core.turn import Ask, Turns
 from jarvis_core.turn_log import Turn
 

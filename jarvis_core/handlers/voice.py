@@ -14,15 +14,8 @@ from jarvis_core.codec.messages import OutputFormat
 from jarvis_core.errors import InvalidRequest, Overloaded, RequestError, TooLarge
 from jarvis_core.handlers.call import BoundedSends, Call, ClientLeft, Reply, integer_field, text_field
 from jarvis_core.handlers.wire import SynthesizeReply, SynthesizeRequest
-from jarvis_core.speech import (
-    CLIP_LIMIT_BYTES,
-    Heard,
-    SpeechOptions,
-    Synthesizer,
-    Transcriber,
-    Voices,
-    pieces_of,
-)
+from jarvis_core.synthesis import SpeechOptions, Synthesizer, Voices, pieces_of
+from jarvis_core.transcription import CLIP_LIMIT_BYTES, Heard, Transcriber
 
 logger = log.get(__name__)
 _failures = log.Seldom()

@@ -9,7 +9,7 @@ import pytest
 
 from jarvis_core.errors import InvalidRequest, Overloaded, TooLarge
 from jarvis_core.handlers.realtime_audio import PART_BYTES, RESERVED_BYTES, InputBuffer
-from jarvis_core.speech import Transcriber
+from jarvis_core.transcription import Transcriber
 
 
 class Room(Transcriber):

@@ -14,7 +14,7 @@ from jarvis_core.errors import BadGateway
 from jarvis_core.models import Caller, Status, new_id
 from jarvis_core.narration import CHUNK_S, START, Narrated, Narration, Place
 from jarvis_core.sentences import SentenceSplitter
-from jarvis_core.speech import SpeechOptions, Synthesizer, Utterer
+from jarvis_core.synthesis import SpeechOptions, Synthesizer, Utterer
 from jarvis_core.turn_log import CLOSING, OPENING, Step, Turn
 
 CALLER = Caller("zoé")
