@@ -315,7 +315,7 @@ async def _keep_house(container: Container, turn_store: TurnStore, *, probes: bo
             trim_heap()
         if container.pool.healthy:
             with contextlib.suppress(RequestError):
-                await turn_store.settle_doubts()
+                await turn_store.doubtful.settle()
         if probes and loop.time() - probed_at >= container.settings.neighbours.probe_interval_s:
             probed_at = loop.time()
             for name in ("python_bridges", "audio_engine"):

@@ -6,8 +6,6 @@ That only one turn runs in a conversation is held by a unique index, whichever p
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
@@ -16,9 +14,10 @@ import psycopg
 from msgspec import Struct
 from psycopg.rows import TupleRow
 
-from jarvis_core.errors import Conflict, NotFound, RequestError, Unavailable
+from jarvis_core.errors import Conflict, NotFound, Unavailable
 from jarvis_core.models import IdempotencyKey, Status, TurnRecord, Utterance, is_id, new_id
 from jarvis_core.store.conversations import unknown_conversation
+from jarvis_core.store.doubtful_turns import DoubtfulTurns
 from jarvis_core.store.pool import Pool
 
 STORED_MESSAGE = """
@@ -146,15 +145,6 @@ with l as (
 select ended_at from t
 """
 
-END_DOUBTFUL = """
-update turns set status = 'failed', reason = 'not_started', error = %s, ended_at = now()
-where id = any(%s::uuid[]) and status = 'running' and worker = %s returning id::text
-"""
-DOUBT_S = 10.0
-"""How long a statement may still be under way after its connection broke: the kernel goes on sending what was written."""
-DOUBTS_LIMIT = 10_000
-"""The first that fail are those in doubt; who comes while the database is away never reached it."""
-
 RECORD = """
 select t.id::text, t.conversation_id::text, t.user_message_id::text, t.status, t.reason, coalesce(m.content, t.content),
     t.tokens, t.model, t.memories::text[], t.started_at, t.ended_at, t.error, t.worker::text
@@ -199,10 +189,7 @@ class TurnStore:
     def __init__(self, pool: Pool, worker_id: str | None = None) -> None:
         self._pool = pool
         self.worker_id = worker_id or new_id()
-        self._doubts: dict[str, float] = {}
-        """Turns that may have been begun before the connection broke, and until when that is open (monotonic)."""
-        self._doubts_are_new = False
-        self._settling: asyncio.Task[RequestError | None] | None = None
+        self.doubtful = DoubtfulTurns(pool, self.worker_id)
 
     async def begin(self, beginning: Beginning) -> Begun | str:
         """
@@ -212,9 +199,9 @@ class TurnStore:
         Raises ``NotFound``, or ``Conflict`` where another turn runs in the conversation or the key was used for
         another request.
         """
-        if self._doubts_are_new:
+        if self.doubtful.are_new:
             # One of them may stand in the way of this one, or be what its key leads to.
-            await self.settle_doubts()
+            await self.doubtful.settle()
         if beginning.title is None and not is_id(beginning.conversation_id):
             raise unknown_conversation()
         if beginning.title is not None:
@@ -234,7 +221,7 @@ class TurnStore:
             raise another_runs() from exc
         except Unavailable:
             # Whoever asks again has another id, unless by the key that would have been taken with it.
-            self._doubt(beginning.turn_id, open_s=DOUBT_S)
+            self.doubtful.add(beginning.turn_id)
             raise
 
     async def _begin_once(
@@ -259,57 +246,16 @@ class TurnStore:
         Returns None where there is no such turn, or it has a message. Raises ``Conflict`` as ``begin`` does.
         """
         parameters = self._parameters(beginning, asked=beginning.user_message_id)
-        if beginning.turn_id in self._doubts:
-            if self._settling is not None:
-                await asyncio.wait([self._settling])
-            self._doubts.pop(beginning.turn_id, None)
+        await self.doubtful.remove(beginning.turn_id)
         try:
             rows = await self._pool.fetch_all(BEGIN_AGAIN, parameters)
         except psycopg.errors.UniqueViolation as exc:
             raise another_runs() from exc
         except Unavailable:
             # Looked at once only: later it may have been run again, by whichever process.
-            self._doubt(beginning.turn_id, open_s=0.0)
+            self.doubtful.add(beginning.turn_id, open_s=0.0)
             raise
         return _begun(rows) if rows else None
-
-    async def settle_doubts(self) -> None:
-        """
-        End as ``failed`` what was begun although its connection broke before it was told so: nobody runs these turns.
-
-        Free of cost while there are none; to be called now and then, as one may be committed late. Raises
-        ``Unavailable``.
-        """
-        if not self._doubts:
-            return
-        if self._settling is None:
-            self._settling = asyncio.get_running_loop().create_task(self._settle())
-        error = await asyncio.shield(self._settling)
-        if error is not None:
-            raise error
-
-    async def _settle(self) -> RequestError | None:
-        self._doubts_are_new = False
-        doubts = list(self._doubts)
-        try:
-            error = "The database was lost when the turn began."
-            rows = await self._pool.fetch_all(END_DOUBTFUL, (error, doubts, self.worker_id))
-        except RequestError as exc:
-            self._doubts_are_new = True
-            return exc
-        finally:
-            self._settling = None
-        settled = {turn_id for (turn_id,) in rows}
-        now = time.monotonic()
-        for turn_id in doubts:
-            if turn_id in settled or self._doubts.get(turn_id, now) <= now:
-                self._doubts.pop(turn_id, None)
-        return None
-
-    def _doubt(self, turn_id: str, *, open_s: float) -> None:
-        if len(self._doubts) < DOUBTS_LIMIT:
-            self._doubts[turn_id] = time.monotonic() + open_s
-            self._doubts_are_new = True
 
     async def forget_keys(self) -> None:
         """Remove idempotency keys that are older than 24 hours."""

@@ -507,7 +507,7 @@ async def test_key_of_a_turn_whose_beginning_was_not_heard_of(lossy: Pool, relay
     with pytest.raises(Unavailable):
         await store.begin_again(first)
     await come_back(relay, lossy)
-    await store.settle_doubts()
+    await store.doubtful.settle()
     assert await store.begin_again(first) is not None
-    await store.settle_doubts()
+    await store.doubtful.settle()
     assert (await store.fetch(OWNER, first.turn_id)).status is Status.RUNNING
