@@ -95,6 +95,7 @@ async def test_voices_are_asked_for_again(pass_time: Any) -> None:
     assert await voices.fetch(ANN) == [SIWIS]
     pass_time(synthesis.VOICES_FRESH_S - 1)
     assert await voices.fetch(ANN) == [SIWIS]
+    await settled(voices)
     assert speaker.asked == 1
     pass_time(1)
     assert await voices.fetch(ANN) == [SIWIS]
@@ -119,6 +120,7 @@ async def test_last_known_voices(pass_time: Any) -> None:
         wait_s = synthesis.VOICES_RETRY_S * 2 ** (asked - 2)
         pass_time(wait_s - 1)
         assert await voices.fetch(ANN) == [AMY if asked == 4 else SIWIS]
+        await settled(voices)
         assert speaker.asked == asked
         pass_time(1)
     assert await voices.fetch(ANN) == [AMY]
