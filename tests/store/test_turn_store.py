@@ -511,3 +511,31 @@ async def test_key_of_a_turn_whose_beginning_was_not_heard_of(lossy: Pool, relay
     assert await store.begin_again(first) is not None
     await store.doubtful.settle()
     assert (await store.fetch(OWNER, first.turn_id)).status is Status.RUNNING
+
+
+async def test_turn_in_doubt_that_runs_again(store: TurnStore) -> None:
+    """A turn that is begun again is no longer in doubt: what settles doubts leaves it running."""
+    turn = beginning()
+    await store.begin(turn)
+    await end(store, turn, "", Status.FAILED)
+    store.doubtful.add(turn.turn_id)
+    assert await store.begin_again(turn) is not None
+    await store.doubtful.settle()
+    assert (await store.fetch(OWNER, turn.turn_id)).status is Status.RUNNING
+
+
+async def test_turn_that_is_to_run_again_while_doubts_are_settled(store: TurnStore, pool: Pool) -> None:
+    """A turn that is just being ended because of a doubt is begun again after that, not beside it."""
+    turn = beginning()
+    await store.begin(turn)
+    store.doubtful.add(turn.turn_id)
+    async with pool.transaction() as connection:
+        await connection.execute("select from turns where id = %s for update", (turn.turn_id,))
+        settling = asyncio.create_task(store.doubtful.settle())
+        await asyncio.sleep(0.1)
+        again = asyncio.create_task(store.begin_again(turn))
+        await asyncio.sleep(0.1)
+        assert not settling.done()
+    await settling
+    assert await again is not None
+    assert (await store.fetch(OWNER, turn.turn_id)).status is Status.RUNNING
