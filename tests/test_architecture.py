@@ -79,7 +79,18 @@ OUT_OF_REACH = {
 STAND_INS_MAY_USE = {"local", "errors", "process", "workers"}
 """The stand-ins are neighbours: they know nothing of the core that asks them."""
 
-SHARED_SERVICES = {"transport", "contract", "lines", "tokens", "breaker", "stream", "trust"}
+SHARED_SERVICES = {
+    "transport",
+    "contract",
+    "lines",
+    "tokens",
+    "breaker",
+    "health",
+    "stream",
+    "stream_client",
+    "http1",
+    "trust",
+}
 """Modules below ``services`` that are no adapters; every other one is, and knows no other adapter."""
 
 FOREIGN = {

@@ -6,16 +6,13 @@ import asyncio
 import contextlib
 from typing import Literal
 
-import aiohttp
-
 from jarvis_core import log
 from jarvis_core.services.breaker import Breaker
+from jarvis_core.services.http1 import NotHttp, Response
 
 logger = log.get(__name__)
 
 END_TIMEOUT_S = 0.05
-FOREIGN = (aiohttp.ClientError, OSError)
-"""What breaks a connection."""
 
 
 class Stream:
@@ -28,7 +25,7 @@ class Stream:
 
     def __init__(
         self,
-        response: aiohttp.ClientResponse,
+        response: Response,
         *,
         asked_at: float,
         first_byte_timeout_s: float,
@@ -73,8 +70,8 @@ class Stream:
     async def read(self) -> bytes:
         """Wait for the next bytes; empty at the end, with ``lost`` set when the connection broke or stalled."""
         try:
-            chunk = await self._response.content.readany()
-        except (*FOREIGN, TimeoutError) as exc:
+            chunk = await self._response.read()
+        except (OSError, NotHttp) as exc:
             logger.debug("a stream broke", error=named(exc), lost=self.lost)
             self.lost = self.lost or "lost"
             return b""
@@ -89,13 +86,13 @@ class Stream:
         """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(END_TIMEOUT_S):
-                while not self._response.content.at_eof() and await self.read():
+                while not self._response.at_end and await self.read():
                     pass
 
     def close(self) -> None:
         """Stop reading; the connection is closed unless the whole answer had been read."""
         self._timer.cancel()
-        if self._response.content.at_eof() and self.lost is None:
+        if self._response.at_end and self.lost is None:
             self._response.release()
             self._breaker.succeeded()
         else:

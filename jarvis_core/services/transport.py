@@ -24,10 +24,9 @@ import asyncio
 import contextlib
 import math
 import random
-import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import aiohttp
 from msgspec import Struct
@@ -36,7 +35,10 @@ from yarl import URL
 from jarvis_core import log
 from jarvis_core.errors import BadGateway, DeadlineExceeded, Overloaded, RateLimited, RequestError, Unavailable
 from jarvis_core.services.breaker import FAILURES, Breaker, RetryBudget
-from jarvis_core.services.stream import FOREIGN, Stream, named
+from jarvis_core.services.health import Health
+from jarvis_core.services.http1 import Disconnected, NotHttp, Response
+from jarvis_core.services.stream import Stream, named
+from jarvis_core.services.stream_client import ConnectTimeout, NotConnected, StreamClient
 from jarvis_core.services.trust import authorities
 from jarvis_core.settings import Neighbours
 
@@ -55,10 +57,20 @@ RETRY_DELAYS_S = (0.05, 0.15)
 WATCH_INTERVAL_S = 0.5
 """How often it is looked whether a neighbour that was not to be reached takes connections again."""
 
-LOST_BEFORE_ANSWER = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError)
-
+FOREIGN = (aiohttp.ClientError, OSError)
+"""What breaks a connection, or keeps it from being made."""
+NOT_CONNECTED = (aiohttp.ClientConnectorError, NotConnected)
+LOST_BEFORE_ANSWER = (
+    aiohttp.ServerDisconnectedError,
+    aiohttp.ClientOSError,
+    NotConnected,
+    Disconnected,
+)
+LATE_CONNECTION = (aiohttp.ConnectionTimeoutError, ConnectTimeout)
+NO_HTTP = (aiohttp.ClientResponseError, NotHttp)
 
 Failure = TypeVar("Failure", bound=RequestError)
+AnyResponse = TypeVar("AnyResponse", aiohttp.ClientResponse, Response)
 
 
 class Refused(BadGateway):
@@ -77,44 +89,12 @@ class Answer(Struct, frozen=True):
     body: bytes
 
 
-class Health:
-    """What real calls and probes have taught about one neighbour."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.state: Literal["healthy", "degraded", "unavailable"] = "healthy"
-        """Healthy until something else is learnt: nothing has been seen to fail."""
-        self.changed_at = self._seen_at = 0.0
-        """When the state became what it is, and when it was last seen to be so (monotonic)."""
-        self.changes = 0
-        """How often the state has changed."""
-
-    def learn(self, state: Literal["healthy", "degraded", "unavailable"], why: str = "") -> None:
-        """Take note of what was just seen; a change is logged once."""
-        self._seen_at = time.monotonic()
-        if state != self.state:
-            self.state = state
-            self.changed_at = self._seen_at
-            self.changes += 1
-            if state == "healthy":
-                logger.info("a neighbour is back", neighbour=self.name)
-            else:
-                logger.warning("a neighbour is not well", neighbour=self.name, state=state, why=why)
-
-    def hear(self, state: Literal["healthy", "degraded", "unavailable"], changed_at: float) -> None:
-        """Take note of what another worker of this machine saw at *changed_at*, if that is news here."""
-        if state != self.state and changed_at > self._seen_at:
-            self.state = state
-            self.changed_at = self._seen_at = changed_at
-            logger.info("another worker saw a neighbour change", neighbour=self.name, state=state)
-
-
 class Transport:
     """
     HTTP to one neighbour, with a deadline on every wait.
 
-    Owns a session with at most ``connection_limit`` connections; ``close`` it in the loop that it was made in. *failures*
-    in a row open its breaker.
+    At most ``connection_limit`` requests go on at once. Whole answers come through a session of aiohttp, streams over
+    connections of our own; ``close`` both in the loop that this was made in. *failures* in a row open its breaker.
     """
 
     def __init__(self, name: str, base_url: str, settings: Neighbours, *, failures: int = FAILURES) -> None:
@@ -141,6 +121,7 @@ class Transport:
             auto_decompress=True,
             skip_auto_headers=("User-Agent",),
         )
+        self._streams = StreamClient(self._base_url, connect_timeout_s=settings.connect_timeout_s)
 
     async def close(self) -> None:
         """Close every connection."""
@@ -148,6 +129,7 @@ class Transport:
             self._watcher.cancel()
             await asyncio.wait([self._watcher])
         await self._session.close()
+        self._streams.close()
 
     async def call(
         self,
@@ -161,8 +143,13 @@ class Transport:
         """Send a request and return its whole answer; waits at most *timeout_s* seconds for all of it."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
+
+        def ask() -> Awaitable[aiohttp.ClientResponse]:
+            url = self._base_url + path
+            return self._session.request(method, url, data=body, headers=headers, allow_redirects=False)
+
         with self._admitted():
-            response = await self._request(method, path, body, headers, timeout_s)
+            response = await self._request(ask, timeout_s)
             try:
                 async with asyncio.timeout_at(deadline):
                     answer = Answer(response.content_type, await self._read(response))
@@ -197,8 +184,12 @@ class Transport:
         answer was read to its end.
         """
         asked_at = asyncio.get_running_loop().time()
+
+        def ask() -> Awaitable[Response]:
+            return self._streams.request(method, path, headers, body)
+
         with self._admitted():
-            response = await self._request(method, path, body, headers, min(first_byte_timeout_s, total_timeout_s))
+            response = await self._request(ask, min(first_byte_timeout_s, total_timeout_s))
             stream = Stream(
                 response,
                 asked_at=asked_at,
@@ -250,30 +241,23 @@ class Transport:
             retry_after_s=max(1, math.ceil(self.breaker.wait_s)),
         )
 
-    async def _request(
-        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str] | None, timeout_s: float
-    ) -> aiohttp.ClientResponse:
-        url = self._base_url + path
+    async def _request(self, ask: Callable[[], Awaitable[AnyResponse]], timeout_s: float) -> AnyResponse:
         try:
             async with asyncio.timeout(timeout_s):
                 try:
-                    response = await self._session.request(
-                        method, url, data=body, headers=headers, allow_redirects=False
-                    )
+                    response = await ask()
                 except LOST_BEFORE_ANSWER as exc:
                     # A probe that fails has told what it was to tell.
                     if isinstance(exc, aiohttp.ClientSSLError) or not (self.breaker.closed and self.budget.take()):
                         raise
-                    if isinstance(exc, aiohttp.ClientConnectorError):
+                    if isinstance(exc, NOT_CONNECTED):
                         await asyncio.sleep(random.uniform(*RETRY_DELAYS_S))  # noqa: S311 - no secret
-                    response = await self._session.request(
-                        method, url, data=body, headers=headers, allow_redirects=False
-                    )
+                    response = await ask()
+        except LATE_CONNECTION as exc:
+            raise self._away(named(exc)) from exc
         except (TimeoutError, aiohttp.ServerTimeoutError) as exc:
-            if isinstance(exc, aiohttp.ConnectionTimeoutError):
-                raise self._away(named(exc)) from exc
             raise self._missed(timeout_s) from exc
-        except aiohttp.ClientResponseError as exc:
+        except NO_HTTP as exc:
             self.health.learn("degraded", named(exc))
             self.breaker.failed()
             raise BadGateway(f"{self.name} answered nonsense.", details={"neighbour": self.name}) from exc
@@ -284,13 +268,16 @@ class Transport:
             return response
         raise await self._refusal(response)
 
-    async def _refusal(self, response: aiohttp.ClientResponse) -> RequestError:
+    async def _refusal(self, response: aiohttp.ClientResponse | Response) -> RequestError:
         """Return the error that *response*, whose status is not 2xx, stands for; its connection is closed."""
         text = b""
         try:
             async with asyncio.timeout(1):
-                text = await response.content.read(ERROR_LIMIT_BYTES)
-        except (TimeoutError, *FOREIGN):
+                if isinstance(response, Response):
+                    text = (await response.read())[:ERROR_LIMIT_BYTES]
+                else:
+                    text = await response.content.read(ERROR_LIMIT_BYTES)
+        except (TimeoutError, *NO_HTTP, *FOREIGN):
             pass  # the status alone decides; the text is for the log
         finally:
             response.close()
@@ -311,7 +298,7 @@ class Transport:
             return RateLimited(
                 f"{self.name} takes no more requests for now.",
                 details=details,
-                retry_after_s=_seconds(response.headers.get("Retry-After", "")),
+                retry_after_s=_seconds(response.headers.get("retry-after", "")),
             )
         if status == 501:
             # It is well, and says that it was made without this.

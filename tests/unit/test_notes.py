@@ -10,7 +10,7 @@ import pytest
 from jarvis_core import notes as notes_module
 from jarvis_core.metrics import Metrics
 from jarvis_core.notes import Notes
-from jarvis_core.services.transport import Health
+from jarvis_core.services.health import Health
 from tests.unit.test_metrics import read
 
 
