@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import itertools
 import os
 import random
 import signal
@@ -24,6 +25,8 @@ POLL_INTERVAL_S = 0.01
 
 USER_PORTS = (20_000, 30_000)
 """Below the range from which the kernel takes ports for outgoing connections, so that none of those is in the way."""
+
+_numbers = itertools.count(1)
 
 
 class Process(NamedTuple):
@@ -76,8 +79,10 @@ class Server:
         }
         self._arguments = [*interpreter, "-m", "jarvis_core", *arguments]
         self._user = user
-        self._stdout = directory / f"stdout-{self.port}"
-        self._stderr = directory / f"stderr-{self.port}"
+        # Not by the port, which another server in the same directory may have had.
+        number = next(_numbers)
+        self._stdout = directory / f"stdout-{number}"
+        self._stderr = directory / f"stderr-{number}"
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
