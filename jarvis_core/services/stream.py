@@ -84,6 +84,8 @@ class Stream:
 
         Waits at most ``END_TIMEOUT_S``; a neighbour that is slower than that costs a new connection instead.
         """
+        if self._response.at_end:  # as nearly always: it came with the last item
+            return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(END_TIMEOUT_S):
                 while not self._response.at_end and await self.read():

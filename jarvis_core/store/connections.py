@@ -78,7 +78,9 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
     async def close(self) -> None:
         """Close it, unless the server has."""
         # Its statements refer to it: let go of, all are freed at once, not by a collector that comes seldom.
-        self._prepared_statements = None
+        statements, self._prepared_statements = self._prepared_statements, None
+        if statements is not None:
+            statements.close()
         await super().close()
 
     def looks_idle(self) -> bool:

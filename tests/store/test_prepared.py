@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from pathlib import Path
 from uuid import UUID
 
 import psycopg
@@ -115,6 +116,58 @@ async def test_statement_that_nobody_waits_for(connection: Connection, postgres_
         with pytest.raises(asyncio.CancelledError):
             await waiting
         await until_active(other, pid, active=False)
+
+
+async def test_taking_turns_with_the_driver(connection: Connection) -> None:
+    """Statements run whatever the driver has run on the connection by itself before, and it may do so after them."""
+    for number in range(3):
+        assert await connection.prepared.run("select %s::int", [number]) == [(number,)]
+        cursor = await connection.execute("select %s::int + 1", [number])
+        assert await cursor.fetchone() == (number + 1,)
+        async with connection.transaction():
+            assert await connection.prepared.run("select %s::int", [number]) == [(number,)]
+        async with connection.pipeline():
+            cursors = [await connection.execute("select %s::int", [n]) for n in range(3)]
+        assert [await cursor.fetchone() for cursor in cursors] == [(0,), (1,), (2,)]
+
+
+async def test_what_nobody_waits_for_costs_nothing(connection: Connection, postgres_conninfo: str) -> None:
+    """What a server says to an idle connection, and its hanging up, does not keep the loop busy."""
+    await connection.execute("listen something")
+    assert await connection.prepared.run("select 1") == [(1,)]
+    pid = connection.info.backend_pid
+    async with await psycopg.AsyncConnection.connect(postgres_conninfo, autocommit=True) as other:
+        await other.execute("notify something")
+        assert await idle_share() < 0.5
+        assert await connection.prepared.run("select 2") == [(2,)]
+        await other.execute("select pg_terminate_backend(%s)", [pid])
+        assert await idle_share() < 0.5
+
+
+async def idle_share() -> float:
+    """Return what part of a core this process uses while it has nothing to do."""
+    await asyncio.sleep(0.05)
+    began, used = time.monotonic(), time.process_time()
+    await asyncio.sleep(0.3)
+    return (time.process_time() - used) / (time.monotonic() - began)
+
+
+def open_files() -> set[Path]:
+    """Return what this process has open."""
+    return {*Path("/proc/self/fd").iterdir()}
+
+
+async def test_closed_under_who_waits(connection: Connection, postgres_conninfo: str) -> None:
+    """Whoever waits on a connection that is closed sees it at once, and nothing of it stays open."""
+    before = open_files()
+    own = await Connection.connect(postgres_conninfo, autocommit=True)
+    waiting = asyncio.create_task(own.prepared.run("select pg_sleep(%s)", [30]))
+    await until_active(connection, own.info.backend_pid)
+    await own.close()
+    with pytest.raises(psycopg.OperationalError):
+        await asyncio.wait_for(waiting, 5)
+    await asyncio.sleep(0)  # the loop closes a handle in its next round
+    assert open_files() == before
 
 
 def test_translation() -> None:
