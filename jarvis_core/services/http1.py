@@ -15,6 +15,8 @@ CHUNK_HEAD_LIMIT_BYTES = 1_024
 HIGH_WATER_BYTES = 256 << 10
 """Of a body that nobody has read: then no more is taken from the network."""
 HEX = b"0123456789abcdefABCDEF"
+TOKEN = b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+"""What the name of a header is made of (RFC 9110, 5.6.2)."""
 
 
 class Disconnected(ConnectionError):
@@ -141,9 +143,13 @@ class Connection(asyncio.Protocol):
         self._response: Response | None = None
         self._rest = b""
         """What came and could not be understood yet."""
+        self._at = 0
+        """Up to where ``_rest`` has been taken: to cut it for each of many small chunks would copy it as often."""
         self._step: Callable[[Connection, Response], bool] = Connection._head
         self._left = 0
         """What is still to come of the body, or of its chunk, in bytes."""
+        self._around = 0
+        """What came around the answer, interim answers and trailers, in bytes."""
         self._persistent = True
         self._paused = False
 
@@ -155,8 +161,20 @@ class Connection(asyncio.Protocol):
         self._response = response = Response(self)
         self._step = Connection._head
         self._persistent = True
-        self.transport.write(request)
+        self._around = 0
+        if self.transport.is_closing():
+            # ``connection_lost`` may have been called already, and nobody would tell.
+            self.close(Disconnected, "closed before it was asked")
+        else:
+            self.transport.write(request)
         return response
+
+    def close(self, failure: type[Exception] = Disconnected, why: str = "closed here") -> None:
+        """Close the connection at once; the answer that is still to come fails."""
+        self.transport.abort()
+        response, self._response = self._response, None
+        if response is not None:
+            response.fail(failure, why)
 
     def pause(self) -> None:
         """Take no more from the network for now."""
@@ -173,7 +191,7 @@ class Connection(asyncio.Protocol):
     def break_off(self, response: Response) -> None:
         """Close the connection if it is still *response*'s."""
         if self._response is response:
-            self.transport.abort()
+            self.close()
 
     def release(self, response: Response) -> None:
         """Take leave of *response*, and be there for the next one where that may be."""
@@ -190,17 +208,17 @@ class Connection(asyncio.Protocol):
         response = self._response
         if response is None or response.at_end:
             # Nobody has asked: whatever this is, the next answer could not be told from it.
-            self._persistent = False
             self.transport.abort()
             return
         self._rest = self._rest + data if self._rest else data
+        self._at = 0
         try:
             while self._step(self, response):
                 pass
         except NotHttp as exc:
-            self._persistent = False
-            self.transport.abort()
-            response.fail(NotHttp, str(exc))
+            self.close(NotHttp, str(exc))
+            return
+        self._rest = self._rest[self._at :]
         response.wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -217,40 +235,49 @@ class Connection(asyncio.Protocol):
     # The steps: each takes what it can from ``_rest``, and returns whether the next one may go on.
 
     def _head(self, response: Response) -> bool:
-        end = self._rest.find(b"\r\n\r\n")
-        if end < 0 or end > HEAD_LIMIT_BYTES:
-            if len(self._rest) > HEAD_LIMIT_BYTES:
+        start, rest = self._at, self._rest
+        end = rest.find(b"\r\n\r\n", start, start + HEAD_LIMIT_BYTES + 4)
+        if end < 0:
+            if len(rest) - start >= HEAD_LIMIT_BYTES + 4:
                 raise NotHttp(f"the head is longer than {HEAD_LIMIT_BYTES >> 10} KiB")
-            if not b"HTTP/1.".startswith(self._rest[:7]):
+            line_end = rest.find(b"\n", start)
+            if not b"HTTP/1.".startswith(rest[start : start + 7]) or (line_end > 0 and rest[line_end - 1] != 13):
                 raise NotHttp("it does not begin as HTTP/1.1 does")
             return False
-        first, *lines = self._rest[:end].split(b"\r\n")
-        self._rest = self._rest[end + 4 :]
+        head = rest[start:end]
+        self._at = end + 4
+        first, *lines = head.split(b"\r\n")
         code = first[9:12]
         if (
             first[:7] != b"HTTP/1."
-            or first[8:9] != b" "
-            or not (len(code) == 3 and code.isdigit())
-            or first[12:13].strip()
+            or first[7:9] not in (b"0 ", b"1 ")
+            or not (len(code) == 3 and code.isdigit() and code >= b"100")
+            or first[12:13] not in (b"", b" ")
         ):
             raise NotHttp("the status line is none")
+        if not head.count(b"\r") == head.count(b"\n") == len(lines) or b"\0" in head:
+            raise NotHttp("a line of the head has a control character in it")
         status = int(code)
         if status == 101:
             raise NotHttp("it changes the protocol without being asked to")
         if status < 200:
+            self._count(end + 4 - start)
             return True  # an interim answer; the real one follows
         headers: dict[str, str] = {}
         for line in lines:
             name, colon, value = line.partition(b":")
-            if not colon or not name or name != name.strip():
+            if not colon or not name or name.translate(None, TOKEN):
                 raise NotHttp("a line of the head is no header")
             key, text = name.decode("latin-1").lower(), value.decode("latin-1").strip(" \t")
             headers[key] = f"{headers[key]}, {text}" if key in headers else text
         if headers.get("content-encoding", "identity").lower() != "identity":
             raise NotHttp("the body is compressed without being asked to")
         self._step = self._framing(status, headers)
-        options = headers.get("connection", "").lower()
-        if "close" in options or (first[7:8] == b"0" and "keep-alive" not in options):
+        options, old = headers.get("connection", "").lower(), first[7:8] == b"0"
+        if "close" in options or (old and "keep-alive" not in options):
+            self._persistent = False
+        if "transfer-encoding" in headers and (old or "content-length" in headers):
+            # Somebody on the way may have understood it otherwise (RFC 9112, 6.1).
             self._persistent = False
         response.headers = headers
         response.content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -270,7 +297,7 @@ class Connection(asyncio.Protocol):
         if length is None:
             self._persistent = False
             return Connection._until_close
-        lengths = {one.strip() for one in length.split(",")}
+        lengths = {one.strip(" \t") for one in length.split(",")}
         length = lengths.pop()
         if lengths or not (length.isascii() and length.isdigit() and len(length) <= 18):
             raise NotHttp("the length of the body is no number")
@@ -284,29 +311,37 @@ class Connection(asyncio.Protocol):
         return False
 
     def _until_close(self, response: Response) -> bool:
-        if self._rest:
-            response.add(self._rest)
-            self._rest = b""
+        self._left = len(self._rest) - self._at
+        self._take(response)
         return False
 
     def _chunk_head(self, response: Response) -> bool:
-        line = self._line(CHUNK_HEAD_LIMIT_BYTES)
-        if line is None:
+        size = self._line(CHUNK_HEAD_LIMIT_BYTES)
+        if size is None:
             return False
-        size = line.partition(b";")[0].strip(b" \t")
-        if not size or len(size) > 15 or size.strip(HEX):
-            raise NotHttp("the size of a chunk is no number")
-        self._left = int(size, 16)
-        self._step = Connection._chunk if self._left else Connection._trailer
+        if not size or size.strip(HEX):
+            size = size.partition(b";")[0].rstrip(b" \t")
+            if not size or size.strip(HEX):
+                raise NotHttp("the size of a chunk is no number")
+        if len(size) > 15:
+            raise NotHttp("a chunk is too long")
+        left = int(size, 16)
+        start, end = self._at, self._at + left
+        if left and self._rest.startswith(b"\r\n", end):  # all of it is here, as nearly always
+            response.add(self._rest[start:end])
+            self._at = end + 2
+            return self._at < len(self._rest)
+        self._left = left
+        self._step = Connection._chunk if left else Connection._trailer
         return True
 
     def _chunk(self, response: Response) -> bool:
         self._take(response)
-        if self._left or len(self._rest) < 2:
+        if self._left or len(self._rest) < self._at + 2:
             return False
-        if self._rest[:2] != b"\r\n":
+        if not self._rest.startswith(b"\r\n", self._at):
             raise NotHttp("a chunk is longer than it says")
-        self._rest = self._rest[2:]
+        self._at += 2
         self._step = Connection._chunk_head
         return True
 
@@ -315,23 +350,30 @@ class Connection(asyncio.Protocol):
         if line is None:
             return False
         if line:
+            self._count(len(line) + 2)
             return True
         response.at_end = True
         return False
 
     def _take(self, response: Response) -> None:
-        if self._left and self._rest:
-            part = self._rest[: self._left]
-            self._rest = self._rest[self._left :]
+        part = self._rest[self._at : self._at + self._left]
+        if part:
+            self._at += len(part)
             self._left -= len(part)
             response.add(part)
 
     def _line(self, limit: int) -> bytes | None:
-        end = self._rest.find(b"\r\n")
-        if end < 0 or end > limit:
-            if len(self._rest) > limit:
+        start = self._at
+        end = self._rest.find(b"\r\n", start, start + limit + 2)
+        if end < 0:
+            if len(self._rest) - start >= limit + 2:
                 raise NotHttp("a line between the chunks is too long")
             return None
-        line = self._rest[:end]
-        self._rest = self._rest[end + 2 :]
-        return line
+        self._at = end + 2
+        return self._rest[start:end]
+
+    def _count(self, length: int) -> None:
+        """Have what comes around the answer end some time."""
+        self._around += length
+        if self._around > HEAD_LIMIT_BYTES:
+            raise NotHttp("what comes around the answer does not end")

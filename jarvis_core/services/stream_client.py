@@ -66,7 +66,7 @@ class StreamClient:
         if self._addresses is not None:
             self._addresses.cancel()
         for connection in list(self._all):
-            connection.transport.abort()
+            connection.close()
 
     async def request(self, method: str, path: str, headers: Mapping[str, str] | None, body: bytes) -> Response:
         """
@@ -126,6 +126,7 @@ class StreamClient:
         if head is None:
             url = URL(str(self._url).rstrip("/") + path)
             head = f"{method} {url.raw_path_qs} HTTP/1.1\r\nhost: {url.host_port_subcomponent}\r\naccept: */*"
+            head += "\r\naccept-encoding: identity"  # without it any may be used (RFC 9110, 12.5.3)
             if url.user is not None:
                 secret = base64.b64encode(f"{url.user}:{url.password or ''}".encode()).decode()
                 head += f"\r\nauthorization: Basic {secret}"
@@ -136,7 +137,11 @@ class StreamClient:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._connect_timeout_s):
-                addresses = await asyncio.shield(self._resolve())
+                looking_up = self._resolve()
+                await asyncio.wait([looking_up])
+                if looking_up.cancelled():
+                    raise NotConnected("closed here")
+                addresses = looking_up.result()
                 connected = await aiohappyeyeballs.start_connection(
                     addresses, happy_eyeballs_delay=HAPPY_EYEBALLS_DELAY_S, interleave=1
                 )
@@ -155,9 +160,10 @@ class StreamClient:
             raise ConnectTimeout(f"no connection within {self._connect_timeout_s:g} s") from exc
         except ssl.SSLError:
             raise
-        except OSError as exc:
+        except (OSError, UnicodeError) as exc:  # the latter for a name that cannot be one
             raise NotConnected(str(exc)) from exc
-        self._all.add(connection)
+        if not connection.transport.is_closing():
+            self._all.add(connection)
         return connection
 
     def _resolve(self) -> asyncio.Task[Sequence[AddrInfoType]]:
