@@ -145,15 +145,19 @@ class StreamClient:
                 connected = await aiohappyeyeballs.start_connection(
                     addresses, happy_eyeballs_delay=HAPPY_EYEBALLS_DELAY_S, interleave=1
                 )
+                connection = Connection(self)
                 try:
                     connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                    _, connection = await loop.create_connection(
-                        lambda: Connection(self),
+                    await loop.create_connection(
+                        lambda: connection,
                         sock=connected,
                         ssl=self._tls,
                         server_hostname=self._url.raw_host if self._tls is not None else None,
                     )
                 except BaseException:
+                    if hasattr(connection, "transport"):
+                        # Made in this moment: with TLS it would wait for the other side's farewell, without its socket.
+                        connection.close()
                     connected.close()
                     raise
         except TimeoutError as exc:

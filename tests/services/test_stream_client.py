@@ -20,7 +20,7 @@ from yarl import URL
 
 from jarvis_core.errors import BadGateway, Unavailable
 from jarvis_core.services import stream_client as module
-from jarvis_core.services.http1 import HIGH_WATER_BYTES, Disconnected, NotHttp, Response
+from jarvis_core.services.http1 import HIGH_WATER_BYTES, Connection, Disconnected, NotHttp, Response
 from jarvis_core.services.stream_client import ConnectTimeout, NotConnected, StreamClient
 from jarvis_core.services.transport import Transport
 from jarvis_core.services.trust import authorities
@@ -132,14 +132,16 @@ def client(url: str) -> Iterator[StreamClient]:
 
 async def ask(client: StreamClient, path: str = "/api", headers: dict[str, str] | None = None) -> Response:
     """Send a request."""
-    return await client.request("POST", path, headers, b"{}")
+    async with asyncio.timeout(2 * LATE_S):
+        return await client.request("POST", path, headers, b"{}")
 
 
 async def read(response: Response) -> bytes:
     """Read to the end."""
     data = b""
-    while part := await response.read():
-        data += part
+    async with asyncio.timeout(2 * LATE_S):
+        while part := await response.read():
+            data += part
     return data
 
 
@@ -329,6 +331,15 @@ async def test_stale(neighbour: Neighbour, client: StreamClient) -> None:
     assert (neighbour.connections, len(client._all)) == (3, 1)
 
 
+async def test_closed_just_now(neighbour: Neighbour, client: StreamClient) -> None:
+    """Nor is one that was closed in the same moment, of which the loop has not told yet."""
+    await whole(client)
+    client._idle[0].data_received(b"x")
+    assert len(client._idle) == 1
+    assert await whole(client) == b"voix"
+    assert neighbour.connections == 2
+
+
 async def test_closed_after_each_answer(neighbour: Neighbour, client: StreamClient) -> None:
     """A server that closes after each answer is asked over new connections, and none of the old is held."""
     neighbour.closes = True
@@ -480,12 +491,17 @@ def authority(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     authorities.cache_clear()
 
 
-@pytest.fixture
-async def secure_port(neighbour: Neighbour) -> int:
-    """Start the neighbour with TLS and a certificate for ``localhost`` and 127.0.0.1, and give its port."""
+def server_tls() -> ssl.SSLContext:
+    """Return what a server has whose certificate is for ``localhost`` and 127.0.0.1."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(FILES / "own.pem", FILES / "own.key")
-    return await neighbour.start(tls=context)
+    return context
+
+
+@pytest.fixture
+async def secure_port(neighbour: Neighbour) -> int:
+    """Start the neighbour with TLS, and give its port."""
+    return await neighbour.start(tls=server_tls())
 
 
 @pytest.mark.parametrize("authority", ["own.pem"], indirect=True)
@@ -594,6 +610,54 @@ async def test_cancelled_while_connecting() -> None:
                     while await loop.sock_recv(other, 1 << 16):
                         pass
         other.close()
+
+
+@pytest.mark.parametrize("authority", ["own.pem"], indirect=True)
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.usefixtures("authority")
+async def test_cancelled_at_any_moment(neighbour: Neighbour, scheme: str) -> None:
+    """Whenever a request is cancelled, its connection is kept or closed, and nothing else is left."""
+    port = await neighbour.start(tls=server_tls() if scheme == "https" else None)
+    with client_of(f"{scheme}://127.0.0.1:{port}") as client:
+        for moments in range(120):
+            asking = asyncio.create_task(whole(client))
+            for _ in range(moments):
+                await asyncio.sleep(0)
+            asking.cancel()
+            await asyncio.wait([asking])
+            await until(lambda: client._all == set(client._idle))
+            for connection in list(client._all) if moments % 2 else ():
+                connection.close()  # so that the next one has to connect
+        await neighbour.until_open(len(client._idle))
+        assert await whole(client) == b"voix"
+
+
+@pytest.mark.parametrize("authority", ["own.pem"], indirect=True)
+@pytest.mark.usefixtures("authority")
+async def test_cancelled_when_connected(secure_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that was made in the moment in which nobody wants it any more is closed, not taken leave of slowly."""
+    lost: list[Connection] = []
+
+    class Unwanted(Connection):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            super().connection_made(transport)
+            asking.cancel()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            lost.append(self)
+
+    with client_of(f"https://127.0.0.1:{secure_port}") as client:
+        for _ in range(3):
+            with monkeypatch.context() as patch:
+                patch.setattr(module, "Connection", Unwanted)
+                asking = asyncio.create_task(ask(client))
+                await asyncio.wait([asking])
+            assert asking.cancelled()
+            await asyncio.sleep(0.01)
+            assert await whole(client) == b"voix"
+            client._idle[0].close()
+        assert len(lost) == 3
 
 
 async def test_closing(neighbour: Neighbour, client: StreamClient) -> None:
