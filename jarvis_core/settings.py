@@ -343,14 +343,17 @@ def _secret(kind: type, value: Any) -> Any:
 
 def _check(settings: Settings) -> None:
     """Hold what no single type can say."""
-    for name, url in (
-        ("PYTHON_BRIDGES_URL", settings.neighbours.python_bridges_url),
-        ("AUDIO_ENGINE_URL", settings.neighbours.audio_engine_url),
-        ("LLM_URL", settings.llm.url),
-        ("EMBEDDINGS_URL", settings.memory.embeddings_url),
+    neighbours, llm, memory = settings.neighbours, settings.llm, settings.memory
+    for name, url, token_name, token in (
+        ("PYTHON_BRIDGES_URL", neighbours.python_bridges_url, "JWT_SECRET", settings.auth.jwt_secret),
+        ("AUDIO_ENGINE_URL", neighbours.audio_engine_url, "", None),
+        ("LLM_URL", llm.url, "LLM_API_KEY", llm.api_key),
+        ("EMBEDDINGS_URL", memory.embeddings_url, "EMBEDDINGS_API_KEY", memory.embeddings_api_key),
     ):
         if url is not None:
             _check_url(name, url)
+            if token is not None and "@" in urlsplit(url).netloc:
+                raise SettingsError(f"{name}: has a user in it, and {token_name} is set: only one of them can be sent")
     secret = settings.auth.jwt_secret
     if secret is not None and len(secret.reveal().encode()) < 32:
         raise SettingsError("JWT_SECRET: must have at least 32 bytes (try: openssl rand -hex 32)")

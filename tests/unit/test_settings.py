@@ -181,6 +181,24 @@ def test_bad_values_are_named(name: str, value: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "token"),
+    [
+        ("PYTHON_BRIDGES_URL", {"JWT_SECRET": "s" * 32}),
+        ("LLM_URL", {"LLM_API_KEY": "key"}),
+        ("EMBEDDINGS_URL", {"EMBEDDINGS_API_KEY": "key"}),
+    ],
+)
+def test_user_and_token(name: str, token: dict[str, str]) -> None:
+    """An address may have a user and a password in it, but not where a token is to be sent in the same header."""
+    url = {name: "https://zoe:secret@server/v1"}
+    load(url)
+    load({name: "https://server/v1@", **token})
+    with pytest.raises(SettingsError, match=f"{name}.*{next(iter(token))}") as caught:
+        load({**url, **token})
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("text", "named"),
     [
         ("[server]\nport = 'eighty'\n", "server.port"),
