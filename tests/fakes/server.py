@@ -123,6 +123,12 @@ class FakeServer(Generic[ModeT]):
         server = self._runner.server if self._runner else None
         return len(server.connections) if server else 0
 
+    def is_connected(self, client_port: int) -> bool:
+        """Whether the connection from *client_port* is open."""
+        server = self._runner.server if self._runner else None
+        transports = [connection.transport for connection in server.connections] if server else []
+        return any(one is not None and one.get_extra_info("peername")[1] == client_port for one in transports)
+
     @property
     def last_stream_closed_at(self) -> float | None:
         """When the loss of the last stream that its client left was noticed (monotonic)."""

@@ -25,23 +25,23 @@ WRONG = f"{MARK}-wrong-key-0123456789"
 SAID = f"{MARK}-was-gesagt-wurde"
 
 
-@pytest.mark.parametrize("log_format", ["json", "console"])
+@pytest.mark.parametrize(("log_format", "by_token"), [("json", "LLM"), ("console", "EMBEDDINGS")])
 async def test_nothing_of_them_is_told(
-    make_server: MakeServer, bridges: FakeBridges, database: str, log_format: str
+    make_server: MakeServer, bridges: FakeBridges, database: str, log_format: str, by_token: str
 ) -> None:
     """Credentials, bodies, queries and the settings' secrets are in no line at the level debug, and in no metric."""
     token = jwt.encode({"sub": "zoé", "exp": 32_503_680_000, "username": SAID}, SECRET, algorithm="HS256")
+    plain = f"{bridges.url}/v1"
+    with_user = plain.replace("http://", f"http://user:{MARK}-userinfo@")
     server = make_server(
         RUST_LOG="debug",
         LOG_FORMAT=log_format,
         JWT_SECRET=SECRET,
         API_KEYS=f"kitchen:{KEY}",
         DATABASE_URL=make_conninfo(database, password=f"{MARK}-password"),
-        LLM_URL=f"http://user:{MARK}-userinfo@{bridges.url.removeprefix('http://')}/v1",
-        LLM_API_KEY=f"{MARK}-llm",
-        EMBEDDINGS_URL=f"http://user:{MARK}-userinfo@{bridges.url.removeprefix('http://')}/v1",
-        EMBEDDINGS_API_KEY=f"{MARK}-embeddings",
         LLM_FIRST_TOKEN_TIMEOUT_S="2",
+        **{f"{name}_URL": plain if name == by_token else with_user for name in ("LLM", "EMBEDDINGS")},
+        **{f"{by_token}_API_KEY": f"{MARK}-token"},
     )
     server.start()
     answers: list[bytes] = []

@@ -22,7 +22,7 @@ from tests.fakes.faults import Fault, FaultKind
 from tests.fakes.python_bridges import BridgesMode, FakeBridges
 from tests.handlers.rest.api import Api, in_flight
 from tests.handlers.rest.conftest import SECRET, STRICT
-from tests.handlers.rest.test_transcribe import check_retry_after, idle, nobody_asks
+from tests.handlers.rest.test_transcribe import check_retry_after, idle, let_go
 from tests.system.server import Server
 
 SYNTHESIZE = "/api/voice/synthesize"
@@ -300,7 +300,7 @@ async def test_bridges_hang(strict: Api, strict_bridges: FakeBridges, accept: st
     strict_bridges.mode = faulty("hang")
     answer = await strict.post(SYNTHESIZE, {"text": TEXT}, headers={"Accept": accept})
     assert answer.error == (504, "timeout")
-    await nobody_asks(strict_bridges)
+    await let_go(strict_bridges, TTS)
 
 
 @pytest.mark.parametrize("container", ["wav", "mp3"])
@@ -429,7 +429,7 @@ async def test_client_leaves(speaker: Api, bridges: FakeBridges, accept: str) ->
         (await asking).close()
     asking.cancel()
     await asyncio.wait([asking])
-    await nobody_asks(bridges)
+    await let_go(bridges, TTS)
     bridges.gate.release()
     await idle(speaker)
     assert len(asked_of(bridges)) == 2

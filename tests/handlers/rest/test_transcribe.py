@@ -362,13 +362,14 @@ async def test_bridges_hang(strict: Api, strict_bridges: FakeBridges) -> None:
     strict_bridges.mode = faulty("hang")
     answer = await send(strict, as_bytes(wav(clip())))
     assert answer.error == (504, "timeout")
-    await nobody_asks(strict_bridges)
+    await let_go(strict_bridges, STT)
 
 
-async def nobody_asks(bridges: FakeBridges) -> None:
-    """Wait until no connection is open at the bridges, one for vectors included: the one that was in use was closed."""
+async def let_go(bridges: FakeBridges, path: str) -> None:
+    """Wait until the connection is closed over which the bridges were last asked for *path*."""
+    port = bridges.last(path).client_port
     async with asyncio.timeout(10):
-        while bridges.open_connections:  # noqa: ASYNC110 - nothing tells of it
+        while bridges.is_connected(port):  # noqa: ASYNC110 - nothing tells of it
             await asyncio.sleep(0.01)
 
 
@@ -456,7 +457,7 @@ async def test_client_leaves_before_the_answer(api: Api, bridges: FakeBridges) -
     with pytest.raises(asyncio.CancelledError):
         await asking
     await idle(api)
-    await nobody_asks(bridges)
+    await let_go(bridges, STT)
 
 
 async def test_too_much_audio(enhanced: Api, listener: FakeBridges, enhanced_server: tuple[Server, int, int]) -> None:
