@@ -171,7 +171,9 @@ class Gate:
         """Let so many *deltas* pass, whichever stream they are of; the end of a stream counts as one."""
         for _ in range(deltas):
             if self._held:
-                self._held.popleft().set_result(None)
+                place = self._held.popleft()
+                if not place.done():  # or its client has just left
+                    place.set_result(None)
             else:
                 self._permits += 1
 
