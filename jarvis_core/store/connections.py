@@ -147,7 +147,8 @@ class Connections:
         self._free = limit
         # The queue is here and not the driver's: its own leaves a cycle of some 40 objects behind for each who stopped
         # waiting (psycopg-pool 3.3), and cannot tell a busy database from one that is away.
-        self._queue: deque[asyncio.Future[None]] = deque()
+        self._queue: deque[asyncio.Future[bool]] = deque()
+        """Of who waits: whether they are given a connection."""
         self._returning: set[asyncio.Task[None]] = set()
         # Nothing of a life is left in cycles: there may be many, and the collector comes seldom.
         self_weakly = weakref.ref(self)
@@ -257,27 +258,32 @@ class Connections:
     async def _wait(self, deadline: float) -> None:
         if len(self._queue) >= WAITING_LIMIT:
             raise KeptWaiting
-        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        place: asyncio.Future[bool] = loop.create_future()
         self._queue.append(place)
+        timer = loop.call_at(deadline, _answer, place, False)
         try:
-            async with asyncio.timeout_at(deadline):
-                await place
-        except BaseException as exc:
-            if not place.cancelled() and place.done() and place.exception() is None:
+            given = await place
+        except BaseException:
+            if place.done() and not place.cancelled() and place.exception() is None and place.result():
                 self._release()  # it was given in the moment of leaving
             else:
-                with contextlib.suppress(ValueError):
-                    self._queue.remove(place)
-            if isinstance(exc, TimeoutError):
-                raise KeptWaiting from exc
+                self._leave_queue(place)
             raise
+        finally:
+            timer.cancel()
+        if not given:
+            self._leave_queue(place)
+            raise KeptWaiting
+
+    def _leave_queue(self, place: asyncio.Future[bool]) -> None:
+        with contextlib.suppress(ValueError):
+            self._queue.remove(place)
 
     def _release(self) -> None:
         """Let the first in the queue have a place, or keep it for who comes next."""
         while self._queue:
-            place = self._queue.popleft()
-            if not place.done():
-                place.set_result(None)
+            if _answer(self._queue.popleft(), True):
                 return
         self._free += 1
 
@@ -287,3 +293,11 @@ class Connections:
             await connection.close()
             await self._pool.drain()
             raise psycopg.OperationalError("the server has closed the connection")
+
+
+def _answer(place: asyncio.Future[bool], given: bool) -> bool:
+    """Tell who waits in *place* whether a connection is free for them; return whether they were still waiting."""
+    if place.done():
+        return False
+    place.set_result(given)
+    return True

@@ -362,8 +362,9 @@ async def test_slow_statement(pool: Pool) -> None:
 
 
 async def test_all_connections_in_use(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who waits for a connection longer than the deadline is told of too much work; who waits less gets one."""
+    """Who waits for a connection longer than the deadline is told then of too much work; who waits less gets one."""
     monkeypatch.setattr("jarvis_core.store.pool.GRACE_S", 5)
+    monkeypatch.setattr("jarvis_core.store.connections.WAITING_LIMIT", 1)
 
     async def hold(duration_s: float) -> None:
         async with pool.transaction() as connection:
@@ -380,7 +381,9 @@ async def test_all_connections_in_use(pool: Pool, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(Overloaded):
         await pool.fetch_one("select 1")
     assert time.monotonic() - started < LATEST_S
+    assert not any(holder.done() for holder in holders)
     assert pool.healthy, "a busy database is not away"
+    assert await pool.fetch_one("select 2") == (2,), "whoever was told does not stand in the queue any more"
     await asyncio.gather(*holders)
 
 
