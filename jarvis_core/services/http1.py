@@ -23,6 +23,10 @@ class Disconnected(ConnectionError):
     """The connection broke."""
 
 
+class ClosedIdle(Disconnected):
+    """A connection that had been kept broke before any of the answer came: most likely it was being closed already."""
+
+
 class NotHttp(Exception):
     """What came is not HTTP/1.1."""
 
@@ -139,6 +143,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, owner: Owner) -> None:
         self.idle_since = 0.0
+        """When it was last kept, on the loop's clock; 0 until then."""
         self._owner = owner
         self._response: Response | None = None
         self._rest = b""
@@ -164,7 +169,7 @@ class Connection(asyncio.Protocol):
         self._around = 0
         if self.transport.is_closing():
             # ``connection_lost`` may have been called already, and nobody would tell.
-            self.close(Disconnected, "closed before it was asked")
+            self.close(ClosedIdle, "closed before it was asked")
         else:
             self.transport.write(request)
         return response
@@ -230,7 +235,9 @@ class Connection(asyncio.Protocol):
             response.at_end = True
             response.wake()
         else:
-            response.fail(Disconnected, str(exc) if exc is not None else "the neighbour closed the connection")
+            nothing_came = self._step is Connection._head and not self._rest and not self._around
+            failure = ClosedIdle if self.idle_since and nothing_came else Disconnected
+            response.fail(failure, str(exc) if exc is not None else "the neighbour closed the connection")
 
     # The steps: each takes what it can from ``_rest``, and returns whether the next one may go on.
 

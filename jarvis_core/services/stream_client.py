@@ -18,7 +18,7 @@ import aiohappyeyeballs
 from aiohappyeyeballs import AddrInfoType
 from yarl import URL
 
-from jarvis_core.services.http1 import Connection, Response
+from jarvis_core.services.http1 import ClosedIdle, Connection, Response
 from jarvis_core.services.trust import authorities
 
 IDLE_LIMIT_S = 30.0
@@ -73,6 +73,8 @@ class StreamClient:
         Send a request and return its answer once the head is here.
 
         Waits for ``connect_timeout_s`` for a connection, and without a limit for the head: the caller has the deadline.
+        Where a connection that had been kept turns out to be closed it is sent once more, over a new one, as servers close
+        such ones whenever they like (RFC 9112, 9.3.1); so only for what may be repeated.
         Raises ``NotConnected``, ``ConnectTimeout``, ``ssl.SSLError``, ``Disconnected`` and ``NotHttp``.
         """
         lines = [self._head(method, path), f"content-length: {len(body)}"]
@@ -84,16 +86,10 @@ class StreamClient:
         while self._idle:
             connection = self._idle.pop()
             if not connection.transport.is_closing():
+                with contextlib.suppress(ClosedIdle):
+                    return await _ask(connection, request)
                 break
-        else:
-            connection = await self._connect()
-        response = connection.ask(request)
-        try:
-            await response.wait_head()
-        except BaseException:
-            response.close()
-            raise
-        return response
+        return await _ask(await self._connect(), request)
 
     def keep(self, connection: Connection) -> None:
         """Have *connection* for the next request."""
@@ -183,6 +179,16 @@ class StreamClient:
     async def _look_up(self) -> Sequence[AddrInfoType]:
         host = self._url.raw_host or ""
         return await asyncio.get_running_loop().getaddrinfo(host, self._url.port, type=socket.SOCK_STREAM)
+
+
+async def _ask(connection: Connection, request: bytes) -> Response:
+    response = connection.ask(request)
+    try:
+        await response.wait_head()
+    except BaseException:
+        response.close()
+        raise
+    return response
 
 
 def _failed(task: asyncio.Task[Sequence[AddrInfoType]]) -> bool:

@@ -13,7 +13,8 @@ One call and one stream to a neighbour: the only place where a foreign error bec
 | as many requests as it may have are on their way | ``Overloaded``, at once |
 
 A request of whose answer no byte came is sent once more, within its deadline and the retry budget: neighbours close idle
-connections whenever they like, and restart; every call made here is safe to repeat. The breaker counts what kept somebody
+connections whenever they like, and restart; every call made here is safe to repeat. A stream's that found a kept connection
+closed is sent again without that counting. The breaker counts what kept somebody
 waiting or was refused as a whole (no connection, a missed deadline, 502 to 504, a broken answer), not what a neighbour
 answers to one request.
 """

@@ -46,6 +46,8 @@ class Neighbour:
         self.open: set[asyncio.StreamWriter] = set()
         self.closes = False
         """Whether it closes the connection after an answer."""
+        self.begun: bytes | None = None
+        """With this, and nothing more, it answers what comes second over a connection."""
         self.gate = asyncio.Event()
         """Answers wait for it."""
         self.gate.set()
@@ -74,6 +76,7 @@ class Neighbour:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         self.open.add(writer)
+        asked = 0
         try:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -89,6 +92,10 @@ class Neighbour:
                     return
                 left.cancel()
                 await asyncio.wait([left])
+                asked += 1
+                if asked == 2 and self.begun is not None:
+                    writer.write(self.begun)
+                    return
                 writer.write(self.answer)
                 if self.closes:
                     return
@@ -338,6 +345,29 @@ async def test_closed_just_now(neighbour: Neighbour, client: StreamClient) -> No
     assert len(client._idle) == 1
     assert await whole(client) == b"voix"
     assert neighbour.connections == 2
+
+
+@pytest.mark.parametrize("begun", [b"", b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 2"])
+async def test_closed_when_asked_again(neighbour: Neighbour, client: StreamClient, begun: bytes) -> None:
+    """A kept connection on which nothing comes but its end costs a new one; one that broke in an answer is an error."""
+    assert await whole(client) == b"voix"
+    neighbour.begun = begun
+    if begun:
+        with pytest.raises(Disconnected):
+            await ask(client)
+        assert neighbour.connections == 1
+    else:
+        assert await whole(client) == b"voix"
+        assert neighbour.connections == 2
+    assert len(neighbour.requests) == neighbour.connections + 1
+
+
+async def test_closed_before_the_first_answer(neighbour: Neighbour, client: StreamClient) -> None:
+    """A new connection that is closed without an answer is an error at once."""
+    neighbour.answer, neighbour.closes = b"", True
+    with pytest.raises(Disconnected):
+        await ask(client)
+    assert neighbour.connections == 1
 
 
 async def test_closed_after_each_answer(neighbour: Neighbour, client: StreamClient) -> None:
