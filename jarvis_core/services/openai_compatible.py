@@ -74,6 +74,8 @@ class OpenAiModel:
         any_text = False
         while True:
             data = await stream.read()
+            if not data and stream.lost is not None:
+                break  # what is left of a line was cut off
             for line in buffer.feed(data) if data else buffer.end():
                 if line == b"[DONE]":
                     await stream.finish()

@@ -101,6 +101,8 @@ class BridgesModel:
         """Text that may yet turn out to be a failure's; None once it cannot be."""
         while True:
             chunk = await stream.read()
+            if not chunk and stream.lost is not None:
+                break  # what is left of a line was cut off
             for line in buffer.feed(chunk) if chunk else buffer.end():
                 answer = self._decode(line)
                 text = answer.text or ""

@@ -9,14 +9,15 @@ One call and one stream to a neighbour: the only place where a foreign error bec
 | 501, 502, 503 | ``Unavailable``; 501 says nothing against its health |
 | 504 | ``DeadlineExceeded`` |
 | any other status but 2xx, no HTTP, a body that is too long | ``BadGateway`` |
+| a stream that breaks, or is no HTTP any more, before it gave anything | ``Unavailable``; later it ends as lost |
 | its breaker is open | ``Unavailable``, at once |
 | as many requests as it may have are on their way | ``Overloaded``, at once |
 
 A request of whose answer no byte came is sent once more, within its deadline and the retry budget: neighbours close idle
-connections whenever they like, and restart; every call made here is safe to repeat. A stream's that found a kept connection
-closed is sent again without that counting. The breaker counts what kept somebody
-waiting or was refused as a whole (no connection, a missed deadline, 502 to 504, a broken answer), not what a neighbour
-answers to one request.
+connections whenever they like, and restart; every call made here is safe to repeat. A request for a stream that
+found a kept connection closed is sent again at once, and takes nothing from the budget. The breaker counts what kept
+somebody waiting or was refused as a whole (no connection, a missed deadline, 502 to 504, a broken answer), not what a
+neighbour answers to one request.
 """
 
 from __future__ import annotations

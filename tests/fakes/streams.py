@@ -46,6 +46,8 @@ class StreamMode(FaultyMode, frozen=True, kw_only=True):
     """Send nothing more, and keep the connection open."""
     cut_after: int | None = None
     """Break off, as ``cut`` says."""
+    half_line: bool = False
+    """Begin the next delta's line before going silent or breaking off."""
     cut: Literal["close", "reset", "end"] = "close"
     """FIN inside the chunked body, a TCP reset, or a clean end of the HTTP message without any terminator."""
     error_after: int | None = None
@@ -170,17 +172,17 @@ class Gate:
     def step(self, deltas: int = 1) -> None:
         """Let so many *deltas* pass, whichever stream they are of; the end of a stream counts as one."""
         for _ in range(deltas):
+            while self._held and self._held[0].done():
+                self._held.popleft()  # its client has just left
             if self._held:
-                place = self._held.popleft()
-                if not place.done():  # or its client has just left
-                    place.set_result(None)
+                self._held.popleft().set_result(None)
             else:
                 self._permits += 1
 
     def release(self) -> None:
         """Let everything pass, now and later."""
         self._open = True
-        self.step(self.waiting)
+        self.step(sum(not place.done() for place in self._held))
 
     def shut(self) -> None:
         """Hold again what comes from now on."""
@@ -208,6 +210,9 @@ class Player:
         await self._wait_first()
         self._add(self._script.opening())
         for position in range(len(deltas) + 1):
+            if mode.half_line and position in (mode.stall_after, mode.cut_after):
+                line = self._script.delta(deltas[position])
+                self._add(line[: len(line) // 2])
             if position == mode.stall_after:
                 await self._flush()
                 await forever()

@@ -227,10 +227,12 @@ async def test_empty_answer(server: FakeModelServer, model: OpenAiModel) -> None
 # Failures
 
 
-@pytest.mark.parametrize("cut", ["close", "reset", "end"])
-async def test_cut(server: FakeModelServer, model: OpenAiModel, cut: Any) -> None:
+@pytest.mark.parametrize(
+    ("cut", "half_line"), [("close", False), ("close", True), ("reset", False), ("reset", True), ("end", False)]
+)
+async def test_cut(server: FakeModelServer, model: OpenAiModel, cut: Any, half_line: bool) -> None:
     """A stream without its end, however it broke, ends as lost: never as complete."""
-    server.mode = ModelServerMode(cut_after=2, cut=cut, delta_delay_s=0.02)
+    server.mode = ModelServerMode(cut_after=2, cut=cut, half_line=half_line, delta_delay_s=0.02)
     text, finish = await collect(model)
     assert (text, finish.reason) == ("You said:", "lost")
     server.mode = ModelServerMode(omit_done=True)
@@ -238,12 +240,13 @@ async def test_cut(server: FakeModelServer, model: OpenAiModel, cut: Any) -> Non
     assert (text, finish.reason) == (SAID, "lost")
 
 
+@pytest.mark.parametrize("half_line", [False, True])
 @pytest.mark.parametrize(("cut", "kind"), [("close", Unavailable), ("reset", Unavailable), ("end", BadGateway)])
 async def test_cut_before_any_text(
-    server: FakeModelServer, model: OpenAiModel, cut: Any, kind: type[RequestError]
+    server: FakeModelServer, model: OpenAiModel, cut: Any, kind: type[RequestError], half_line: bool
 ) -> None:
-    """A stream that breaks off before any text is an error."""
-    server.mode = ModelServerMode(cut_after=0, cut=cut)
+    """A stream that breaks off before any text is an error, the same wherever in a line it does."""
+    server.mode = ModelServerMode(cut_after=0, cut=cut, half_line=half_line)
     await fails(model, kind)
 
 
@@ -342,18 +345,20 @@ async def test_model_loads(server: FakeModelServer, transport: Transport, pings:
     assert (await collect(make_model(transport, stall=0.2)))[0] == SAID
 
 
-async def test_silence_after_the_head(server: FakeModelServer, transport: Transport) -> None:
+@pytest.mark.parametrize("half_line", [False, True])
+async def test_silence_after_the_head(server: FakeModelServer, transport: Transport, half_line: bool) -> None:
     """A stream that begins and never says a word is DeadlineExceeded."""
-    server.mode = ModelServerMode(stall_after=0)
+    server.mode = ModelServerMode(stall_after=0, half_line=half_line)
     started = time.monotonic()
     await fails(make_model(transport, first=0.2), DeadlineExceeded)
     assert time.monotonic() - started < LATE_S
     await server.stream_closed()
 
 
-async def test_stall(server: FakeModelServer, transport: Transport) -> None:
+@pytest.mark.parametrize("half_line", [False, True])
+async def test_stall(server: FakeModelServer, transport: Transport, half_line: bool) -> None:
     """A stream that stalls after some text ends as stalled, and its connection is closed."""
-    server.mode = ModelServerMode(stall_after=2)
+    server.mode = ModelServerMode(stall_after=2, half_line=half_line)
     started = time.monotonic()
     text, finish = await collect(make_model(transport, stall=0.2))
     assert (text, finish.reason) == ("You said:", "stalled")

@@ -324,9 +324,10 @@ async def test_silence_after_the_head(bridges: FakeBridges, transport: Transport
 
 
 @pytest.mark.parametrize("shape", STREAMED)
-async def test_stall(bridges: FakeBridges, transport: Transport, shape: Any) -> None:
+@pytest.mark.parametrize("half_line", [False, True])
+async def test_stall(bridges: FakeBridges, transport: Transport, shape: Any, half_line: bool) -> None:
     """A stream that stalls after some text ends as stalled, and its connection is closed."""
-    bridges.mode = BridgesMode(shape=shape, stall_after=2)
+    bridges.mode = BridgesMode(shape=shape, stall_after=2, half_line=half_line)
     started = time.monotonic()
     text, finish = await collect(make_model(transport, stall=0.2))
     assert (text, finish.reason) == ("You said:", "stalled")
@@ -352,10 +353,12 @@ async def test_trickle(bridges: FakeBridges, transport: Transport) -> None:
 
 
 @pytest.mark.parametrize("shape", STREAMED)
-@pytest.mark.parametrize("cut", ["close", "reset", "end"])
-async def test_cut(bridges: FakeBridges, model: BridgesModel, shape: Any, cut: Any) -> None:
+@pytest.mark.parametrize(
+    ("cut", "half_line"), [("close", False), ("close", True), ("reset", False), ("reset", True), ("end", False)]
+)
+async def test_cut(bridges: FakeBridges, model: BridgesModel, shape: Any, cut: Any, half_line: bool) -> None:
     """A stream that breaks off, or ends without its last line, ends as lost: never as complete."""
-    bridges.mode = BridgesMode(shape=shape, cut_after=2, cut=cut, delta_delay_s=0.02)
+    bridges.mode = BridgesMode(shape=shape, cut_after=2, cut=cut, half_line=half_line, delta_delay_s=0.02)
     text, finish = await collect(model)
     assert (text, finish.reason) == ("You said:", "lost")
     bridges.mode = BridgesMode(shape=shape, omit_done=True)
@@ -363,12 +366,13 @@ async def test_cut(bridges: FakeBridges, model: BridgesModel, shape: Any, cut: A
     assert (text, finish.reason) == (SAID, "lost")
 
 
+@pytest.mark.parametrize("half_line", [False, True])
 @pytest.mark.parametrize(("cut", "kind"), [("close", Unavailable), ("reset", Unavailable), ("end", BadGateway)])
 async def test_cut_before_any_text(
-    bridges: FakeBridges, model: BridgesModel, cut: Any, kind: type[RequestError]
+    bridges: FakeBridges, model: BridgesModel, cut: Any, kind: type[RequestError], half_line: bool
 ) -> None:
-    """A stream that breaks off before any text is an error."""
-    bridges.mode = BridgesMode(shape="ndjson", cut_after=0, cut=cut)
+    """A stream that breaks off before any text is an error, the same wherever in a line it does."""
+    bridges.mode = BridgesMode(shape="ndjson", cut_after=0, cut=cut, half_line=half_line)
     await fails(model, kind)
 
 

@@ -23,7 +23,6 @@ from jarvis_core.services import stream_client as module
 from jarvis_core.services.http1 import HIGH_WATER_BYTES, Connection, Disconnected, NotHttp, Response
 from jarvis_core.services.stream_client import ConnectTimeout, NotConnected, StreamClient
 from jarvis_core.services.transport import Transport
-from jarvis_core.services.trust import authorities
 from jarvis_core.settings import Neighbours
 
 FILES = Path(__file__).parents[1] / "fixtures" / "tls"
@@ -509,16 +508,6 @@ async def test_no_address_answers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # TLS
-
-
-@pytest.fixture
-def authority(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Have the system trust the one authority in the file that the test names."""
-    monkeypatch.setenv("SSL_CERT_FILE", str(FILES / request.param))
-    monkeypatch.setenv("SSL_CERT_DIR", "/nonexistent")
-    authorities.cache_clear()
-    yield
-    authorities.cache_clear()
 
 
 def server_tls() -> ssl.SSLContext:

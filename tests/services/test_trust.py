@@ -7,14 +7,13 @@ import os
 import ssl
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from jarvis_core.errors import Unavailable
 from jarvis_core.services.transport import Transport
-from jarvis_core.services.trust import authorities
 from jarvis_core.settings import Neighbours
 
 FILES = Path(__file__).parents[1] / "fixtures" / "tls"
@@ -24,16 +23,6 @@ import jarvis_core.services.transport, aiohttp.connector as connector, ssl
 contexts = connector._SSL_CONTEXT_VERIFIED, connector._SSL_CONTEXT_UNVERIFIED, ssl.create_default_context()
 print(*(context.cert_store_stats()["x509"] for context in contexts))
 """
-
-
-@pytest.fixture
-def authority(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Have the system trust the one authority in the file that the test names."""
-    monkeypatch.setenv("SSL_CERT_FILE", str(FILES / request.param))
-    monkeypatch.setenv("SSL_CERT_DIR", "/nonexistent")
-    authorities.cache_clear()
-    yield
-    authorities.cache_clear()
 
 
 @pytest.fixture
