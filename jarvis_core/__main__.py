@@ -25,21 +25,21 @@ from urllib.parse import urlsplit
 import msgspec
 
 from jarvis_core import __version__, log
-from jarvis_core.credentials import USER_LIMIT_CHARS, is_user
+from jarvis_core.access.credentials import USER_LIMIT_CHARS, is_user
 from jarvis_core.errors import SettingsError, StartError
-from jarvis_core.process import Child, spawn
+from jarvis_core.processes.child import Child, spawn
+from jarvis_core.processes.service_supervisor import ServiceSupervisor
 from jarvis_core.settings import (
     Assignment,
     Cache,
     Neighbours,
     Secret,
     Settings,
-    Unit,
+    WorkerGroup,
     data_directory,
     load,
     parse_api_keys,
 )
-from jarvis_core.supervisor import Supervisor
 
 LOCAL_PROBE_INTERVAL_S = 1.0
 """Between two questions to the local bridges: they do not count them as the real ones do."""
@@ -81,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
 def serve(settings: Settings) -> int:
     """Start what is missing, then serve until a signal; return the exit code."""
     if settings.server.tls_cert_path is not None:
-        from jarvis_core.tls import certificate_of
+        from jarvis_core.access.tls import certificate_of
 
         certificate_of(settings.server)
     probe_address(settings)
@@ -89,18 +89,18 @@ def serve(settings: Settings) -> int:
     code: int | None = None
     try:
         with _terminable() as arm, ExitStack() as stack:
-            unit = Unit(workers=workers, embedded_database=settings.database.url is None)
+            group = WorkerGroup(workers=workers, embedded_database=settings.database.url is None)
             settings, remarks, children = start_stand_ins(settings, stack)
-            supervisor = Supervisor(children)
+            supervisor = ServiceSupervisor(children)
             supervisor.start()
             stack.callback(supervisor.stop)
             if workers > 1:
-                code = run_workers(settings, unit, remarks, stack)
+                code = run_workers(settings, group, remarks, stack)
             else:
                 # With several workers the parent needs none of what is imported here.
                 from jarvis_core.server import run
 
-                code = run(settings, unit, on_ready=lambda: announce(settings, remarks))
+                code = run(settings, group, on_ready=lambda: announce(settings, remarks))
             arm()
     except KeyboardInterrupt:
         if code is None:
@@ -109,22 +109,22 @@ def serve(settings: Settings) -> int:
     return code
 
 
-def run_workers(settings: Settings, unit: Unit, remarks: list[str], stack: ExitStack) -> int:
+def run_workers(settings: Settings, group: WorkerGroup, remarks: list[str], stack: ExitStack) -> int:
     """Serve in several processes until a signal; return the exit code. Raises ``StartError``."""
-    from jarvis_core.notes import pulse_of
-    from jarvis_core.parent import Parent
+    from jarvis_core.processes.worker_supervisor import WorkerSupervisor
+    from jarvis_core.shared.worker_stats import pulse_of
 
     reservation = stack.enter_context(reserve_address(settings))
     if settings.server.port == 0:
         port = reservation.getsockname()[1]
         settings = msgspec.structs.replace(settings, server=msgspec.structs.replace(settings.server, port=port))
-    counters = [os.memfd_create(f"jarvis-worker-{number}") for number in range(unit.workers)]
+    counters = [os.memfd_create(f"jarvis-worker-{number}") for number in range(group.workers)]
     for descriptor in counters:
         stack.callback(os.close, descriptor)
 
     def spawn_worker(number: int, control: socket.socket) -> subprocess.Popen[bytes]:
         assignment = Assignment(
-            settings, msgspec.structs.replace(unit, worker=number, notes=tuple(counters)), control.fileno()
+            settings, msgspec.structs.replace(group, worker=number, notes=tuple(counters)), control.fileno()
         )
         source = os.memfd_create("assignment")
         try:
@@ -142,12 +142,12 @@ def run_workers(settings: Settings, unit: Unit, remarks: list[str], stack: ExitS
         finally:
             os.close(source)
 
-    parent = Parent(
+    parent = WorkerSupervisor(
         spawn_worker,
-        unit.workers,
+        group.workers,
         drain_timeout_s=settings.server.drain_timeout_s,
         pulse=lambda number: pulse_of(counters[number]),
-        on_ready=lambda: announce(settings, [*remarks, f"serving:  {unit.workers} worker processes"]),
+        on_ready=lambda: announce(settings, [*remarks, f"serving:  {group.workers} worker processes"]),
     )
     return parent.run()
 
@@ -208,17 +208,26 @@ def start_engines(
 
     Speech that cannot be had is no reason not to start; a language model is. Raises ``StartError``.
     """
-    from jarvis_core.local import weights
-    from jarvis_core.local.catalogue import LANGUAGE_MODEL, SPEECH_TO_TEXT, TEXT_TO_SPEECH, Kind
+    from jarvis_core.local.catalogue import (
+        EVERYWHERE,
+        LANGUAGE_MODEL,
+        NOWHERE,
+        SPEECH_TO_TEXT,
+        TEXT_TO_SPEECH,
+        Kind,
+        Sources,
+    )
     from jarvis_core.local.launcher import LocalBridges, check_machine, lacking_packages
+    from jarvis_core.local.progress import ProgressPrinter
+    from jarvis_core.local.weights import resolve
 
     local = settings.local
     remarks: list[str] = []
     missing: list[str] = []
 
-    def get(model: str, kind: Kind, sources: weights.Sources = weights.EVERYWHERE) -> Path:
-        with contextlib.closing(weights.ProgressPrinter()) as progress:
-            return weights.resolve(model, models, kind, progress=progress, sources=sources)
+    def get(model: str, kind: Kind, sources: Sources = EVERYWHERE) -> Path:
+        with contextlib.closing(ProgressPrinter()) as progress:
+            return resolve(model, models, kind, progress=progress, sources=sources)
 
     def get_speech(what: str, model: str, kind: Kind, package: str) -> Path | None:
         remedy = lacking_packages(package)
@@ -228,7 +237,7 @@ def start_engines(
             if remedy:
                 raise StartError(f"it needs {remedy}")
             # Where nothing could be fetched a minute ago, nothing can be now.
-            return get(model, kind, weights.NOWHERE if missing else weights.EVERYWHERE)
+            return get(model, kind, NOWHERE if missing else EVERYWHERE)
         except StartError as exc:
             missing.append(f"missing:  {what} (PYTHON_BRIDGES_URL, or see the log)")
             log.get("jarvis_core").warning(f"{what} is missing; LOCAL_SPEECH=false does without", error=str(exc))
@@ -404,7 +413,7 @@ def check(settings: Settings) -> int:
     host = settings.server.host if is_loopback(settings.server.host) else "127.0.0.1"
     connection = http.client.HTTPConnection(host, settings.server.port, timeout=5)
     if settings.server.tls_cert_path is not None:
-        from jarvis_core.tls import unverified
+        from jarvis_core.access.tls import unverified
 
         connection = http.client.HTTPSConnection(host, settings.server.port, timeout=5, context=unverified())
     try:

@@ -25,7 +25,7 @@ from jarvis_core.handlers.call import Call, Reply
 from jarvis_core.handlers.chat import ChatHandlers
 from jarvis_core.handlers.health import HealthHandlers
 from jarvis_core.handlers.memory import MemoryHandlers
-from jarvis_core.handlers.realtime import Realtime
+from jarvis_core.handlers.realtime.sockets import Realtime
 from jarvis_core.handlers.router import Route, Router
 from jarvis_core.handlers.voice import VoiceHandlers
 from jarvis_core.handlers.wire import (
@@ -56,7 +56,7 @@ from jarvis_core.handlers.wire import (
     TranscribeReply,
     VoiceBody,
 )
-from jarvis_core.settings import Settings, Unit
+from jarvis_core.settings import Settings, WorkerGroup
 
 logger = log.get(__name__)
 
@@ -73,10 +73,10 @@ TELL_TIMEOUT_S = 0.5
 class Application(Starlette):
     """Starlette with our router in place of its middleware stack."""
 
-    def __init__(self, settings: Settings, unit: Unit, on_ready: Callable[[], None]) -> None:
+    def __init__(self, settings: Settings, group: WorkerGroup, on_ready: Callable[[], None]) -> None:
         super().__init__(lifespan=self._lifespan)
         self._settings = settings
-        self._unit = unit
+        self._unit = group
         self._on_ready = on_ready
         self._container: Container | None = None
         self._realtime: Realtime | None = None
@@ -141,14 +141,14 @@ class Application(Starlette):
 
 
 def create_app(
-    settings: Settings, unit: Unit | None = None, *, on_ready: Callable[[], None] = lambda: None
+    settings: Settings, group: WorkerGroup | None = None, *, on_ready: Callable[[], None] = lambda: None
 ) -> Application:
     """
-    Return the application of one worker of *unit*, or of the only one; it opens its parts when the server starts its lifespan, and then calls *on_ready*.
+    Return the application of one worker of *group*, or of the only one; it opens its parts when the server starts its lifespan, and then calls *on_ready*.
 
     Where that fails, ``failure`` says why.
     """
-    return Application(settings, unit or Unit(), on_ready)
+    return Application(settings, group or WorkerGroup(), on_ready)
 
 
 def admission_for(container: Container) -> Admission:
@@ -194,8 +194,8 @@ def realtime_for(container: Container, admission: Admission) -> Realtime:
         resume_grace_s=container.settings.server.ws_resume_grace_s,
         socket_limit=container.settings.server.websocket_limit,
     )
-    if container.elsewhere is not None:
-        container.elsewhere.part = realtime.part
+    if container.remote_turns is not None:
+        container.remote_turns.hand_over = realtime.hand_over
     container.metrics.gauge("websockets", "Open WebSockets.", lambda: realtime.connected)
     return realtime
 
@@ -234,7 +234,7 @@ def routes_for(container: Container) -> list[Route]:
               query=(("after", "integer", "Go on after this event's id."),),
               headers=(("Last-Event-ID", "As after; what browsers send when they come back."),)),
         Route("POST", "/api/chat/response/{id}/cancel", chat.cancel, "Stop a turn; answers once the model has stopped.",
-              response=ResponseState, vital=True),
+              response=ResponseState, exempt_from_limits=True),
         Route("GET", "/api/chat/conversations", chat.list_conversations, "Conversations, newest first.",
               response=ConversationPage,
               query=(*page, ("q", "string", "Only those with this in title or messages."),

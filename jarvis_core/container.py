@@ -13,47 +13,47 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import msgspec
 
 from jarvis_core import log
-from jarvis_core.cache import Cache, LocalCache, SharedCache
+from jarvis_core.access.credentials import Credentials
+from jarvis_core.access.rate_limit import InProcessLimiter, RateLimiter, SharedLimiter
 from jarvis_core.codec.client import Codec
-from jarvis_core.conversation import Conversations
-from jarvis_core.credentials import Credentials
-from jarvis_core.elsewhere import Elsewhere
 from jarvis_core.errors import RequestError, StartError
 from jarvis_core.memory import Memories
 from jarvis_core.metrics import Metrics
 from jarvis_core.models import Embedder, LanguageModel, new_id
-from jarvis_core.notes import Notes
-from jarvis_core.presence import Presence
-from jarvis_core.process import own_identity, trim_heap
-from jarvis_core.rate_limit import InProcessLimiter, RateLimiter, SharedLimiter
+from jarvis_core.processes.child import own_identity, trim_heap
 from jarvis_core.services import audio_engine, python_bridges
 from jarvis_core.services.audio_engine import AudioEngine
 from jarvis_core.services.breaker import FAILURES
 from jarvis_core.services.bridges_speech import BridgesSpeech
 from jarvis_core.services.embeddings import BridgesEmbedder, OpenAiEmbedder
-from jarvis_core.services.no_speech import NoSpeech
 from jarvis_core.services.openai_compatible import OpenAiModel
 from jarvis_core.services.python_bridges import BridgesModel
+from jarvis_core.services.speech_unavailable import NoSpeech
 from jarvis_core.services.tokens import TokenMint
 from jarvis_core.services.transport import Transport
-from jarvis_core.settings import Database, Settings, Unit
-from jarvis_core.spoken import KeptSpeech
+from jarvis_core.settings import Database, Settings, WorkerGroup
+from jarvis_core.shared.cache import Cache, LocalCache, SharedCache
+from jarvis_core.shared.worker_stats import WorkerStats
+from jarvis_core.speech.cache import SpeechCache
+from jarvis_core.speech.synthesis import Synthesizer, Voices
+from jarvis_core.speech.transcription import Transcriber
 from jarvis_core.store.conversations import ConversationStore
+from jarvis_core.store.heartbeats import HeartbeatStore
 from jarvis_core.store.memories import MemoryStore
 from jarvis_core.store.migrations import migrate
 from jarvis_core.store.pool import Pool
-from jarvis_core.store.presence import PresenceStore
 from jarvis_core.store.turns import TurnStore
-from jarvis_core.synthesis import Synthesizer, Voices
-from jarvis_core.transcription import Transcriber
-from jarvis_core.turn import Turns
+from jarvis_core.turns.conversations import Conversations
+from jarvis_core.turns.heartbeats import Heartbeats
+from jarvis_core.turns.remote import RemoteTurns
+from jarvis_core.turns.turns import Turns
 
 logger = log.get(__name__)
 
 START_DEADLINE_S = 30.0
 """How long a start waits for a database that is starting too."""
 HOUSEKEEPING_INTERVAL_S = 1.0
-NOTES_INTERVAL_S = 1.0
+STATS_INTERVAL_S = 1.0
 FORGET_INTERVAL_S = 3_600.0
 TRIM_INTERVAL_S = 10.0
 """How long what a peak has left free stays with the process."""
@@ -81,7 +81,7 @@ class Container:
         credentials: Credentials,
         limiter: RateLimiter | None,
         cache: Cache,
-        elsewhere: Elsewhere | None,
+        remote_turns: RemoteTurns | None,
     ) -> None:
         self.settings = settings
         self.pool = pool
@@ -99,27 +99,27 @@ class Container:
         self.limiter = limiter
         """None where there is no limit."""
         self.cache = cache
-        self.elsewhere = elsewhere
+        self.remote_turns = remote_turns
         """None where no other worker can be."""
         self.draining = False
         """Whether a stop was asked for."""
 
 
 @asynccontextmanager
-async def open_container(settings: Settings, unit: Unit) -> AsyncIterator[Container]:
+async def open_container(settings: Settings, group: WorkerGroup) -> AsyncIterator[Container]:
     """
     Build every part, and close them in reverse order; a part that fails to close does not keep the others from it.
 
-    The limits of the database's connections and of the codec's processes are the *unit*'s, and divided by its workers.
+    The limits of the database's connections and of the codec's processes are the *group*'s, and divided by its workers.
 
     Waits for the database, at most ``START_DEADLINE_S``. Raises ``StartError``.
     """
     if settings.database.url is None:
         raise StartError("DATABASE_URL: no database was given, and none was started (run `jarvis-core`)")
     async with AsyncExitStack() as stack:
-        alone = unit.embedded_database and unit.workers == 1
+        alone = group.embedded_database and group.workers == 1
         # Of this worker's share one is for its beats.
-        share = max(2, settings.database.max_connections // unit.workers) - 1
+        share = max(2, settings.database.max_connections // group.workers) - 1
         pool = await _open_database(
             settings.database if alone else msgspec.structs.replace(settings.database, max_connections=share),
             settings.database.url.reveal(),
@@ -127,9 +127,11 @@ async def open_container(settings: Settings, unit: Unit) -> AsyncIterator[Contai
         stack.push_async_callback(_quietly, "the database", pool.close)
         turn_store = TurnStore(pool, new_id())
         with _database_needed():
-            presence = await _open_presence(settings.database, unit, turn_store.worker_id, pool, stack, alone=alone)
+            heartbeats = await _open_heartbeats(
+                settings.database, group, turn_store.worker_id, pool, stack, alone=alone
+            )
         cache = await _open_cache(settings, turn_store.worker_id, stack)
-        elsewhere = None if alone else Elsewhere(turn_store, cache)
+        remote_turns = None if alone else RemoteTurns(turn_store, cache)
         neighbours: dict[str, Transport] = {}
         for name, url in (
             ("python_bridges", settings.neighbours.python_bridges_url),
@@ -156,14 +158,14 @@ async def open_container(settings: Settings, unit: Unit) -> AsyncIterator[Contai
             _language_model(settings, neighbours, mint),
             settings.llm,
             memories,
-            elsewhere,
+            remote_turns,
             limit=settings.server.turn_limit,
         )
-        if elsewhere is not None:
-            elsewhere.serve(turns)
-            stack.push_async_callback(_quietly, "the other workers' turns", elsewhere.close)
+        if remote_turns is not None:
+            remote_turns.serve(turns)
+            stack.push_async_callback(_quietly, "the other workers' turns", remote_turns.close)
         processes = min(CODEC_PROCESSES_LIMIT, len(os.sched_getaffinity(0)))
-        codec = Codec(limit=max(1, processes // unit.workers))
+        codec = Codec(limit=max(1, processes // group.workers))
         stack.push_async_callback(_quietly, "the audio codec", codec.close)
         bridges = neighbours.get("python_bridges")
         speech = NoSpeech() if bridges is None else BridgesSpeech(bridges, settings.neighbours, mint)
@@ -171,7 +173,7 @@ async def open_container(settings: Settings, unit: Unit) -> AsyncIterator[Contai
         if "audio_engine" in neighbours:
             engine = AudioEngine(neighbours["audio_engine"], settings.neighbours)
             stack.push_async_callback(_quietly, "the audio engine", engine.close)
-        speaker = KeptSpeech(
+        speaker = SpeechCache(
             speech, settings.neighbours.python_bridges_url or "", cache, limit_bytes=settings.speech.cache_bytes
         )
         voices = Voices(speaker, settings.speech)
@@ -189,21 +191,21 @@ async def open_container(settings: Settings, unit: Unit) -> AsyncIterator[Contai
             neighbours=neighbours,
             metrics=Metrics(),
             cache=cache,
-            elsewhere=elsewhere,
+            remote_turns=remote_turns,
             credentials=Credentials(settings.auth),
             limiter=_limiter(settings, cache),
         )
         _describe(container)
         container.metrics.counter("speech_kept", "Times that speech was not made anew.", lambda: speaker.hits)
-        notes = Notes(unit.notes, unit.worker) if unit.notes else None
-        if notes is not None:
-            container.metrics.others = notes.counts
+        stats = WorkerStats(group.notes, group.worker) if group.notes else None
+        if stats is not None:
+            container.metrics.others = stats.counts
         for work in (
-            _keep_house(container, turn_store, probes=unit.worker == 0),
+            _keep_house(container, turn_store, probes=group.worker == 0),
             memories.keep_embedded(),
             memories.keep_indexed(),
-            presence.keep(),
-            *([_keep_notes(container, notes)] if notes is not None else []),
+            heartbeats.keep(),
+            *([_share_stats(container, stats)] if stats is not None else []),
         ):
             stack.push_async_callback(_cancel, asyncio.get_running_loop().create_task(work))
         try:
@@ -271,9 +273,9 @@ def _database_needed() -> Iterator[None]:
         raise StartError("DATABASE_URL: the database went away during the start") from exc
 
 
-async def _open_presence(
-    settings: Database, unit: Unit, worker_id: str, pool: Pool, stack: AsyncExitStack, *, alone: bool
-) -> Presence:
+async def _open_heartbeats(
+    settings: Database, group: WorkerGroup, worker_id: str, pool: Pool, stack: AsyncExitStack, *, alone: bool
+) -> Heartbeats:
     """
     Take this worker's place among those who share the database; *stack* gives it up.
 
@@ -283,11 +285,11 @@ async def _open_presence(
         pool = Pool(msgspec.structs.replace(settings, max_connections=1), settings.url.reveal())
         stack.push_async_callback(_quietly, "the beats' connection", pool.close)
         await pool.open()
-    store = PresenceStore(pool, worker_id, own_identity())
-    presence = Presence(store, alone=alone, embedded=unit.embedded_database)
-    stack.push_async_callback(_quietly, "the presence", presence.leave)
-    await presence.arrive()
-    return presence
+    store = HeartbeatStore(pool, worker_id, own_identity())
+    heartbeats = Heartbeats(store, alone=alone, embedded=group.embedded_database)
+    stack.push_async_callback(_quietly, "the heartbeats", heartbeats.leave)
+    await heartbeats.arrive()
+    return heartbeats
 
 
 async def _open_cache(settings: Settings, worker_id: str, stack: AsyncExitStack) -> Cache:
@@ -304,7 +306,7 @@ async def _keep_house(container: Container, turn_store: TurnStore, *, probes: bo
     """
     Ask the neighbours how they are, scarcely, and forget what is out of date.
 
-    One worker of a unit *probes*, and the others read it in its notes: the bridges count for each address.
+    One worker of a group *probes*, and the others read it in its stats: the bridges count for each address.
     """
     loop = asyncio.get_running_loop()
     probed_at = forget_at = -1e9
@@ -315,7 +317,7 @@ async def _keep_house(container: Container, turn_store: TurnStore, *, probes: bo
             trim_heap()
         if container.pool.healthy:
             with contextlib.suppress(RequestError):
-                await turn_store.doubtful.settle()
+                await turn_store.unconfirmed.settle()
         if probes and loop.time() - probed_at >= container.settings.neighbours.probe_interval_s:
             probed_at = loop.time()
             for name in ("python_bridges", "audio_engine"):
@@ -328,10 +330,10 @@ async def _keep_house(container: Container, turn_store: TurnStore, *, probes: bo
         await asyncio.sleep(HOUSEKEEPING_INTERVAL_S)
 
 
-async def _keep_notes(container: Container, notes: Notes) -> None:
+async def _share_stats(container: Container, stats: WorkerStats) -> None:
     """Leave for the other workers of this machine what they want to know, and read theirs."""
     while True:
-        for page in notes.others():
+        for page in stats.others():
             for name, (state, changed_at) in page.health.items():
                 if name in container.neighbours:
                     container.neighbours[name].health.hear(state, changed_at)
@@ -339,8 +341,8 @@ async def _keep_notes(container: Container, notes: Notes) -> None:
             name: (transport.health.state, transport.health.changed_at)
             for name, transport in container.neighbours.items()
         }
-        notes.write(container.metrics.take(), states)
-        await asyncio.sleep(NOTES_INTERVAL_S)
+        stats.write(container.metrics.take(), states)
+        await asyncio.sleep(STATS_INTERVAL_S)
 
 
 def _describe(container: Container) -> None:

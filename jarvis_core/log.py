@@ -54,7 +54,7 @@ def get(name: str) -> structlog.stdlib.BoundLogger:
     return logger
 
 
-class Seldom:
+class LogThrottle:
     """Which lines to write of those that a busy hour would write by the thousand: one of each kind and minute."""
 
     def __init__(self) -> None:

@@ -18,10 +18,10 @@ from msgspec import Struct
 
 from jarvis_core import log
 from jarvis_core.errors import BadGateway, DeadlineExceeded, NotFound, RequestError, Unavailable
-from jarvis_core.folding import fingerprint, terms_of
 from jarvis_core.models import Caller, Embedder, Embedding, InputType, Memory, new_id
 from jarvis_core.settings import Memory as MemorySettings
 from jarvis_core.store.memories import CLAIM_S, Found, MemoryStore, NewMemory
+from jarvis_core.words.normalization import fingerprint, terms_of
 
 logger = log.get(__name__)
 
@@ -213,7 +213,9 @@ class Memories:
         """Give entries without a vector of today's model one, as long as it takes; for a task of its own."""
         if self._embedder is None or not self._store.vectors_available:
             return
-        interval_s, pause_s = (min(wait_s, self._settings.due_interval_s) for wait_s in (DUE_INTERVAL_S, DUE_PAUSE_S))
+        interval_s, pause_s = (
+            min(wait_s, self._settings.due_interval_s) for wait_s in (DUE_INTERVAL_S, DUE_PAUSE_S)
+        )
         while True:
             try:
                 done = await self._embed_due(self._embedder)

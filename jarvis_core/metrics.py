@@ -2,7 +2,7 @@
 What is counted, cheaply on the hot path, and written in Prometheus' text format when somebody asks.
 
 Counting is a dictionary look-up and a few additions; the official client library does the writing and is imported only
-then. Where there are several workers each leaves its counts for the others every second (``notes.py``), and whoever is
+then. Where there are several workers each leaves its counts for the others every second (``shared/worker_stats.py``), and whoever is
 asked answers for all.
 """
 

@@ -24,11 +24,11 @@ from granian.log import LogLevels
 from granian.server.embed import Server
 
 from jarvis_core import log
+from jarvis_core.access.tls import certificate_of
 from jarvis_core.app import create_app
 from jarvis_core.errors import StartError
-from jarvis_core.process import give_memory_back, raise_open_files_limit
-from jarvis_core.settings import Assignment, Settings, Unit
-from jarvis_core.tls import certificate_of
+from jarvis_core.processes.child import give_memory_back, raise_open_files_limit
+from jarvis_core.settings import Assignment, Settings, WorkerGroup
 
 HEAD_LIMIT_BYTES = 5 << 18
 """Of a request's head: 1.25 MiB. Over that Granian answers 431, without a body, below it we do."""
@@ -56,10 +56,10 @@ def connection_limit(open_files: int) -> int:
     return min(CONNECTION_LIMIT, max(open_files // 2, open_files - FILES_KEPT))
 
 
-def run(settings: Settings, unit: Unit, *, on_ready: Callable[[], None]) -> int:
+def run(settings: Settings, group: WorkerGroup, *, on_ready: Callable[[], None]) -> int:
     """Serve until a signal; return the exit code. Raises ``StartError``."""
     give_memory_back()
-    return uvloop.run(_serve(settings, unit, on_ready))
+    return uvloop.run(_serve(settings, group, on_ready))
 
 
 def main() -> int:
@@ -70,7 +70,7 @@ def main() -> int:
         # What this worker starts is none of the parent's business.
         control.set_inheritable(False)
         try:
-            return run(assignment.settings, assignment.unit, on_ready=lambda: control.sendall(b"ready\n"))
+            return run(assignment.settings, assignment.group, on_ready=lambda: control.sendall(b"ready\n"))
         except StartError as exc:
             with contextlib.suppress(OSError):
                 control.sendall(b"failed " + str(exc).replace("\n", " ").encode() + b"\n")
@@ -111,12 +111,12 @@ def _listening() -> Iterator[socket.socket]:
                 one.close()
 
 
-async def _serve(settings: Settings, unit: Unit, on_ready: Callable[[], None]) -> int:
+async def _serve(settings: Settings, group: WorkerGroup, on_ready: Callable[[], None]) -> int:
     # Granian's embedded server runs in this process and loop: a worker process of its own would cost 25 MB more, and
     # would answer signals before running turns are stored.
     files = certificate_of(settings.server)
 
-    app = create_app(settings, unit, on_ready=on_ready)
+    app = create_app(settings, group, on_ready=on_ready)
     server = Server(
         app,
         address=settings.server.host,

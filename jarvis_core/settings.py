@@ -232,14 +232,14 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     local: Local = Local()
 
 
-class Unit(Struct, frozen=True):
-    """What a worker process is told of the deployment unit that it is one of: the processes under one parent."""
+class WorkerGroup(Struct, frozen=True):
+    """What a worker process is told of its group: the processes under one parent."""
 
     worker: int = 0
     """Its number among them, 0 … workers - 1."""
     workers: int = 1
     embedded_database: bool = False
-    """Whether the database is the unit's own, which no other unit uses."""
+    """Whether the database is the group's own, which no other group uses."""
     notes: tuple[int, ...] = ()
     """The descriptors of the files in memory in which each worker, by its number, leaves what all may read."""
 
@@ -248,7 +248,7 @@ class Assignment(Struct, frozen=True):
     """What a parent has a worker do."""
 
     settings: Settings
-    unit: Unit
+    group: WorkerGroup
     control: int
     """The descriptor of the socket over which the worker tells how it is."""
 

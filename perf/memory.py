@@ -21,12 +21,12 @@ import numpy as np
 import numpy.typing as npt
 import uvloop
 
-from jarvis_core.folding import fingerprint, gist, terms_of
 from jarvis_core.models import Embedding, new_id
 from jarvis_core.store.memories import Found, MemoryStore, NewMemory
 from jarvis_core.store.memory_vectors import MemoryVectors
 from jarvis_core.store.memory_words import sounds_of_all
 from jarvis_core.store.pool import Pool
+from jarvis_core.words.normalization import fingerprint, gist, terms_of
 from perf.memory_corpus import people
 from perf.memory_quality import TOP, Row, memory_quality
 from perf.memory_stand import Floats, opened, postgres, real_model
@@ -221,7 +221,7 @@ async def _fill(
         words = io.StringIO()
         for (term, key), sounds in zip(keys.items(), sounds_of_all(owner, keys), strict=True):
             words.write(f"{key}\t{owner_key}\t{term}\t{sounds}\t{entries[term]}\n")
-        async with pool.unhurried() as connection:
+        async with pool.without_timeout() as connection:
             await connection.execute(
                 "insert into memory_owners (key, owner, entries, terms) overriding system value values (%s, %s, %s, %s)",
                 (owner_key, owner, len(texts), total),
@@ -244,7 +244,7 @@ async def _fill(
                     batch = range(start, min(start + 10_000, seq + 1))
                     await copy.write(_binary_rows(batch, owner_key, model_key, space.vectors(len(batch))))
                 await copy.write(b"\xff\xff")
-    async with pool.unhurried() as connection:
+    async with pool.without_timeout() as connection:
         await connection.execute("set maintenance_work_mem = '512MB'")
         await connection.execute("alter table memory_postings add primary key (word, memory) include (times, length)")
         for table, column, next_one in (

@@ -17,10 +17,10 @@ from typing import NamedTuple
 import numpy as np
 import uvloop
 
-from jarvis_core.folding import fingerprint, terms_of
 from jarvis_core.memory import UNRELATED
 from jarvis_core.models import Embedding, new_id
 from jarvis_core.store.memories import MemoryStore, NewMemory
+from jarvis_core.words.normalization import fingerprint, terms_of
 from perf import memory_corpus, memory_heldout
 from perf.memory_corpus import Person, Question
 from perf.memory_stand import Floats, Model, opened, postgres, real_model

@@ -15,7 +15,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from jarvis_core.process import spawn, stop
+from jarvis_core.processes.child import spawn, stop
 
 ROOT = Path(__file__).parent.parent
 CLOCK_TICKS_S = 1 / os.sysconf("SC_CLK_TCK")

@@ -29,8 +29,8 @@ from jarvis_core.handlers.voice import VoiceHandlers
 from jarvis_core.services.bridges_speech import BridgesSpeech
 from jarvis_core.services.transport import Transport
 from jarvis_core.settings import Neighbours, Speech
-from jarvis_core.synthesis import Synthesizer, Voices
-from jarvis_core.transcription import CLIP_LIMIT_BYTES, CLIP_LIMIT_S, Transcriber
+from jarvis_core.speech.synthesis import Synthesizer, Voices
+from jarvis_core.speech.transcription import CLIP_LIMIT_BYTES, CLIP_LIMIT_S, Transcriber
 from perf.load import Latencies, repeat, request
 from perf.processes import Process, bridges, core, free_port
 from perf.report import Row

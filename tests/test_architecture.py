@@ -19,65 +19,47 @@ import starlette
 from starlette.types import Message
 
 from jarvis_core import app as app_module
+from jarvis_core.access.credentials import Credentials
 from jarvis_core.container import Container
-from jarvis_core.credentials import Credentials
 from jarvis_core.metrics import Metrics
-from jarvis_core.settings import Settings, Unit
+from jarvis_core.settings import Settings, WorkerGroup
 
 REPOSITORY = Path(__file__).parents[1]
 PACKAGE = "jarvis_core"
 
-LAYERS = (
-    ("__main__",),
-    ("server",),
-    ("app",),
-    ("container",),
-    ("handlers",),
-    (
-        "turn",
-        "turn_log",
-        "turn_recorder",
-        "ended_turns",
-        "conversation",
-        "memory",
-        "transcription",
-        "synthesis",
-        "spoken",
-        "narration",
-        "presence",
-        "elsewhere",
-        "notes",
-        "turn_mail",
-        "mirror",
-    ),
-    ("services", "store", "cache", "local", "codec"),
-    (
-        "credentials",
-        "guesses",
-        "metrics",
-        "rate_limit",
-        "redis_address",
-        "sentences",
-        "workers",
-        "parent",
-        "supervisor",
-    ),
-    ("models", "errors", "settings", "log", "process", "trampoline", "folding", "languages", "tls"),
-)
-"""From the top down. A module imports from its own package and from what lies lower, never across or up."""
+KNOWN_TO_ALL = {"settings", "models", "errors", "log", "metrics", "words"}
+"""What every room of the core may import; these import one another only as their own rows say."""
 
-SAME_LAYER = frozenset({LAYERS[5], LAYERS[8]})
-"""Layers whose modules may import one another."""
-
-OUT_OF_REACH = {
-    "app": {"services", "store", "cache"},
-    "container": {"handlers"},
-    "handlers": {"services", "store", "cache"},
+MAY_IMPORT: dict[str, set[str]] = {
+    "__main__": {"server", "local", "processes", "access", "shared", "settings", "errors", "log"},
+    "server": {"app", "processes", "access", "settings", "errors", "log"},
+    "app": {"container", "handlers", "codec", *KNOWN_TO_ALL},
+    "container": {"speech", "turns", "memory", "store", "services", "codec", "shared", "processes", "access"}
+    | KNOWN_TO_ALL,
+    "handlers": {"speech", "turns", "memory", "codec", "access", *KNOWN_TO_ALL},
+    "speech": {"turns", "codec", "shared", *KNOWN_TO_ALL},
+    "turns": {"memory", "store", "shared", "processes", *KNOWN_TO_ALL},
+    "memory": {"store", *KNOWN_TO_ALL},
+    "store": {"processes", *KNOWN_TO_ALL},
+    "services": KNOWN_TO_ALL,
+    "codec": {"processes", "models", "errors"},
+    "local": {"processes", "errors"},
+    "shared": KNOWN_TO_ALL,
+    "processes": {"errors", "log"},
+    "access": KNOWN_TO_ALL,
+    "metrics": {"settings", "models", "errors", "log"},
+    "log": {"settings", "errors"},
+    "settings": {"errors"},
+    "models": set(),
+    "errors": set(),
+    "words": set(),
 }
-"""What lies lower and is not for everybody above: parts are reached through the container and the domain."""
+"""
+A room's line names all that it may import beside itself, from the top of the house down: no arrow runs back up.
 
-STAND_INS_MAY_USE = {"local", "errors", "process", "workers"}
-"""The stand-ins are neighbours: they know nothing of the core that asks them."""
+Only the container knows concrete adapters; handlers reach parts through it; the stand-ins of ``local`` are neighbours
+and know nothing of the core that asks them.
+"""
 
 SHARED_SERVICES = {
     "transport",
@@ -89,7 +71,7 @@ SHARED_SERVICES = {
     "stream",
     "stream_client",
     "http1",
-    "trust",
+    "ca_certificates",
 }
 """Modules below ``services`` that are no adapters; every other one is, and knows no other adapter."""
 
@@ -98,7 +80,7 @@ FOREIGN = {
     "aiohttp": ("services", "local"),
     "psycopg": ("store",),
     "psycopg_pool": ("store",),
-    "coredis": ("cache",),
+    "coredis": ("shared",),
     "granian": ("server",),
     "uvloop": ("server",),
     "xllamacpp": ("local",),
@@ -178,10 +160,6 @@ def is_below(name: str, package: str) -> bool:
     return name == package or name.startswith(package + ".")
 
 
-def layer_of(room: str) -> int | None:
-    return next((number for number, rooms in enumerate(LAYERS) if room in rooms), None)
-
-
 def ours(module: Module) -> Iterator[str]:
     """Give what *module* imports of the package, without its name; ``__version__`` and the like are left out."""
     for name in module.imports():
@@ -193,27 +171,17 @@ def ours(module: Module) -> Iterator[str]:
 
 
 def has_a_place(module: Module) -> Iterator[str]:
-    """Every module has a place in the layers."""
-    if module.name and layer_of(module.room) is None:
-        yield "has no place in the layers"
+    """Every room has a line in the table."""
+    if module.name and module.room not in MAY_IMPORT:
+        yield "has no line in the table"
 
 
-def looks_down(module: Module) -> Iterator[str]:
-    """Imports point down: ``__main__ → app → handlers → domain → services, store, cache → models, errors, settings``."""
-    own = layer_of(module.room)
+def keeps_to_its_line(module: Module) -> Iterator[str]:
+    """A module imports from its own room and from those that its room's line names."""
     for name in ours(module):
         room = name.partition(".")[0]
-        other = layer_of(room)
-        if own is None or other is None or room == module.room:
-            continue
-        if other < own or (other == own and LAYERS[own] not in SAME_LAYER):
-            yield f"imports {name}, which does not lie below it"
-        if room in OUT_OF_REACH.get(module.room, ()):
-            yield f"imports {name}, which is out of its reach"
-        if module.room == "local" and room not in STAND_INS_MAY_USE:
-            yield f"imports {name}, but stand-ins know nothing of the core"
-        if room == "local" and module.name != "__main__":
-            yield f"imports {name}, but only the command line starts stand-ins"
+        if module.name and room != module.room and room not in MAY_IMPORT.get(module.room, set()):
+            yield f"imports {name}, which its room may not"
 
 
 def knows_no_adapter(module: Module) -> Iterator[str]:
@@ -284,7 +252,7 @@ def _docstrings(tree: ast.Module) -> Iterator[ast.Constant]:
 Rule = Callable[[Module], Iterator[str]]
 RULES: tuple[Rule, ...] = (
     has_a_place,
-    looks_down,
+    keeps_to_its_line,
     knows_no_adapter,
     keeps_foreign_in_its_room,
     routes_without_patterns,
@@ -292,6 +260,58 @@ RULES: tuple[Rule, ...] = (
     leaves_the_environment_alone,
     gets_its_own_settings,
 )
+
+
+def test_table_runs_downhill() -> None:
+    """The table's lines are in order: each names only rooms whose own lines come later, so no circle is possible."""
+    order = list(MAY_IMPORT)
+    assert [
+        f"{room} may import {other}"
+        for room, others in MAY_IMPORT.items()
+        for other in others
+        if order.index(other) <= order.index(room)
+    ] == []
+
+
+def test_table_names_what_is_there() -> None:
+    """Each line is a room of the house."""
+    assert set(MAY_IMPORT) == {module.room for module in read_modules() if module.name}
+
+
+def find_circle(imports: dict[str, set[str]]) -> list[str]:
+    """Return modules that import one another in a circle; empty where there is none."""
+    done: set[str] = set()
+
+    def visit(name: str, path: list[str]) -> list[str]:
+        if name in path:
+            return path[path.index(name) :]
+        if name not in done:
+            for other in sorted(imports.get(name, ())):
+                if circle := visit(other, [*path, name]):
+                    return circle
+            done.add(name)
+        return []
+
+    return next((circle for name in sorted(imports) if (circle := visit(name, []))), [])
+
+
+def test_no_circle() -> None:
+    """No module imports, by others or itself, what imports it, inside a room either."""
+    names = {module.name for module in read_modules()}
+    imports = {
+        module.name: {
+            found
+            for name in ours(module)
+            if (found := name if name in names else name.rpartition(".")[0]) in names and found != module.name
+        }
+        for module in read_modules()
+    }
+    assert find_circle(imports) == []
+
+
+def test_circle_is_found() -> None:
+    """Two modules that import one another by a third do not pass."""
+    assert set(find_circle({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}})) == {"a", "b", "c"}
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
@@ -306,34 +326,34 @@ def test_rule(rule: Rule) -> None:
     ("rule", "name", "source"),
     [
         (has_a_place, "utils", ""),
-        (looks_down, "handlers.chat", "from jarvis_core.store.conversations import ConversationStore"),
-        (looks_down, "handlers.chat", "from jarvis_core.services import transport"),
-        (looks_down, "handlers.chat", "import jarvis_core.container"),
-        (looks_down, "app", "from jarvis_core.store.pool import Pool"),
-        (looks_down, "container", "from jarvis_core.handlers.router import Router"),
-        (looks_down, "turn", "def late():\n    from jarvis_core.handlers import stream"),
-        (looks_down, "services.transport", "from jarvis_core.store.pool import Pool"),
-        (looks_down, "store.pool", "from ..turn import Turns"),
-        (looks_down, "models", "from jarvis_core import credentials"),
-        (looks_down, "local.bridges", "from jarvis_core.services.contract import GenerateRequest"),
-        (looks_down, "container", "from jarvis_core.local.postgres import EmbeddedPostgres"),
+        (keeps_to_its_line, "handlers.chat", "from jarvis_core.store.conversations import ConversationStore"),
+        (keeps_to_its_line, "handlers.chat", "from jarvis_core.services import transport"),
+        (keeps_to_its_line, "handlers.chat", "import jarvis_core.container"),
+        (keeps_to_its_line, "app", "from jarvis_core.store.pool import Pool"),
+        (keeps_to_its_line, "container", "from jarvis_core.handlers.router import Router"),
+        (keeps_to_its_line, "turns.turns", "def late():\n    from jarvis_core.handlers import stream"),
+        (keeps_to_its_line, "services.transport", "from jarvis_core.store.pool import Pool"),
+        (keeps_to_its_line, "store.pool", "from ..turns.turns import Turns"),
+        (keeps_to_its_line, "models", "from jarvis_core.access import credentials"),
+        (keeps_to_its_line, "local.bridges", "from jarvis_core.services.contract import GenerateRequest"),
+        (keeps_to_its_line, "container", "from jarvis_core.local.postgres import EmbeddedPostgres"),
         (knows_no_adapter, "services.python_bridges", "from jarvis_core.services.openai_compatible import fit"),
         (knows_no_adapter, "services.python_bridges", "from .openai_compatible import fit"),
-        (knows_no_adapter, "turn", "from jarvis_core.services import audio_engine"),
+        (knows_no_adapter, "turns.turns", "from jarvis_core.services import audio_engine"),
         (knows_no_adapter, "app", "from jarvis_core.services.python_bridges import BridgesModel"),
-        (keeps_foreign_in_its_room, "turn", "from starlette.requests import Request"),
+        (keeps_foreign_in_its_room, "turns.turns", "from starlette.requests import Request"),
         (keeps_foreign_in_its_room, "memory", "import psycopg.rows"),
-        (keeps_foreign_in_its_room, "transcription", "import aiohttp"),
+        (keeps_foreign_in_its_room, "speech.transcription", "import aiohttp"),
         (keeps_foreign_in_its_room, "handlers.chat", "from aiohttp import ClientSession"),
         (routes_without_patterns, "handlers.router", "import re"),
         (routes_without_patterns, "handlers.router", "from re import compile"),
         (routes_without_patterns, "app", "from starlette.routing import Route"),
         (routes_without_patterns, "app", "from starlette import routing"),
-        (keeps_sql_in_the_store, "turn", 'X = "select id\\nfrom turns"'),
+        (keeps_sql_in_the_store, "turns.turns", 'X = "select id\\nfrom turns"'),
         (keeps_sql_in_the_store, "container", 'X = f"DELETE FROM {TABLE}"'),
         (leaves_the_environment_alone, "settings", "import os\nHOME = os.environ['HOME']"),
         (leaves_the_environment_alone, "log", "from os import environ"),
-        (gets_its_own_settings, "turn", "from jarvis_core.settings import Settings"),
+        (gets_its_own_settings, "turns.turns", "from jarvis_core.settings import Settings"),
     ],
 )
 def test_rule_is_no_formality(rule: Rule, name: str, source: str) -> None:
@@ -344,7 +364,7 @@ def test_rule_is_no_formality(rule: Rule, name: str, source: str) -> None:
 def test_prose_is_not_sql() -> None:
     """A docstring may speak of selecting something from somewhere."""
     source = '"""Select what is needed from the log."""\nX = 1\n"""Insert into nothing."""'
-    assert list(keeps_sql_in_the_store(Module("turn", ast.parse(source)))) == []
+    assert list(keeps_sql_in_the_store(Module("turns.turns", ast.parse(source)))) == []
 
 
 IMPORT_ALL = """
@@ -461,11 +481,11 @@ async def application(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[app_modu
         settings=settings, credentials=Credentials(settings.auth), limiter=None, metrics=Metrics(), draining=False, neighbours={},
         pool=SimpleNamespace(healthy=True), turns=SimpleNamespace(running=0), conversations=SimpleNamespace(),
         transcriber=SimpleNamespace(), synthesizer=SimpleNamespace(), voices=SimpleNamespace(), codec=SimpleNamespace(),
-        memories=SimpleNamespace(semantic=True), cache=SimpleNamespace(state="disabled"), elsewhere=None,
+        memories=SimpleNamespace(semantic=True), cache=SimpleNamespace(state="disabled"), remote_turns=None,
     )  # fmt: skip
 
     @asynccontextmanager
-    async def open_container(_settings: Settings, _unit: Unit) -> AsyncIterator[Container]:
+    async def open_container(_settings: Settings, _unit: WorkerGroup) -> AsyncIterator[Container]:
         yield cast("Container", parts)
 
     monkeypatch.setattr(app_module, "open_container", open_container)

@@ -40,7 +40,7 @@ from jarvis_core.codec.messages import (
 from jarvis_core.codec.upload import read_upload
 from jarvis_core.codec.windows import cut_windows, is_silent
 from jarvis_core.errors import RequestError
-from jarvis_core.workers import Message, serve
+from jarvis_core.processes.subprocess_pool import Message, serve
 
 MEMORY_LIMIT_BYTES = 1 << 30
 """Of address space: 0.2 GiB are taken at the start, 0.4 GiB by ten minutes in 25 MiB of base64 (measured)."""

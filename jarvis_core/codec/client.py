@@ -27,7 +27,7 @@ from jarvis_core.codec.messages import (
     encoder,
 )
 from jarvis_core.models import SpokenAudio
-from jarvis_core.workers import Session, WorkerDied, Workers
+from jarvis_core.processes.subprocess_pool import Session, SubprocessPool, WorkerDied
 
 T = TypeVar("T", Decoded, Checked, Encoded)
 
@@ -80,8 +80,8 @@ class Codec:
     """
 
     def __init__(self, *, limit: int) -> None:
-        self._uploads = Workers("audio decoder", MODULE, limit=limit, idle_s=PROCESS_IDLE_S)
-        self._workers = Workers("audio codec", MODULE, limit=limit, idle_s=PROCESS_IDLE_S)
+        self._uploads = SubprocessPool("audio decoder", MODULE, limit=limit, idle_s=PROCESS_IDLE_S)
+        self._workers = SubprocessPool("audio codec", MODULE, limit=limit, idle_s=PROCESS_IDLE_S)
         self._streams = itertools.count(1)
 
     @property
@@ -144,7 +144,7 @@ class Codec:
             finally:
                 await speech_encoder.drop()
 
-    async def _decode(self, workers: Workers, request: Request, parts: Sequence[bytes]) -> Clip:
+    async def _decode(self, workers: SubprocessPool, request: Request, parts: Sequence[bytes]) -> Clip:
         header = encoder.encode(request)
         try:
             try:

@@ -10,14 +10,14 @@ from urllib.parse import parse_qs
 
 from starlette.types import Scope
 
-from jarvis_core.credentials import Credentials
+from jarvis_core.access.credentials import Credentials
+from jarvis_core.access.rate_limit import Allowance, RateLimiter
+from jarvis_core.access.throttle import AuthThrottle
 from jarvis_core.errors import RateLimited, Unauthenticated
-from jarvis_core.guesses import Guesses
 from jarvis_core.handlers.call import Call
 from jarvis_core.handlers.client_address import ClientAddresses
 from jarvis_core.handlers.origin import Origins
 from jarvis_core.models import Caller
-from jarvis_core.rate_limit import Allowance, RateLimiter
 from jarvis_core.settings import Limits, Server
 
 CONNECTIONS_RETRY_S = 1
@@ -46,7 +46,7 @@ class Admission:
         self._credentials = credentials
         self._limiter = limiter
         self._policy = () if limiter is None else _policy(limiter.limit)
-        self._guesses = Guesses()
+        self._guesses = AuthThrottle()
         # Where the server is open everybody is the same user, and no one user is to be kept from crowding out others.
         self._connection_limit = 0 if credentials.open else limits.user_connection_limit
         self._connections: dict[str, int] = {}

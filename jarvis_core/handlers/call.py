@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 JSON = b"application/json"
 
-SAFETY = (
+SECURITY_HEADERS = (
     (b"cache-control", b"no-store"),
     (b"x-content-type-options", b"nosniff"),
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
@@ -77,7 +77,7 @@ class BoundedSends:
         self._timeout = asyncio.timeout(None)
         self._loop = asyncio.get_running_loop()
         # One timer that looks at the clock when it fires costs less than a deadline armed anew for every send.
-        self._timer = self._loop.call_later(SEND_TIMEOUT_S, self._look)
+        self._timer = self._loop.call_later(SEND_TIMEOUT_S, self._check_progress)
 
     async def __aenter__(self) -> Self:
         await self._timeout.__aenter__()
@@ -102,33 +102,33 @@ class BoundedSends:
         await sending
         self._since = None
 
-    def _look(self) -> None:
+    def _check_progress(self) -> None:
         now = self._loop.time()
         due = SEND_TIMEOUT_S + (now if self._since is None else self._since)
         if now >= due:
             self._timeout.reschedule(now)
         else:
-            self._timer = self._loop.call_at(due, self._look)
+            self._timer = self._loop.call_at(due, self._check_progress)
 
 
 class Call:
     """One request: what a handler gets."""
 
-    __slots__ = ("caller", "headers", "more", "receive", "request_id", "scope", "send", "status", "variable")
+    __slots__ = ("body_pending", "caller", "headers", "path_param", "receive", "request_id", "scope", "send", "status")
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, request_id: str, variable: str) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, request_id: str, path_param: str) -> None:
         self.scope = scope
         self.receive = receive
         self.send = send
         self.request_id = request_id
-        self.variable = variable
+        self.path_param = path_param
         """The part of the path that the route leaves open; empty where it has none."""
         self.caller: Caller = ANYBODY
-        self.headers: Sequence[tuple[bytes, bytes]] = SAFETY
+        self.headers: Sequence[tuple[bytes, bytes]] = SECURITY_HEADERS
         """What the answer has besides its own: for every answer, for a browser's page, for a rate that is limited."""
         self.status = 0
         """Of an answer whose start was sent by the handler itself."""
-        self.more = True
+        self.body_pending = True
         """Whether some of the body may still be to come."""
 
     def header(self, name: bytes) -> str:
@@ -180,7 +180,7 @@ class Call:
         length = 0
         loop = asyncio.get_running_loop()
         began = loop.time()
-        while self.more:
+        while self.body_pending:
             # Who sends a byte now and then would keep the request open for days.
             pause_s = began + BODY_PAUSE_S + length / BODY_RATE_BYTES_S - loop.time()
             parts.append(await self._next_part(min(pause_s, BODY_PAUSE_S)))
@@ -202,27 +202,27 @@ class Call:
         deadline = loop.time() + DISCARD_TIMEOUT_S
         length = 0
         try:
-            while self.more and length < DISCARD_LIMIT_BYTES:
+            while self.body_pending and length < DISCARD_LIMIT_BYTES:
                 async with asyncio.timeout_at(min(deadline, loop.time() + DISCARD_PAUSE_S)):
                     length += len(await self._next_part(BODY_PAUSE_S))
         except TimeoutError:
             pass
         finally:
             # What comes still is nobody's.
-            self.more = False
+            self.body_pending = False
 
     async def _next_part(self, pause_s: float) -> bytes:
         try:
             async with asyncio.timeout(pause_s):
                 message = await self.receive()
         except TimeoutError as exc:
-            self.more = False  # long enough was waited for it: the answer is not to wait for the rest
+            self.body_pending = False  # long enough was waited for it: the answer is not to wait for the rest
             if pause_s < BODY_PAUSE_S:
                 raise InvalidRequest(f"The body comes too slowly: under {BODY_RATE_BYTES_S} bytes a second.") from exc
             raise InvalidRequest(f"The body stopped arriving: nothing came for {BODY_PAUSE_S:g} s.") from exc
         if message["type"] == "http.disconnect":
             raise ClientLeft
-        self.more = message.get("more_body", False)
+        self.body_pending = message.get("more_body", False)
         part: bytes = message.get("body", b"")
         return part
 

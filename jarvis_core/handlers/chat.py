@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from jarvis_core.conversation import Conversations
 from jarvis_core.errors import InvalidRequest
 from jarvis_core.handlers.call import Call, Reply, boolean_field, integer_field, text_field
 from jarvis_core.handlers.cursor import encoded, position, time_and_id
@@ -21,8 +20,9 @@ from jarvis_core.handlers.wire import (
     ResponseState,
 )
 from jarvis_core.models import IdempotencyKey, Status
-from jarvis_core.turn import Ask, Turns
-from jarvis_core.turn_log import Turn
+from jarvis_core.turns.conversations import Conversations
+from jarvis_core.turns.log import Turn
+from jarvis_core.turns.turns import Ask, Turns
 
 DEFAULT_LIMIT = 50
 HIGHEST_LIMIT = 200
@@ -65,7 +65,7 @@ class ChatHandlers:
 
     async def response(self, call: Call) -> Reply:
         """Answer ``GET /api/chat/response/{id}``."""
-        return _state(await self._turns.find(call.caller, call.variable))
+        return _state(await self._turns.find(call.caller, call.path_param))
 
     async def response_events(self, call: Call) -> None:
         """Answer ``GET /api/chat/response/{id}/events``: follow a turn, or replay it."""
@@ -73,12 +73,12 @@ class ChatHandlers:
         if after < 0:
             last = call.header(b"last-event-id")
             after = integer_field({"after": last} if last else {}, "after", 0, 0, 999_999_999)
-        turn = await self._turns.find(call.caller, call.variable)
+        turn = await self._turns.find(call.caller, call.path_param)
         await send_events(call, self._turns, turn, after)
 
     async def cancel(self, call: Call) -> Reply:
         """Answer ``POST /api/chat/response/{id}/cancel`` once the model's connection is closed."""
-        turn = await self._turns.find(call.caller, call.variable)
+        turn = await self._turns.find(call.caller, call.path_param)
         await self._turns.stop(turn)
         return _state(turn)
 
@@ -113,7 +113,7 @@ class ChatHandlers:
             raise InvalidRequest.field("$", "must have title or archived")
         changed = await self._conversations.change(
             call.caller.user_id,
-            call.variable,
+            call.path_param,
             title=None if request.title is msgspec.UNSET else text_field("$.title", request.title),
             archived=None if request.archived is msgspec.UNSET else request.archived,
         )
@@ -121,8 +121,8 @@ class ChatHandlers:
 
     async def delete_conversation(self, call: Call) -> Reply:
         """Answer ``DELETE /api/chat/conversation/{id}``; a turn that runs in it is cancelled first."""
-        await self._conversations.delete(call.caller.user_id, call.variable)
-        return Reply(_encoder.encode(Deleted(call.variable)))
+        await self._conversations.delete(call.caller.user_id, call.path_param)
+        return Reply(_encoder.encode(Deleted(call.path_param)))
 
     async def history(self, call: Call) -> Reply:
         """Answer ``GET /api/chat/history/{id}``."""
@@ -130,12 +130,12 @@ class ChatHandlers:
         limit = integer_field(query, "limit", DEFAULT_LIMIT, 1, HIGHEST_LIMIT)
         messages, last = await self._conversations.fetch_history(
             call.caller.user_id,
-            call.variable,
+            call.path_param,
             limit=limit,
             after=position(query["cursor"]) if query.get("cursor") else 0,
         )
         cursor = None if last is None else encoded(str(last))
-        return Reply(_encoder.encode({"conversation_id": call.variable, "messages": messages, "next_cursor": cursor}))
+        return Reply(_encoder.encode({"conversation_id": call.path_param, "messages": messages, "next_cursor": cursor}))
 
 
 def _key(call: Call, ask: Ask) -> IdempotencyKey | None:

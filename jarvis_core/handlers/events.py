@@ -16,7 +16,7 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from jarvis_core.models import Status
-from jarvis_core.turn_log import Entry, Step, Turn
+from jarvis_core.turns.log import Entry, Step, Turn
 
 ItemStatus = Literal["completed", "incomplete", "in_progress"]
 

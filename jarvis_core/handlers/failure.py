@@ -24,7 +24,7 @@ from jarvis_core.errors import (
     Unavailable,
     UnsupportedMediaType,
 )
-from jarvis_core.handlers.call import SAFETY
+from jarvis_core.handlers.call import SECURITY_HEADERS
 from jarvis_core.handlers.wire import ErrorBody
 
 STATUSES: dict[type[RequestError], int] = {
@@ -77,6 +77,6 @@ async def refuse_handshake(send: Send, error: RequestError) -> None:
     """Answer a WebSocket's handshake with an HTTP error."""
     request_id = log.request_id.get()
     own = headers_of(error)
-    headers = [(b"content-type", b"application/json"), (b"x-request-id", request_id.encode()), *own, *SAFETY]
+    headers = [(b"content-type", b"application/json"), (b"x-request-id", request_id.encode()), *own, *SECURITY_HEADERS]
     await send({"type": "websocket.http.response.start", "status": status_of(error), "headers": headers})
     await send({"type": "websocket.http.response.body", "body": body_of(error, request_id)})

@@ -80,7 +80,7 @@ class MemoryHandlers:
 
     async def memory(self, call: Call) -> Reply:
         """Answer ``GET /api/memory/entry/{id}``."""
-        return Reply(_encoder.encode(_body(await self._memories.fetch(call.caller.user_id, call.variable))))
+        return Reply(_encoder.encode(_body(await self._memories.fetch(call.caller.user_id, call.path_param))))
 
     async def change_memory(self, call: Call) -> Reply:
         """Answer ``PATCH /api/memory/entry/{id}``."""
@@ -89,7 +89,7 @@ class MemoryHandlers:
             raise InvalidRequest.field("$", "must have content or importance")
         changed = await self._memories.change(
             call.caller,
-            call.variable,
+            call.path_param,
             content=None if request.content is UNSET else text_field("$.content", request.content),
             importance=None if request.importance is UNSET else request.importance,
         )
@@ -97,8 +97,8 @@ class MemoryHandlers:
 
     async def delete_memory(self, call: Call) -> Reply:
         """Answer ``DELETE /api/memory/entry/{id}``."""
-        await self._memories.delete(call.caller.user_id, call.variable)
-        return Reply(_encoder.encode(Deleted(call.variable)))
+        await self._memories.delete(call.caller.user_id, call.path_param)
+        return Reply(_encoder.encode(Deleted(call.path_param)))
 
 
 def _fields(memory: Memory) -> tuple[str, str, float, datetime, datetime, str | None]:

@@ -22,7 +22,7 @@ from jarvis_core import log
 from jarvis_core.errors import MethodNotAllowed, NotFound, Overloaded, RequestError, Unavailable
 from jarvis_core.handlers import failure
 from jarvis_core.handlers.admission import Admission
-from jarvis_core.handlers.call import SAFETY, Call, ClientLeft, Reply
+from jarvis_core.handlers.call import SECURITY_HEADERS, Call, ClientLeft, Reply
 from jarvis_core.handlers.origin import SAFE_METHODS
 from jarvis_core.metrics import Metrics, RouteMetrics
 
@@ -53,7 +53,7 @@ class Route(NamedTuple):
     summary: str
     public: bool = False
     """Whether it needs no credentials."""
-    vital: bool = False
+    exempt_from_limits: bool = False
     """Whether it is answered however much there is to do, as public ones are."""
     request: Any = None
     """The struct of the JSON body."""
@@ -75,12 +75,12 @@ class Route(NamedTuple):
 class _Target:
     """A route as it is served."""
 
-    __slots__ = ("counters", "handler", "public", "vital")
+    __slots__ = ("counters", "exempt_from_limits", "handler", "public")
 
     def __init__(self, route: Route, counters: RouteMetrics) -> None:
         self.handler = route.handler
         self.public = route.public
-        self.vital = route.vital
+        self.exempt_from_limits = route.exempt_from_limits
         self.counters = counters
 
 
@@ -185,12 +185,12 @@ class Router:
             request_id = self._new_request_id()
         log.request_id.set(request_id)
         counters = self._unknown
-        methods, variable = self._static.get(scope["path"]), ""
+        methods, path_param = self._static.get(scope["path"]), ""
         if methods is None:
-            methods, variable = self._find_variable(scope["path"])
-        call = Call(scope, receive, send, request_id, variable)
+            methods, path_param = self._find_variable(scope["path"])
+        call = Call(scope, receive, send, request_id, path_param)
         if origin:
-            call.headers = [*SAFETY, *self._admission.origins.headers(origin)]
+            call.headers = [*SECURITY_HEADERS, *self._admission.origins.headers(origin)]
         method = scope["method"]
         task: asyncio.Task[Any] | None = None
         admitted = failed = False
@@ -200,11 +200,11 @@ class Router:
                 if target is not None:
                     counters = target.counters
                     if not target.public:
-                        await self._admission.admit(call, authorization, origin, counted=not target.vital)
+                        await self._admission.admit(call, authorization, origin, counted=not target.exempt_from_limits)
                         admitted = True
                         if self._stopped:
                             raise _stopping()
-                        if len(self._calls) >= self._request_limit and not target.vital:
+                        if len(self._calls) >= self._request_limit and not target.exempt_from_limits:
                             self.refused += 1
                             raise Overloaded("Too many requests are being answered.", retry_after_s=1)
                         task = asyncio.current_task()
@@ -233,7 +233,7 @@ class Router:
             try:
                 if reply is not None:
                     call.status = reply.status
-                    if call.more and (has_body or (failed and method not in SAFE_METHODS)):
+                    if call.body_pending and (has_body or (failed and method not in SAFE_METHODS)):
                         # Whoever is still sending, a recording with a token that has expired, is to see why it is refused;
                         # and of a long answer nothing arrives where a body that nobody asked for lies unread.
                         with contextlib.suppress(ClientLeft):

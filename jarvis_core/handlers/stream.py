@@ -12,8 +12,8 @@ import asyncio
 
 from jarvis_core.handlers.call import BoundedSends, Call, ClientLeft
 from jarvis_core.handlers.events import TurnEvents
-from jarvis_core.turn import Turns
-from jarvis_core.turn_log import Reader, Step, Turn
+from jarvis_core.turns.log import Reader, Step, Turn
+from jarvis_core.turns.turns import Turns
 
 HEARTBEAT_S = 15.0
 """A comment this often keeps proxies from closing a quiet stream."""

@@ -14,11 +14,11 @@ from jarvis_core.codec.messages import OutputFormat
 from jarvis_core.errors import InvalidRequest, Overloaded, RequestError, TooLarge
 from jarvis_core.handlers.call import BoundedSends, Call, ClientLeft, Reply, integer_field, text_field
 from jarvis_core.handlers.wire import SynthesizeReply, SynthesizeRequest
-from jarvis_core.synthesis import SpeechOptions, Synthesizer, Voices, pieces_of
-from jarvis_core.transcription import CLIP_LIMIT_BYTES, Heard, Transcriber
+from jarvis_core.speech.synthesis import SpeechOptions, Synthesizer, Voices, pieces_of
+from jarvis_core.speech.transcription import CLIP_LIMIT_BYTES, Heard, Transcriber
 
 logger = log.get(__name__)
-_failures = log.Seldom()
+_failures = log.LogThrottle()
 
 UPLOAD_LIMIT_BYTES = CLIP_LIMIT_BYTES * 4 // 3 + (64 << 10)
 """Base64 is a third longer than the audio, and stands in JSON or between multipart's lines."""
@@ -118,7 +118,7 @@ class VoiceHandlers:
         chunks: list[bytes] = []
         duration_ms = 0.0
         sample_rate_hz = 0
-        async with self._synthesizer.utterer(options, call.caller) as utterer:
+        async with self._synthesizer.open_stream(options, call.caller) as utterer:
             for text in pieces:
                 piece = await utterer.say(text)
                 chunks.append(piece.data)
@@ -151,7 +151,7 @@ class VoiceHandlers:
         """
         watcher = asyncio.get_running_loop().create_task(call.left())
         try:
-            async with BoundedSends() as sends, self._synthesizer.utterer(options, call.caller) as utterer:
+            async with BoundedSends() as sends, self._synthesizer.open_stream(options, call.caller) as utterer:
                 for number, text in enumerate(pieces):
                     said = asyncio.get_running_loop().create_task(utterer.say(text))
                     try:

@@ -18,7 +18,7 @@ from aiohttp import web
 
 from jarvis_core import __version__
 from jarvis_core.errors import InvalidRequest
-from jarvis_core.local.handling import AUDIO_BODY_LIMIT_BYTES, FLOAT_BYTES, Line, answer, read, samples_of
+from jarvis_core.local.http import AUDIO_BODY_LIMIT_BYTES, FLOAT_BYTES, Line, answer, read, samples_of
 
 if TYPE_CHECKING:
     import numpy as np

@@ -44,7 +44,7 @@ from jarvis_core import __version__
 from jarvis_core.errors import BadGateway, InvalidRequest, StartError
 from jarvis_core.local.audio import AudioEngine
 from jarvis_core.local.embedding import Embeddings
-from jarvis_core.local.handling import absent, answer, encode, failures_as_json, log, read
+from jarvis_core.local.http import absent, answer, encode, failures_as_json, log, read
 from jarvis_core.local.llama import ChatMessage, Delta, Done, Engine, ModelOptions, fork_engine
 from jarvis_core.local.speech import Speech
 
@@ -233,7 +233,8 @@ def fetch(options: Options, directory: Path) -> None:
     # The server's process has no use for these.
     from jarvis_core.local.catalogue import LANGUAGE_MODEL, SPEECH_TO_TEXT, TEXT_TO_SPEECH
     from jarvis_core.local.launcher import check_machine
-    from jarvis_core.local.weights import ProgressPrinter, resolve
+    from jarvis_core.local.progress import ProgressPrinter
+    from jarvis_core.local.weights import resolve
 
     if options.model is not None:
         check_machine()  # before half a gigabyte is fetched for it

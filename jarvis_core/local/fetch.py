@@ -35,9 +35,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from jarvis_core.errors import StartError
-from jarvis_core.local.catalogue import NPM, File, Weights
-from jarvis_core.local.weights import Progress, Sources, mark, sha256
-from jarvis_core.process import spawn, stop
+from jarvis_core.local.catalogue import NPM, File, Sources, Weights
+from jarvis_core.local.checksums import mark, sha256
+from jarvis_core.local.progress import Progress
+from jarvis_core.processes.child import spawn, stop
 
 CONNECT_LIMIT_S = 4.0
 """An unreachable hub costs no more than this, whatever the number of its addresses."""

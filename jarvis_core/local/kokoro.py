@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from jarvis_core.local.engine import Answer, BadRequest, Load, Loaded, Options, run
-from jarvis_core.workers import Message
+from jarvis_core.processes.subprocess_pool import Message
 
 if TYPE_CHECKING:
     import numpy as np

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from jarvis_core.errors import StartError
-from jarvis_core.process import spawn, stop
+from jarvis_core.processes.child import spawn, stop
 
 STOP_PATIENCE_S = 2
 """The stand-in ends on SIGTERM within milliseconds."""

@@ -25,7 +25,7 @@ import aiohttp
 import msgspec
 
 from jarvis_core.errors import BadGateway, InvalidRequest, Overloaded
-from jarvis_core.process import end_with_parent
+from jarvis_core.processes.child import end_with_parent
 
 THREADS_LIMIT = 8
 """More threads than this wait for memory, not for one another's sums."""

@@ -35,7 +35,7 @@ from jarvis_core.local.cluster import (
     first_hidden,
     user_name,
 )
-from jarvis_core.process import User, spawn, stop
+from jarvis_core.processes.child import User, spawn, stop
 
 START_LIMIT_S = 60
 """A warm start takes 50 ms, but after a crash the write-ahead log is replayed first."""

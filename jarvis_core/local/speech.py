@@ -18,7 +18,7 @@ from aiohttp import web
 from jarvis_core.errors import InvalidRequest
 from jarvis_core.local import kokoro, whisper
 from jarvis_core.local.engine import Engine
-from jarvis_core.local.handling import AUDIO_BODY_LIMIT_BYTES, Line, absent, answer, read, samples_of
+from jarvis_core.local.http import AUDIO_BODY_LIMIT_BYTES, Line, absent, answer, read, samples_of
 from jarvis_core.local.llama import default_threads
 
 TRANSCRIBE_LIMIT_S = 240.0

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from jarvis_core.errors import StartError
-from jarvis_core.process import spawn, stop
+from jarvis_core.processes.child import spawn, stop
 
 START_LIMIT_S = 10.0
 STOP_PATIENCE_S = 2.0

@@ -43,7 +43,7 @@ class Stream:
         self._touched = asked_at
         self._deadline = asked_at + total_timeout_s
         # One timer that looks at the clock when it fires costs less than a deadline armed anew for every chunk.
-        self._timer = self._loop.call_at(self._due(), self._look)
+        self._timer = self._loop.call_at(self._due(), self._check_deadline)
 
     def begin(self) -> None:
         """
@@ -54,15 +54,15 @@ class Stream:
         self._patience_s = self._stall_timeout_s
         self._breaker.succeeded()
         self._timer.cancel()
-        self._timer = self._loop.call_at(self._due(), self._look)
+        self._timer = self._loop.call_at(self._due(), self._check_deadline)
 
     def _due(self) -> float:
         return min(self._touched + self._patience_s, self._deadline)
 
-    def _look(self) -> None:
+    def _check_deadline(self) -> None:
         now = self._loop.time()
         if now < self._due():
-            self._timer = self._loop.call_at(self._due(), self._look)
+            self._timer = self._loop.call_at(self._due(), self._check_deadline)
             return
         self.lost = "deadline" if now >= self._deadline else "stalled"
         self._response.close()

@@ -18,8 +18,8 @@ import aiohappyeyeballs
 from aiohappyeyeballs import AddrInfoType
 from yarl import URL
 
+from jarvis_core.services.ca_certificates import authorities
 from jarvis_core.services.http1 import ClosedIdle, Connection, Response
-from jarvis_core.services.trust import authorities
 
 IDLE_LIMIT_S = 30.0
 """Connections that were not needed for so long are closed."""

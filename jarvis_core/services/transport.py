@@ -37,11 +37,11 @@ from yarl import URL
 from jarvis_core import log
 from jarvis_core.errors import BadGateway, DeadlineExceeded, Overloaded, RateLimited, RequestError, Unavailable
 from jarvis_core.services.breaker import FAILURES, Breaker, RetryBudget
+from jarvis_core.services.ca_certificates import authorities
 from jarvis_core.services.health import Health
 from jarvis_core.services.http1 import Disconnected, NotHttp, Response
 from jarvis_core.services.stream import Stream, named
 from jarvis_core.services.stream_client import ConnectTimeout, NotConnected, StreamClient
-from jarvis_core.services.trust import authorities
 from jarvis_core.settings import Neighbours
 
 logger = log.get(__name__)
@@ -107,7 +107,7 @@ class Transport:
         self._in_flight = 0
         self._limit = settings.connection_limit
         self._watcher: asyncio.Task[None] | None = None
-        self._refusals = log.Seldom()
+        self._refusals = log.LogThrottle()
         self._base_url = base_url.rstrip("/")
         self._connect_timeout_s = settings.connect_timeout_s
         self._session = aiohttp.ClientSession(

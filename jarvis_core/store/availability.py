@@ -18,7 +18,7 @@ import psycopg.conninfo
 from jarvis_core import log
 from jarvis_core.errors import JarvisError
 from jarvis_core.settings import Database
-from jarvis_core.store.connections import Connection, Connections, GivenUp, KeptWaiting
+from jarvis_core.store.connections import Connection, Connections, GivenUp, PoolTimeout
 
 logger = log.get(__name__)
 
@@ -112,7 +112,7 @@ class Availability:
         Return a connection, and whom to give it back.
 
         Raises ``Away`` as soon as that is known, or when *patient* once it has been away for ``PATIENCE_S``;
-        ``KeptWaiting`` after the deadline.
+        ``PoolTimeout`` after the deadline.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._timeout_s
@@ -164,12 +164,12 @@ class Availability:
             self._wake.clear()
             if asked or loop.time() >= self._answered_at + IDLE_S:
                 try:
-                    await self._look(asked=asked)
+                    await self._check_server(asked=asked)
                 except Exception:
                     logger.exception("the database was not looked at through a defect")
                 await asyncio.sleep(PROBE_INTERVAL_S)
 
-    async def _look(self, *, asked: bool) -> None:
+    async def _check_server(self, *, asked: bool) -> None:
         """Find out whether the database answers; *asked* where somebody has reason to doubt it."""
         loop = asyncio.get_running_loop()
         connections = self._connections
@@ -213,7 +213,7 @@ class Availability:
             return False
         try:
             connection = await connections.borrow_idle(DOUBT_S)
-        except (GivenUp, KeptWaiting):
+        except (GivenUp, PoolTimeout):
             return False
         try:
             await _ask(connection, DOUBT_S)

@@ -36,7 +36,7 @@ class GivenUp(JarvisError):
     """The connections were given up; nothing was sent to the database."""
 
 
-class KeptWaiting(JarvisError):
+class PoolTimeout(JarvisError):
     """No connection became free in time, or too many wait for one already; nothing was sent to the database."""
 
 
@@ -142,7 +142,7 @@ class Connections:
         """Whether one could not be made; those who wait for it would wait for long."""
         self.made: weakref.WeakSet[Connection] = weakref.WeakSet()
         self.connecting: set[asyncio.Timeout] = set()
-        self.unhurried: set[Connection] = set()
+        self.without_timeout: set[Connection] = set()
         """Lent for statements without a deadline."""
         self._free = limit
         # The queue is here and not the driver's: its own leaves a cycle of some 40 objects behind for each who stopped
@@ -191,12 +191,12 @@ class Connections:
                 place.set_exception(GivenUp())
         for limit in self.connecting:
             limit.reschedule(0)
-        for connection in self.unhurried:
+        for connection in self.without_timeout:
             connection.break_off()
         await self._pool.close(timeout=timeout_s)
 
     async def borrow(self, timeout_s: float) -> Connection:
-        """Return a connection, to be given back; raises ``GivenUp``, and ``KeptWaiting`` after *timeout_s* seconds."""
+        """Return a connection, to be given back; raises ``GivenUp``, and ``PoolTimeout`` after *timeout_s* seconds."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
         if self.closed:
@@ -212,7 +212,7 @@ class Connections:
             if isinstance(exc, psycopg_pool.PoolClosed):
                 raise GivenUp from exc
             if isinstance(exc, psycopg_pool.PoolTimeout):
-                raise KeptWaiting from exc
+                raise PoolTimeout from exc
             raise
 
     async def give_back(self, connection: Connection) -> None:
@@ -247,7 +247,7 @@ class Connections:
         except psycopg_pool.PoolClosed as exc:
             raise GivenUp from exc
         except psycopg_pool.PoolTimeout as exc:
-            raise KeptWaiting from exc
+            raise PoolTimeout from exc
 
     async def give_back_idle(self, connection: Connection) -> None:
         """Return what ``borrow_idle`` lent."""
@@ -257,7 +257,7 @@ class Connections:
 
     async def _wait(self, deadline: float) -> None:
         if len(self._queue) >= WAITING_LIMIT:
-            raise KeptWaiting
+            raise PoolTimeout
         loop = asyncio.get_running_loop()
         place: asyncio.Future[bool] = loop.create_future()
         self._queue.append(place)
@@ -274,7 +274,7 @@ class Connections:
             timer.cancel()
         if not given:
             self._leave_queue(place)
-            raise KeptWaiting
+            raise PoolTimeout
 
     def _leave_queue(self, place: asyncio.Future[bool]) -> None:
         with contextlib.suppress(ValueError):

@@ -15,7 +15,6 @@ from msgspec import Struct
 from psycopg.rows import TupleRow
 
 from jarvis_core.errors import Conflict, NotFound
-from jarvis_core.folding import fingerprint as fingerprint_of
 from jarvis_core.models import Embedding, is_id
 from jarvis_core.models import Memory as Memory
 from jarvis_core.store.memory_search import MEMORY, MemorySearch, memory_of
@@ -33,6 +32,7 @@ from jarvis_core.store.memory_words import (
     word_parameters,
 )
 from jarvis_core.store.pool import Pool
+from jarvis_core.words.normalization import fingerprint as fingerprint_of
 
 CLAIM_S = 60.0
 """How long a text may be away to be embedded before somebody else tries."""
@@ -142,9 +142,9 @@ class NewMemory(Struct, frozen=True):
     id: str
     content: str
     terms: list[str]
-    """What it is found by, ``folding.terms_of`` the content."""
+    """What it is found by, ``normalization.terms_of`` the content."""
     fingerprint: bytes
-    """``folding.fingerprint`` of the content."""
+    """``normalization.fingerprint`` of the content."""
     importance: float | None = None
     """0..1; None for 0.5, or what an entry has that says the same."""
     source: str | None = None
@@ -183,7 +183,7 @@ class MemoryStore:
         """
         Store an entry, or merge it into one that says the same; return what stands, and whether it was there before.
 
-        The same is said by the same words, and by nearly the same words (``folding.gist``) where the vectors' cosine is
+        The same is said by the same words, and by nearly the same words (``normalization.gist``) where the vectors' cosine is
         at least *near_threshold*. What stands keeps its content, and has the greater importance of the two. Raises
         ``NotFound`` where *supersedes* is not an entry of the owner's, ``ValueError`` for a vector without a direction.
         """
@@ -290,7 +290,7 @@ class MemoryStore:
         """
         Return the *limit* entries that answer a question best, the best first, and how many were found.
 
-        *query_terms* are ``folding.terms_of`` the question. Raises ``ValueError`` for a vector without a direction.
+        *query_terms* are ``normalization.terms_of`` the question. Raises ``ValueError`` for a vector without a direction.
         """
         return await self._search.search(owner, query_terms, embedding, limit=limit)
 

@@ -226,7 +226,7 @@ class MemoryVectors:
         """
         if not self.available:
             return
-        async with self._pool.unhurried() as connection:
+        async with self._pool.without_timeout() as connection:
             cursor = await connection.execute("select pg_try_advisory_lock(%s)", (LOCK_KEY,))
             row = await cursor.fetchone()
             if row is not None and row[0]:

@@ -14,9 +14,9 @@ from typing import Any
 
 from psycopg.rows import TupleRow
 
-from jarvis_core.folding import gist, sounds_of
 from jarvis_core.store.pool import Pool
 from jarvis_core.store.prepared import Parameters
+from jarvis_core.words.normalization import gist, sounds_of
 
 SMALLINT_LIMIT = 32_767
 

@@ -45,7 +45,7 @@ async def migrate(pool: Pool) -> None:
 
 async def _migrate(pool: Pool) -> None:
     files = schema_files()
-    async with pool.transaction(unhurried=True) as connection:
+    async with pool.transaction(without_timeout=True) as connection:
         if connection.info.server_version < OLDEST_SERVER:
             raise StartError(
                 f"DATABASE_URL: PostgreSQL {connection.info.server_version // 10_000} is too old; 15 or newer is needed"
@@ -69,7 +69,7 @@ async def _migrate(pool: Pool) -> None:
 
 
 async def _apply(pool: Pool, number: int, name: str, sql: str) -> None:
-    async with pool.transaction(unhurried=True) as connection:
+    async with pool.transaction(without_timeout=True) as connection:
         await connection.execute("set local statement_timeout = 0")
         await connection.execute("select pg_advisory_xact_lock(%s)", (LOCK_KEY,))
         cursor = await connection.execute("select 1 from schema_versions where number = %s", (number,))

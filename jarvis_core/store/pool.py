@@ -20,11 +20,11 @@ from jarvis_core import log
 from jarvis_core.errors import DeadlineExceeded, Overloaded, RequestError, Unavailable
 from jarvis_core.settings import Database
 from jarvis_core.store.availability import Availability, Away
-from jarvis_core.store.connections import Connection, Connections, KeptWaiting
+from jarvis_core.store.connections import Connection, Connections, PoolTimeout
 from jarvis_core.store.prepared import Parameters
 
 logger = log.get(__name__)
-_seldom = log.Seldom()
+_seldom = log.LogThrottle()
 
 T = TypeVar("T")
 
@@ -130,9 +130,9 @@ class Pool:
         return await self._run(run)
 
     @asynccontextmanager
-    async def unhurried(self) -> AsyncIterator[psycopg.AsyncConnection[TupleRow]]:
+    async def without_timeout(self) -> AsyncIterator[psycopg.AsyncConnection[TupleRow]]:
         """Lend a connection outside of any transaction, whose statements may take as long as they take."""
-        async with self._lend(unhurried=True) as connection:
+        async with self._lend(without_timeout=True) as connection:
             await connection.execute("set statement_timeout = 0")
             try:
                 yield connection
@@ -141,13 +141,13 @@ class Pool:
                     await connection.execute(f"set statement_timeout = {round(self._timeout_s * 1_000)}")
 
     @asynccontextmanager
-    async def transaction(self, *, unhurried: bool = False) -> AsyncIterator[psycopg.AsyncConnection[TupleRow]]:
+    async def transaction(self, *, without_timeout: bool = False) -> AsyncIterator[psycopg.AsyncConnection[TupleRow]]:
         """
         Lend a connection in one transaction, committed when the block ends without an error.
 
-        *unhurried* ones may take as long as they take; their statements lift the server's own deadline themselves.
+        *without_timeout* ones may take as long as they take; their statements lift the server's own deadline themselves.
         """
-        async with self._lend(unhurried=unhurried) as connection, connection.transaction():
+        async with self._lend(without_timeout=without_timeout) as connection, connection.transaction():
             yield connection
 
     async def _run(self, run: Callable[[Connection], Awaitable[T]], *, patient: bool = False) -> T:
@@ -162,11 +162,11 @@ class Pool:
             return await run(connection)
 
     @asynccontextmanager
-    async def _lend(self, *, unhurried: bool = False, patient: bool = False) -> AsyncIterator[Connection]:
+    async def _lend(self, *, without_timeout: bool = False, patient: bool = False) -> AsyncIterator[Connection]:
         connections, connection = await self._borrow(patient=patient)
         timer = None
-        if unhurried:
-            connections.unhurried.add(connection)
+        if without_timeout:
+            connections.without_timeout.add(connection)
         else:
             # The server stops what takes too long; one that does not answer at all is given up here.
             timer = asyncio.get_running_loop().call_later(self._timeout_s + GRACE_S, connection.break_off)
@@ -188,7 +188,7 @@ class Pool:
         finally:
             if timer is not None:
                 timer.cancel()
-            connections.unhurried.discard(connection)
+            connections.without_timeout.discard(connection)
             await connections.give_back(connection)
 
     async def _borrow(self, *, patient: bool) -> tuple[Connections, Connection]:
@@ -196,7 +196,7 @@ class Pool:
             return await self._availability.borrow(patient=patient)
         except Away as exc:
             raise _away() from exc
-        except KeptWaiting as exc:
+        except PoolTimeout as exc:
             raise (_busy() if self.healthy else _away()) from exc
 
     def _translate(self, exc: psycopg.Error, connections: Connections, connection: Connection) -> RequestError | None:

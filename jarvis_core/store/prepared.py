@@ -41,7 +41,7 @@ class _Statement:
         """Names of it by the types of its parameters: an integer's depends on how large it is."""
 
 
-class _Answers:
+class SocketReadiness:
     """
     Tells when there is something to read on the socket *file*.
 
@@ -108,7 +108,7 @@ class PreparedStatements:
         self._connection = connection
         self._statements: dict[str, _Statement] = {}
         self._count = 0
-        self._answers = _Answers(connection.fileno())
+        self._answers = SocketReadiness(connection.fileno())
 
     def close(self) -> None:
         """Let go of the connection's socket."""

@@ -17,8 +17,8 @@ from psycopg.rows import TupleRow
 from jarvis_core.errors import Conflict, NotFound, Unavailable
 from jarvis_core.models import IdempotencyKey, Status, TurnRecord, Utterance, is_id, new_id
 from jarvis_core.store.conversations import unknown_conversation
-from jarvis_core.store.doubtful_turns import DoubtfulTurns
 from jarvis_core.store.pool import Pool
+from jarvis_core.store.unconfirmed_turns import UnconfirmedTurns
 
 STORED_MESSAGE = """
     insert into messages (id, conversation_id, role, content, status)
@@ -189,7 +189,7 @@ class TurnStore:
     def __init__(self, pool: Pool, worker_id: str | None = None) -> None:
         self._pool = pool
         self.worker_id = worker_id or new_id()
-        self.doubtful = DoubtfulTurns(pool, self.worker_id)
+        self.unconfirmed = UnconfirmedTurns(pool, self.worker_id)
 
     async def begin(self, beginning: Beginning) -> Begun | str:
         """
@@ -199,9 +199,9 @@ class TurnStore:
         Raises ``NotFound``, or ``Conflict`` where another turn runs in the conversation or the key was used for
         another request.
         """
-        if self.doubtful.are_new:
+        if self.unconfirmed.are_new:
             # One of them may stand in the way of this one, or be what its key leads to.
-            await self.doubtful.settle()
+            await self.unconfirmed.settle()
         if beginning.title is None and not is_id(beginning.conversation_id):
             raise unknown_conversation()
         if beginning.title is not None:
@@ -221,7 +221,7 @@ class TurnStore:
             raise another_runs() from exc
         except Unavailable:
             # Whoever asks again has another id, unless by the key that would have been taken with it.
-            self.doubtful.add(beginning.turn_id)
+            self.unconfirmed.add(beginning.turn_id)
             raise
 
     async def _begin_once(
@@ -246,14 +246,14 @@ class TurnStore:
         Returns None where there is no such turn, or it has a message. Raises ``Conflict`` as ``begin`` does.
         """
         parameters = self._parameters(beginning, asked=beginning.user_message_id)
-        await self.doubtful.remove(beginning.turn_id)
+        await self.unconfirmed.remove(beginning.turn_id)
         try:
             rows = await self._pool.fetch_all(BEGIN_AGAIN, parameters)
         except psycopg.errors.UniqueViolation as exc:
             raise another_runs() from exc
         except Unavailable:
             # Looked at once only: later it may have been run again, by whichever process.
-            self.doubtful.add(beginning.turn_id, open_s=0.0)
+            self.unconfirmed.add(beginning.turn_id, open_s=0.0)
             raise
         return _begun(rows) if rows else None
 

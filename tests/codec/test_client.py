@@ -7,7 +7,7 @@ import pytest
 from jarvis_core.codec.client import Codec
 from jarvis_core.codec.messages import Decoded, encoder
 from jarvis_core.errors import InvalidRequest, Unavailable
-from jarvis_core.workers import Message, WorkerDied
+from jarvis_core.processes.subprocess_pool import Message, WorkerDied
 
 
 class Dying:

@@ -36,32 +36,32 @@ from jarvis_core.codec.messages import (
     answer_decoder,
     encoder,
 )
-from jarvis_core.workers import LENGTH, Workers
+from jarvis_core.processes.subprocess_pool import LENGTH, SubprocessPool
 from tests.codec.sounds import AUDIO, flac_bomb, silence, to_pcm, tone, wav
 
 MIB = 1 << 20
 
 
 @pytest.fixture
-async def workers() -> AsyncIterator[Workers]:
+async def workers() -> AsyncIterator[SubprocessPool]:
     """Give a pool of one codec process."""
-    workers = Workers("codec", "jarvis_core.codec")
+    workers = SubprocessPool("codec", "jarvis_core.codec")
     yield workers
     await workers.close()
 
 
-def threads(workers: Workers) -> int:
+def threads(workers: SubprocessPool) -> int:
     """Return how many threads the process has."""
     (worker,) = workers._workers
     return len(list(Path(f"/proc/{worker.process.pid}/task").iterdir()))
 
 
-async def ask(workers: Workers, request: Request, *payloads: bytes) -> tuple[Answer, list[bytes]]:
+async def ask(workers: SubprocessPool, request: Request, *payloads: bytes) -> tuple[Answer, list[bytes]]:
     header, *answered = await workers.call(encoder.encode(request), payloads, timeout_s=30.0)
     return answer_decoder.decode(header), answered
 
 
-def memory_bytes(workers: Workers) -> int:
+def memory_bytes(workers: SubprocessPool) -> int:
     """Return the most memory that the process ever had."""
     (worker,) = workers._workers
     status = Path(f"/proc/{worker.process.pid}/status").read_text(encoding="ascii")
@@ -69,7 +69,7 @@ def memory_bytes(workers: Workers) -> int:
     return int(line.split()[1]) * 1024
 
 
-async def test_speech(workers: Workers) -> None:
+async def test_speech(workers: SubprocessPool) -> None:
     """A recording comes back as one window of samples in base64."""
     data = (AUDIO / "fx16k_fr_1.webm").read_bytes()
     answer, payloads = await ask(workers, DecodeUpload("audio/webm"), data[:1_000], data[1_000:])
@@ -83,14 +83,14 @@ async def test_speech(workers: Workers) -> None:
     assert 0.1 < np.abs(samples).max() <= 1.0
 
 
-async def test_json_with_a_language(workers: Workers) -> None:
+async def test_json_with_a_language(workers: SubprocessPool) -> None:
     """What the request's own fields name comes back with the clip."""
     body = json.dumps({"audio_data": base64.b64encode(wav(tone(1.0))).decode(), "language": "fr"}).encode()
     answer, _ = await ask(workers, DecodeUpload("application/json"), body)
     assert answer == Decoded(1_000, [Window(0, 1_000, False)], "fr")
 
 
-async def test_windows(workers: Workers) -> None:
+async def test_windows(workers: SubprocessPool) -> None:
     """A long clip comes in windows that follow one another; a silent one has no samples."""
     clip = np.concatenate([tone(2.0), silence(3.0), tone(1.5)])
     answer, payloads = await ask(workers, DecodePcm("pcm16", 16_000, window_s=2.5), to_pcm(clip, "s16"))
@@ -104,7 +104,7 @@ async def test_windows(workers: Workers) -> None:
     assert len(base64.b64decode(payloads[0])) == answer.windows[0].duration_ms * 64
 
 
-async def test_nothing_said(workers: Workers) -> None:
+async def test_nothing_said(workers: SubprocessPool) -> None:
     """An empty body is a clip without windows, one sample and silence have a silent one."""
     assert await ask(workers, DecodeUpload("audio/wav"), b"") == (Decoded(0, []), [])
     assert await ask(workers, DecodeUpload("audio/wav"), wav(silence(0.0))) == (Decoded(0, []), [])
@@ -129,7 +129,7 @@ async def test_nothing_said(workers: Workers) -> None:
         (Encode(1, "wav", sample_rate_hz=16_000), to_base64(tone(0.1)), "unavailable", "was lost"),
     ],
 )
-async def test_complaints(workers: Workers, request_: Request, payload: bytes, code: str, words: str) -> None:
+async def test_complaints(workers: SubprocessPool, request_: Request, payload: bytes, code: str, words: str) -> None:
     """What is wrong is an answer, and the process goes on."""
     answer, payloads = await ask(workers, request_, payload)
     assert isinstance(answer, Failed)
@@ -139,7 +139,7 @@ async def test_complaints(workers: Workers, request_: Request, payload: bytes, c
     assert workers.running == 1
 
 
-async def test_stream_of_speech(workers: Workers) -> None:
+async def test_stream_of_speech(workers: SubprocessPool) -> None:
     """Pieces make a file across requests, until the stream is dropped."""
     begin = Encode(5, "wav", sample_rate_hz=24_000, first=True)
     request = Encode(5, "wav", sample_rate_hz=24_000)
@@ -156,7 +156,7 @@ async def test_stream_of_speech(workers: Workers) -> None:
     assert again == first
 
 
-async def test_enhanced_window(workers: Workers) -> None:
+async def test_enhanced_window(workers: SubprocessPool) -> None:
     """What the audio engine answers is checked there too."""
     samples = tone(0.1)
     assert await ask(workers, CheckEnhanced(1_600), to_base64(samples)) == (Checked(), [to_base64(samples)])
@@ -166,14 +166,14 @@ async def test_enhanced_window(workers: Workers) -> None:
     assert payloads == []
 
 
-async def test_bomb_in_little_memory(workers: Workers) -> None:
+async def test_bomb_in_little_memory(workers: SubprocessPool) -> None:
     """Days of silence in 24 MiB are refused at ten minutes, in the memory of ten minutes."""
     answer, _ = await ask(workers, DecodeUpload("audio/flac"), flac_bomb(24 * MIB))
     assert answer == Failed("too_large", "The audio is longer than 600 s.", {"limit_s": 600})
     assert memory_bytes(workers) < 250 * MIB
 
 
-async def test_longest_clip_in_bounded_memory(workers: Workers) -> None:
+async def test_longest_clip_in_bounded_memory(workers: SubprocessPool) -> None:
     """Ten minutes in the largest JSON body that is taken need a fraction of the process's limit."""
     sound = np.random.default_rng(1).integers(-9_000, 9_000, 600 * 16_000, dtype="<i2").tobytes()
     head = wav(tone(1.0)[:0], data_size=len(sound), riff_size=len(sound) + 36)
@@ -299,7 +299,7 @@ def without_memory(monkeypatch: pytest.MonkeyPatch) -> child.Codec:
     return child.Codec()
 
 
-async def test_limits(workers: Workers) -> None:
+async def test_limits(workers: SubprocessPool) -> None:
     """The process has a limit of memory and leaves no core file, and numpy starts no threads in it."""
     await ask(workers, DecodeUpload(""), b"")
     (worker,) = workers._workers
@@ -309,7 +309,7 @@ async def test_limits(workers: Workers) -> None:
     assert threads(workers) == 1
 
 
-async def test_interrupts_are_ignored(workers: Workers) -> None:
+async def test_interrupts_are_ignored(workers: SubprocessPool) -> None:
     """Ctrl-C is the parent's business."""
     await ask(workers, DecodeUpload(""), b"")
     (worker,) = workers._workers

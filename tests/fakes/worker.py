@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from jarvis_core.workers import Message, Part, serve
+from jarvis_core.processes.subprocess_pool import Message, Part, serve
 
 
 class Worker:

@@ -9,7 +9,7 @@ import jwt
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jarvis_core.credentials import LATEST_EXP_S, LEEWAY_S, Credentials, is_user
+from jarvis_core.access.credentials import LATEST_EXP_S, LEEWAY_S, Credentials, is_user
 from jarvis_core.errors import Unauthenticated
 from jarvis_core.handlers.client_address import ClientAddresses
 from jarvis_core.models import Caller

@@ -14,7 +14,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 from websockets.sync.connection import Connection
 
-from jarvis_core.handlers.realtime_wire import ClientEvent
+from jarvis_core.handlers.realtime.wire import ClientEvent
 from tests.fuzz.conftest import KEY, fuzzing
 from tests.fuzz.schemas import ANYTHING, TEXTS, mutants, values
 from tests.handlers.realtime_client import Tally

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jarvis_core.services.trust import authorities
+from jarvis_core.services.ca_certificates import authorities
 
 FILES = Path(__file__).parents[1] / "fixtures" / "tls"
 

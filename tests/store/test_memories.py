@@ -14,13 +14,13 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from jarvis_core.errors import Conflict, NotFound
-from jarvis_core.folding import fingerprint, terms_of
 from jarvis_core.models import Embedding, Memory, new_id
 from jarvis_core.settings import Database
 from jarvis_core.store.memories import Found, MemoryStore, NewMemory
 from jarvis_core.store.memory_vectors import MemoryVectors
 from jarvis_core.store.migrations import migrate
 from jarvis_core.store.pool import Pool
+from jarvis_core.words.normalization import fingerprint, terms_of
 
 OWNER = "ann"
 NOT_IDS = ["", "1", "not-a-uuid", "0" * 35 + "g", "'; drop table memories; --", "\x00", "\ud800"]

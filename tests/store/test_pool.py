@@ -121,10 +121,10 @@ async def test_slow_statement_in_one_trip(pool: Pool) -> None:
 
 
 async def test_unhurried(pool: Pool) -> None:
-    """An unhurried statement may take longer than others, and the next who has the connection may not."""
+    """A statement without a timeout may take longer than others, and the next who has the connection may not."""
     for error in (None, psycopg.errors.DivisionByZero):
         try:
-            async with pool.unhurried() as connection:
+            async with pool.without_timeout() as connection:
                 await connection.execute("select pg_sleep(%s)", (TIMEOUT_S + 0.5,))
                 await connection.execute("select 1 / %s::int", (0 if error else 1,))
         except psycopg.errors.DivisionByZero:

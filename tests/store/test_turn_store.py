@@ -11,12 +11,12 @@ import pytest
 
 from jarvis_core.errors import Conflict, NotFound, Unavailable
 from jarvis_core.models import IdempotencyKey, Status, Utterance, new_id
-from jarvis_core.process import own_identity
+from jarvis_core.processes.child import own_identity
 from jarvis_core.settings import Database
 from jarvis_core.store.conversations import ConversationStore
+from jarvis_core.store.heartbeats import HeartbeatStore
 from jarvis_core.store.migrations import migrate
 from jarvis_core.store.pool import Pool
-from jarvis_core.store.presence import PresenceStore
 from jarvis_core.store.turns import HISTORY_MESSAGES, Beginning, Begun, TurnStore
 from tests.fakes.relay import DatabaseRelay
 
@@ -31,9 +31,9 @@ def store(pool: Pool) -> TurnStore:
 
 
 @pytest.fixture
-def presence(pool: Pool) -> PresenceStore:
+def presence(pool: Pool) -> HeartbeatStore:
     """Give the list of workers as one sees it that runs no turn."""
-    return PresenceStore(pool, new_id(), own_identity())
+    return HeartbeatStore(pool, new_id(), own_identity())
 
 
 @pytest.fixture
@@ -380,7 +380,7 @@ async def test_checkpoint(store: TurnStore, conversations: ConversationStore) ->
 
 
 async def test_end_of_a_turn_that_others_closed(
-    store: TurnStore, conversations: ConversationStore, presence: PresenceStore
+    store: TurnStore, conversations: ConversationStore, presence: HeartbeatStore
 ) -> None:
     """A worker that was taken for dead stores what its turns came to, each once: a message replaced, or added."""
     with_text, without = beginning(), beginning()
@@ -402,7 +402,7 @@ async def test_end_of_a_turn_that_others_closed(
         assert (await conversations.fetch(OWNER, turn.conversation_id)).message_count == 2
 
 
-async def test_end_of_somebody_elses_turn(store: TurnStore, pool: Pool, presence: PresenceStore) -> None:
+async def test_end_of_somebody_elses_turn(store: TurnStore, pool: Pool, presence: HeartbeatStore) -> None:
     """A worker ends no turn that another one runs: also not one of its own that another one has begun again."""
     other = TurnStore(pool)
     turn = beginning(key=KEY)
@@ -507,9 +507,9 @@ async def test_key_of_a_turn_whose_beginning_was_not_heard_of(lossy: Pool, relay
     with pytest.raises(Unavailable):
         await store.begin_again(first)
     await come_back(relay, lossy)
-    await store.doubtful.settle()
+    await store.unconfirmed.settle()
     assert await store.begin_again(first) is not None
-    await store.doubtful.settle()
+    await store.unconfirmed.settle()
     assert (await store.fetch(OWNER, first.turn_id)).status is Status.RUNNING
 
 
@@ -518,9 +518,9 @@ async def test_turn_in_doubt_that_runs_again(store: TurnStore) -> None:
     turn = beginning()
     await store.begin(turn)
     await end(store, turn, "", Status.FAILED)
-    store.doubtful.add(turn.turn_id)
+    store.unconfirmed.add(turn.turn_id)
     assert await store.begin_again(turn) is not None
-    await store.doubtful.settle()
+    await store.unconfirmed.settle()
     assert (await store.fetch(OWNER, turn.turn_id)).status is Status.RUNNING
 
 
@@ -528,10 +528,10 @@ async def test_turn_that_is_to_run_again_while_doubts_are_settled(store: TurnSto
     """A turn that is just being ended because of a doubt is begun again after that, not beside it."""
     turn = beginning()
     await store.begin(turn)
-    store.doubtful.add(turn.turn_id)
+    store.unconfirmed.add(turn.turn_id)
     async with pool.transaction() as connection:
         await connection.execute("select from turns where id = %s for update", (turn.turn_id,))
-        settling = asyncio.create_task(store.doubtful.settle())
+        settling = asyncio.create_task(store.unconfirmed.settle())
         await asyncio.sleep(0.1)
         again = asyncio.create_task(store.begin_again(turn))
         await asyncio.sleep(0.1)

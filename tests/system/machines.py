@@ -2,7 +2,7 @@
 Several machines with several workers each, that share one PostgreSQL and one Redis.
 
 Where the tests run as root a machine is a network and a pid namespace: it reaches the others by its network only, and
-cannot see whether their processes live. Elsewhere all machines are this one.
+cannot see whether their processes live. RemoteTurns all machines are this one.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from jarvis_core import log
 from jarvis_core.errors import SettingsError
 from jarvis_core.settings import Log
 
-PACKAGES = ("jarvis_core", "jarvis_core.turn", "granian", "_granian", "asyncio", "psycopg", "some_library")
+PACKAGES = ("jarvis_core", "jarvis_core.turns.turns", "granian", "_granian", "asyncio", "psycopg", "some_library")
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +46,7 @@ def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
         ("", logging.INFO, {}),
         ("info,jarvis_core=debug", logging.INFO, {"jarvis_core": logging.DEBUG}),
         (" warn , jarvis_core = error ", logging.WARNING, None),
-        ("jarvis_core::turn=error", logging.INFO, {"jarvis_core.turn": logging.ERROR}),
+        ("jarvis_core::turns=error", logging.INFO, {"jarvis_core.turns": logging.ERROR}),
         ("error,jarvis_core", logging.ERROR, {"jarvis_core": logging.DEBUG}),
         ("jarvis_core=off,debug", logging.DEBUG, {"jarvis_core": logging.CRITICAL + 10}),
     ],
@@ -68,7 +68,7 @@ def test_bad_filters(text: str) -> None:
 def test_levels_hold_by_package(capsys: pytest.CaptureFixture[str]) -> None:
     """A package's filter decides over the general level, for what is below it too."""
     log.set_up(Log(level="warn,jarvis_core=debug", format="json"))
-    log.get("jarvis_core.turn").debug("one")
+    log.get("jarvis_core.turns.turns").debug("one")
     log.get("some_library").info("two")
     logging.getLogger("some_library").warning("three")
     assert [line["event"] for line in lines(capsys)] == ["one", "three"]

@@ -13,11 +13,11 @@ import pytest
 from structlog.testing import capture_logs
 
 from jarvis_core.errors import BadGateway, DeadlineExceeded, NotFound, RateLimited, RequestError, Unavailable
-from jarvis_core.folding import terms_of
 from jarvis_core.memory import EMBEDDED_CHARS, NOTHING_RECALLED, RECALL_HEAD, Memories
 from jarvis_core.models import Caller, Embedding, InputType, Memory
 from jarvis_core.settings import Memory as MemorySettings
 from jarvis_core.store.memories import Found, MemoryStore, NewMemory
+from jarvis_core.words.normalization import terms_of
 
 ANN = Caller("ann", "Ann")
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

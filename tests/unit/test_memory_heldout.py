@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from jarvis_core.folding import fingerprint, gist
+from jarvis_core.words.normalization import fingerprint, gist
 from perf import memory_corpus, memory_heldout
 from perf.memory_corpus import Person
 

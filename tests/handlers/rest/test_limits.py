@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from jarvis_core.handlers.realtime_session import REFUSALS_LIMIT
+from jarvis_core.handlers.realtime.session import REFUSALS_LIMIT
 from tests.fakes.python_bridges import BridgesMode, FakeBridges
 from tests.handlers.realtime_client import open_socket
 from tests.handlers.rest.api import Api, created

@@ -13,7 +13,7 @@ import pytest
 
 from jarvis_core.memory import RECALL_HEAD
 from jarvis_core.settings import Llm, Memory
-from jarvis_core.turn import SYSTEM_LIMIT_CHARS
+from jarvis_core.turns.turns import SYSTEM_LIMIT_CHARS
 from tests.fakes.faults import Fault
 from tests.fakes.python_bridges import BridgesMode, FakeBridges
 from tests.handlers.events import read_events

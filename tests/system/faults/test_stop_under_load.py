@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from jarvis_core.store.pool import GRACE_S
-from jarvis_core.turn_recorder import LATE_ENDS_S
+from jarvis_core.turns.recorder import LATE_ENDS_S
 from tests.fakes.python_bridges import BridgesMode, FakeBridges
 from tests.fakes.relay import DatabaseRelay
 from tests.handlers.conftest import assert_no_defect

@@ -1,0 +1,1 @@
+"""The WebSocket: turns in text and voice, in the vocabulary of the OpenAI Realtime API."""

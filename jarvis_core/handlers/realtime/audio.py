@@ -1,0 +1,87 @@
+"""The buffer that a session's client fills with audio."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from contextlib import ExitStack
+
+from jarvis_core.errors import InvalidRequest, TooLarge
+from jarvis_core.speech.transcription import CLIP_LIMIT_S, Transcriber
+
+SAMPLE_BYTES = 2
+RESERVED_BYTES = 1 << 20
+"""Room is reserved in steps of this."""
+PART_BYTES = 1 << 18
+"""Frames are put together up to this: thousands of small ones would take more memory than their samples."""
+
+
+class Recording:
+    """What was in the buffer when it was committed; holds its room until it is closed."""
+
+    def __init__(self, parts: list[bytes], sample_rate_hz: int, room: ExitStack) -> None:
+        self.parts = parts
+        self.sample_rate_hz = sample_rate_hz
+        self._room = room
+
+    def close(self) -> None:
+        """Give the room back."""
+        self.parts = []
+        self._room.close()
+
+
+class InputBuffer:
+    """16-bit samples that a client has sent and not committed yet; at most ten minutes of them."""
+
+    def __init__(self, transcriber: Transcriber) -> None:
+        self._transcriber = transcriber
+        self._parts: list[bytes] = []
+        self._last = bytearray()
+        """What is not yet enough for a part."""
+        self.length_bytes = 0
+        """How much it holds."""
+        self._reserved = 0
+        self._room = ExitStack()
+
+    def append_base64(self, audio: str, sample_rate_hz: int) -> None:
+        """Add samples in base64; raises as ``append`` does."""
+        try:
+            samples = base64.b64decode(audio, validate=True)
+        except (binascii.Error, ValueError) as exc:
+            raise InvalidRequest.field("$.audio", "is not base64") from exc
+        self.append(samples, sample_rate_hz)
+
+    def append(self, samples: bytes, sample_rate_hz: int) -> None:
+        """Add samples; raises ``TooLarge`` over ten minutes and ``Overloaded`` without room, and adds nothing then."""
+        if self.length_bytes + len(samples) > CLIP_LIMIT_S * sample_rate_hz * SAMPLE_BYTES:
+            raise TooLarge(
+                f"The buffer holds at most {CLIP_LIMIT_S:g} s; commit or clear it.", details={"limit_s": CLIP_LIMIT_S}
+            )
+        missing = self.length_bytes + len(samples) - self._reserved
+        if missing > 0:
+            step = max(missing, RESERVED_BYTES)
+            self._room.enter_context(self._transcriber.reserve_buffer(step))
+            self._reserved += step
+        if not self.length_bytes:
+            self._transcriber.expect()
+        self._last += samples
+        self.length_bytes += len(samples)
+        if len(self._last) >= PART_BYTES:
+            self._parts.append(bytes(self._last))
+            self._last.clear()
+
+    def commit(self, sample_rate_hz: int) -> Recording:
+        """Return all samples, leaving none; raises ``InvalidRequest`` where there are none."""
+        if not self.length_bytes:
+            raise InvalidRequest("The input audio buffer is empty; append audio first.", details={"path": "$.type"})
+        recording = Recording([*self._parts, bytes(self._last)], sample_rate_hz, self._room.pop_all())
+        self._forget()
+        return recording
+
+    def clear(self) -> None:
+        """Forget all samples."""
+        self._forget()
+        self._room.close()
+
+    def _forget(self) -> None:
+        self._parts, self._last, self.length_bytes, self._reserved = [], bytearray(), 0, 0

@@ -1,0 +1,54 @@
+"""What a session has said and heard, as far as it is needed to go on: its conversation, and what waits for an answer."""
+
+from __future__ import annotations
+
+from jarvis_core.handlers.events import Item
+from jarvis_core.handlers.realtime.socket import Socket
+from jarvis_core.handlers.realtime.wire import ConversationItemEvent
+from jarvis_core.models import Role
+from jarvis_core.turns.conversations import Conversations
+
+MESSAGE_LIMIT_CHARS = 10_000
+
+
+class Dialogue:
+    """One session's conversation, which the first message makes where there is none."""
+
+    def __init__(self, conversations: Conversations, user_id: str, conversation_id: str | None) -> None:
+        self.conversation_id = conversation_id
+        self.last_item_id: str | None = None
+        self.pending: tuple[str, str] | None = None
+        """(id, text) of the user's last message while nothing has answered it."""
+        self.asked: tuple[str, str] | None = None
+        """(id, text) of the message that the session's response answers."""
+        self._conversations = conversations
+        self._user_id = user_id
+
+    def restore(self, last_item_id: str | None, pending: tuple[str, str] | None, asked: tuple[str, str] | None) -> None:
+        """Go on where another session of the same conversation was left."""
+        self.last_item_id, self.pending, self.asked = last_item_id, pending, asked
+
+    async def store(self, role: Role, text: str, message_id: str | None = None) -> str:
+        """Store a message and return its id; a user's waits for an answer from now on."""
+        conversation_id, message_id = await self._conversations.add_message(
+            self._user_id, self.conversation_id, role, text, message_id=message_id
+        )
+        if self.conversation_id is None:
+            self.conversation_id = conversation_id
+        if role == "user":
+            self.pending = (message_id, text)
+        return message_id
+
+    async def show(self, socket: Socket, item: Item) -> None:
+        """Tell the client of an item that is the last of the conversation now."""
+        previous, self.last_item_id = self.last_item_id, item.id
+        conversation_id = self.conversation_id
+        for name in ("conversation.item.added", "conversation.item.done"):
+            await socket.emit(
+                lambda seq, name=name: ConversationItemEvent(name, f"event_{seq}", seq, conversation_id, previous, item)  # type: ignore[misc]
+            )
+
+    def ask_again(self) -> None:
+        """Have the message that was not answered with a word wait for an answer again, unless another does."""
+        if self.pending is None:
+            self.pending = self.asked

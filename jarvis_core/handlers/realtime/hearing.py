@@ -1,0 +1,170 @@
+"""
+Recordings of one session that are listened to.
+
+A committed recording is a user's message once its words are known. That takes a while, in a task of its own: the client
+may go on sending, and a ``response.create`` that comes meanwhile waits for the words. Recordings become messages in the
+order in which they were committed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from jarvis_core import log
+from jarvis_core.errors import InvalidRequest, Overloaded, RequestError
+from jarvis_core.handlers.failure import INTERNAL
+from jarvis_core.handlers.realtime.audio import Recording
+from jarvis_core.handlers.realtime.dialogue import MESSAGE_LIMIT_CHARS, Dialogue
+from jarvis_core.handlers.realtime.output import event_error
+from jarvis_core.handlers.realtime.socket import Socket
+from jarvis_core.handlers.realtime.wire import (
+    DurationUsage,
+    ResponseCreate,
+    SessionBody,
+    TranscriptionCompletedEvent,
+    TranscriptionFailedEvent,
+)
+from jarvis_core.models import Caller
+from jarvis_core.speech.transcription import Heard, Transcriber
+
+logger = log.get(__name__)
+
+HEARINGS_LIMIT = 4
+"""Recordings of one session that are being listened to; more are refused."""
+
+Respond = Callable[[ResponseCreate], Awaitable[None]]
+"""Begins a response, or complains to the client; raises nothing that a client can cause."""
+
+
+class PendingTranscriptions:
+    """
+    The recordings of one session whose words are not known yet, in their order, and the response that waits for them.
+
+    Owns a task for each.
+    """
+
+    def __init__(
+        self, transcriber: Transcriber, caller: Caller, socket: Socket, dialogue: Dialogue, handling: asyncio.Lock
+    ) -> None:
+        self.language: str | None = None
+        """What was spoken last."""
+        self._transcriber = transcriber
+        self._caller = caller
+        self._socket = socket
+        self._dialogue = dialogue
+        self._handling = handling
+        """Held while words change what the session is about."""
+        self._tasks: list[asyncio.Task[None]] = []
+        self._deferred: ResponseCreate | None = None
+
+    def admit(self) -> None:
+        """Raise ``Overloaded`` where no further recording may be listened to."""
+        if len(self._tasks) >= HEARINGS_LIMIT:
+            raise Overloaded("Too many recordings are being listened to; wait for their words.", retry_after_s=1)
+
+    def begin(self, item_id: str, recording: Recording, config: SessionBody, respond: Respond) -> None:
+        """
+        Listen to *recording*, which becomes the message *item_id*.
+
+        *respond* is kept until its words are known: whoever it belongs to and this would otherwise hold one another.
+        """
+        before = self._tasks[-1] if self._tasks else None
+        task = asyncio.get_running_loop().create_task(self._hear(item_id, recording, config, respond, before))
+        self._tasks.append(task)
+
+    def defer(self, event: ResponseCreate) -> bool:
+        """Return whether *event* has to wait for words, as it does from now on; raises where one waits already."""
+        if not self._tasks:
+            return False
+        if self._deferred is not None:
+            raise InvalidRequest("A response waits for the words already.", details={"path": "$.type"})
+        self._deferred = event
+        return True
+
+    def take_deferred(self) -> ResponseCreate | None:
+        """Return the response that waits for words, if any, and have it wait no longer."""
+        waiting, self._deferred = self._deferred, None
+        return waiting
+
+    def hand_over(self) -> list[asyncio.Task[None]]:
+        """Return the tasks that go on where the socket is gone, for somebody to own; nothing waits for them any more."""
+        self._deferred = None
+        return self._tasks
+
+    async def _hear(
+        self,
+        item_id: str,
+        recording: Recording,
+        config: SessionBody,
+        respond: Respond,
+        before: asyncio.Task[None] | None,
+    ) -> None:
+        """Find the words of a recording and store them; then whatever waited for them goes on."""
+        heard: Heard | None = None
+        failure: RequestError | None = None
+        try:
+            heard = await self._transcriber.transcribe_pcm(
+                recording.parts,
+                "pcm16",
+                recording.sample_rate_hz,
+                self._caller,
+                language=config.audio.input.transcription.language,
+            )
+        except RequestError as exc:
+            failure = exc.bare()
+        except Exception:
+            logger.exception("a recording was not heard through a defect", session=config.id)
+            failure = INTERNAL
+        finally:
+            recording.close()
+        if before is not None and not before.done():
+            await asyncio.wait([before])
+        async with self._handling:
+            try:
+                if heard is not None:
+                    await self._take_words(item_id, heard)
+            except RequestError as exc:
+                failure = exc.bare()
+            except Exception:
+                # Whatever went wrong, a response may wait for the end of this.
+                logger.exception("words were not stored through a defect", session=config.id)
+                failure = INTERNAL
+            if failure is not None:
+                body = event_error(failure, None)
+                await self._socket.emit(lambda seq: TranscriptionFailedEvent(f"event_{seq}", seq, item_id, body))
+            self._tasks = [task for task in self._tasks if task is not asyncio.current_task()]
+            if not self._tasks and (waiting := self.take_deferred()) is not None:
+                if failure is not None and self._dialogue.pending is None:
+                    await self._socket.complain(failure, waiting.event_id)
+                else:
+                    await respond(waiting)
+            elif heard is not None and heard.text and failure is None and config.audio.input.create_response:
+                await respond(ResponseCreate())
+
+    async def _take_words(self, item_id: str, heard: Heard) -> None:
+        """Store what was heard as the user's message, and tell the client."""
+        text = text_without_nul(heard.text)
+        if len(text) > MESSAGE_LIMIT_CHARS:
+            raise InvalidRequest(f"The recording says more than {MESSAGE_LIMIT_CHARS} characters.")
+        if text:
+            await self._dialogue.store("user", text, item_id)
+            self.language = heard.language or self.language
+        conversation_id = self._dialogue.conversation_id
+        await self._socket.emit(
+            lambda seq: TranscriptionCompletedEvent(
+                f"event_{seq}",
+                seq,
+                item_id,
+                text,
+                DurationUsage(heard.duration_ms / 1_000),
+                conversation_id,
+                heard.language,
+                heard.enhanced,
+            )
+        )
+
+
+def text_without_nul(text: str) -> str:
+    """Return *text* without NUL, which cannot be stored, and without white space around it."""
+    return text.replace("\0", "").strip()

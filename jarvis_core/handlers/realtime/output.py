@@ -1,0 +1,131 @@
+"""What a session is sent of its response: the text as it is said, or the voice that reads it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Protocol
+
+import msgspec
+
+from jarvis_core.errors import RequestError
+from jarvis_core.handlers.events import EventError, SpokenOutput, SpokenTurnEvents, TurnEvents
+from jarvis_core.handlers.failure import status_of
+from jarvis_core.handlers.realtime.wire import ErrorEvent
+from jarvis_core.models import Caller
+from jarvis_core.speech.narration import TEXT_END, Cursor, Narration
+from jarvis_core.speech.synthesis import SpeechOptions, Synthesizer
+from jarvis_core.turns.log import Reader, Step, Turn
+
+
+class Event:
+    """One event that is due: what it tells, and how it is written."""
+
+    __slots__ = ("place", "step", "write")
+
+    def __init__(self, place: Cursor, step: Step | None, write: Writer) -> None:
+        self.place = place
+        self.step = step
+        """None for a delta and the like."""
+        self.write = write
+
+
+class Writer(Protocol):
+    """Gives the JSON of an event with the number *seq*."""
+
+    def __call__(self, seq: int) -> bytes: ...
+
+
+class Output(Protocol):
+    """The events of one response for one session; which of them were sent, the session knows by their places."""
+
+    turn: Turn
+
+    @property
+    def silenced(self) -> str | None:
+        """Why it was stopped, if it was."""
+        ...
+
+    def events(self, after: Cursor) -> AsyncGenerator[Event, None]:
+        """Give what comes after the place *after*, to the end."""
+        ...
+
+    def silence(self, reason: str) -> None:
+        """Stop what goes on after the turn has ended; *reason* is as a turn's."""
+        ...
+
+
+def event_error(error: RequestError, event_id: str | None) -> EventError:
+    """Return *error*, caused by the client's event *event_id*, as events tell it."""
+    kind = "server_error" if status_of(error) >= 500 else "invalid_request_error"
+    return EventError(kind, error.code, error.message, (error.details or {}).get("path"), event_id)
+
+
+class TextOutput:
+    """The text, as it is said."""
+
+    def __init__(self, turn: Turn) -> None:
+        self.turn = turn
+        self.silenced: str | None = None
+
+    async def events(self, after: Cursor) -> AsyncGenerator[Event, None]:
+        """Give the entries of the turn's log; places are (position, 0)."""
+        reader = Reader(self.turn, max(after[0], 0))
+        events = TurnEvents(self.turn)
+        while True:
+            taken = await reader.next()
+            for position, entry in taken:
+                step = entry if isinstance(entry, Step) else None
+                yield Event((position, 0), step, lambda seq, entry=entry: events.json(seq, entry))
+            if not taken or taken[-1][1] is Step.ENDED:
+                return
+            if reader.behind:
+                # Neither a send nor ``next`` would give way; the others on this loop get their turn here.
+                await asyncio.sleep(0)
+
+    def silence(self, reason: str) -> None:
+        """Do nothing: the text ends with its turn."""
+
+
+class AudioOutput:
+    """The voice, and the words that it says."""
+
+    def __init__(
+        self, turn: Turn, synthesizer: Synthesizer, options: SpeechOptions, audio: SpokenOutput, caller: Caller
+    ) -> None:
+        self.turn = turn
+        self._narration = Narration(turn, synthesizer, options, caller)
+        self._audio = audio
+        self._events = SpokenTurnEvents(turn, audio, lambda: self._narration.silenced)
+
+    @property
+    def silenced(self) -> str | None:
+        """Why the voice was stopped, if it was."""
+        return self._narration.silenced
+
+    async def events(self, after: Cursor) -> AsyncGenerator[Event, None]:
+        """Give the narration's entries."""
+        events = self._events
+        async with aclosing(self._narration.entries(after)) as entries:
+            async for place, entry in entries:
+                if entry is Step.TEXT_DONE and after < (TEXT_END, -1):
+                    yield Event((TEXT_END, -1), None, events.audio_done_json)
+                if isinstance(entry, bytes):
+                    yield Event(place, None, lambda seq, samples=entry: events.audio_json(seq, samples))
+                    await asyncio.sleep(0)
+                elif isinstance(entry, RequestError):
+                    yield Event(place, None, lambda seq, error=entry: _complaint(seq, error))
+                else:
+                    step = entry if isinstance(entry, Step) else None
+                    if step is Step.ENDED and self._narration.voice is not None:
+                        self._audio.voice = self._narration.voice
+                    yield Event(place, step, lambda seq, entry=entry: events.json(seq, entry))
+
+    def silence(self, reason: str) -> None:
+        """Stop the voice at once."""
+        self._narration.silence(reason)
+
+
+def _complaint(seq: int, error: RequestError) -> bytes:
+    return msgspec.json.encode(ErrorEvent(f"event_{seq}", seq, event_error(error, None)))

@@ -1,0 +1,385 @@
+"""One WebSocket's session: what its client sends, and what becomes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Protocol
+
+import msgspec
+from starlette.types import Receive, Send
+
+from jarvis_core.errors import Conflict, InvalidRequest, RateLimited, RequestError
+from jarvis_core.handlers.admission import Admitted
+from jarvis_core.handlers.call import decode, text_field
+from jarvis_core.handlers.events import ContentPart, Item, SpokenOutput
+from jarvis_core.handlers.realtime.audio import InputBuffer
+from jarvis_core.handlers.realtime.config import configured, default_config
+from jarvis_core.handlers.realtime.dialogue import MESSAGE_LIMIT_CHARS, Dialogue
+from jarvis_core.handlers.realtime.hearing import PendingTranscriptions
+from jarvis_core.handlers.realtime.output import AudioOutput, Output, TextOutput
+from jarvis_core.handlers.realtime.response import ResponseStream
+from jarvis_core.handlers.realtime.snapshot import MARKS_LIMIT, SessionSnapshot
+from jarvis_core.handlers.realtime.socket import NORMAL, POLICY, TOO_LARGE, Socket
+from jarvis_core.handlers.realtime.wire import (
+    AudioAppend,
+    AudioClear,
+    AudioCommit,
+    ClearedEvent,
+    ClientEvent,
+    ClientItem,
+    CommittedEvent,
+    EventHead,
+    ItemCreate,
+    ResponseCancel,
+    ResponseCreate,
+    SessionBody,
+    SessionEvent,
+    SessionUpdate,
+)
+from jarvis_core.models import new_id
+from jarvis_core.settings import Llm
+from jarvis_core.speech.synthesis import SpeechOptions, Synthesizer
+from jarvis_core.speech.transcription import Transcriber
+from jarvis_core.turns.conversations import Conversations
+from jarvis_core.turns.log import Turn
+from jarvis_core.turns.turns import Ask, Turns
+
+TEXT_LIMIT_BYTES = 1 << 20
+BINARY_LIMIT_BYTES = 15 << 20
+
+CHARGED = (ItemCreate, ResponseCreate, AudioCommit)
+"""Events that count as a request: each stores something, or asks a neighbour."""
+REFUSALS_LIMIT = 20
+"""Events in a row that are refused for their rate; with the next one the socket is closed."""
+
+TEXT_PARTS = ("input_text", "output_text", "text")
+
+_decoder = msgspec.json.Decoder(ClientEvent)
+_head_decoder = msgspec.json.Decoder(EventHead)
+
+
+class Sessions(Protocol):
+    """What a session needs of those who keep it."""
+
+    turns: Turns
+    conversations: Conversations
+    transcriber: Transcriber
+    synthesizer: Synthesizer
+    settings: Llm
+
+    async def charge(self, admitted: Admitted) -> None:
+        """Count what somebody asks for over an open socket; raises ``RateLimited``."""
+        ...
+
+    def give_grace(self, session: Session) -> asyncio.Task[None]:
+        """Have *session* give up its turn when the time to come back is over."""
+        ...
+
+    def own(self, task: asyncio.Task[None]) -> None:
+        """Take over a task of a session whose socket is gone."""
+        ...
+
+    def keep(self, session: Session, turn: Turn) -> None:
+        """Let *turn* be resumed from *session*."""
+        ...
+
+    def forget(self, session: Session, turn: Turn) -> None:
+        """Let *turn* no longer be resumed."""
+        ...
+
+
+class Session:
+    """One client's conversation over one socket; a new one goes on where another was left."""
+
+    def __init__(self, realtime: Sessions, admitted: Admitted, conversation_id: str | None, send: Send) -> None:
+        self.id = f"sess_{new_id()}"
+        self.caller = admitted.caller
+        self._admitted = admitted
+        self._refusals = 0
+        """Events in a row that were one too many for the caller's rate."""
+        self._realtime = realtime
+        self._turns = realtime.turns
+        self._socket = Socket(send)
+        self._dialogue = Dialogue(realtime.conversations, self.caller.user_id, conversation_id)
+        self._config = default_config(self.id, conversation_id, realtime.settings)
+        self._response = ResponseStream(self._socket, self._dialogue, self._config)
+        self._grace: asyncio.Task[None] | None = None
+        self._handling = asyncio.Lock()
+        """Held while an event, or words that were heard, change what the session is about."""
+        self._buffer = InputBuffer(realtime.transcriber)
+        self._hearings = PendingTranscriptions(
+            realtime.transcriber, self.caller, self._socket, self._dialogue, self._handling
+        )
+
+    @property
+    def conversation_id(self) -> str | None:
+        """The conversation, once there is one."""
+        return self._dialogue.conversation_id
+
+    @property
+    def turn(self) -> Turn | None:
+        """The response that runs, or the last one, unless the session has let go of it."""
+        return self._response.turn
+
+    async def run(self, receive: Receive) -> None:
+        """Serve the socket until it closes."""
+        await self._show_config("session.created")
+        self._response.resume()
+        while (message := await self._socket.receive(receive)) is not None:
+            if message["type"] == "websocket.disconnect":
+                return
+            await self._receive(message.get("text"), message.get("bytes"))
+        await self.say_goodbye()
+
+    def close(self, code: int) -> None:
+        """Have the socket closed with *code* by the task that serves it."""
+        self._socket.close(code)
+
+    async def complain(self, error: RequestError) -> None:
+        """Tell the client of *error*, which no event of its own caused."""
+        await self._socket.complain(error, None)
+
+    async def say_goodbye(self) -> None:
+        """Send what is due of a response that has ended, then close the socket; waits twice ``CLOSE_TIMEOUT_S`` at most."""
+        await self._response.say_goodbye()
+        await self._socket.say_goodbye()
+
+    async def leave(self) -> None:
+        """
+        Stop sending; a response can be resumed for a while, as its end may not have arrived.
+
+        What was committed still becomes a message: the client was told that it would.
+        """
+        self._socket.leave()
+        self._buffer.clear()
+        for hearing in self._hearings.hand_over():
+            self._realtime.own(hearing)
+        await self._response.stop()
+        if self.turn is not None:
+            self._grace = self._realtime.give_grace(self)
+
+    async def give_up(self, grace_s: float) -> None:
+        """Let go of the turn after *grace_s* seconds in which nobody took it over."""
+        await asyncio.sleep(grace_s)
+        self._grace = None
+        turn, self._response.turn = self.turn, None
+        if turn is not None:
+            self._realtime.forget(self, turn)
+            await self._turns.detach(turn)
+
+    async def take_over(self, left: Session, after: int) -> None:
+        """Go on with the response of the session *left*, whose client has seen its events up to *after*."""
+        # Critical section: without an await, so that of two who come back at once the second takes over from the first.
+        self._response.take_over(left._response, after)
+        if left._grace is not None:
+            left._grace.cancel()
+            left._grace = None
+        said = left._dialogue
+        self._dialogue.restore(said.last_item_id, said.pending, said.asked)
+        self._hearings.language = left._hearings.language
+        self._config = msgspec.structs.replace(left._config, id=self.id)
+        self._socket.seq = after
+        if self.turn is not None:
+            self._realtime.keep(self, self.turn)
+        left.close(NORMAL)
+        await left._response.stop()
+
+    async def hand_over(self, after: int) -> SessionSnapshot | None:
+        """
+        Give up the response for a session on another worker, whose client has seen its events up to *after*.
+
+        The turn is let go of a while later: by then that worker follows it.
+        """
+        if self.turn is None or self._response.output is None:
+            return None
+        left = SessionSnapshot(
+            self.conversation_id,
+            self._config,
+            self._response.config,
+            self._response.marks_seen(after)[-MARKS_LIMIT:],
+            self._dialogue.last_item_id,
+            self._dialogue.pending,
+            self._dialogue.asked,
+            self._hearings.language,
+            self._response.output.silenced,
+        )
+        self._realtime.forget(self, self.turn)
+        self.close(NORMAL)
+        await self._response.stop()
+        return left
+
+    def restore(self, left: SessionSnapshot, turn: Turn, after: int) -> None:
+        """Go on with the response *turn* of a session that was *left* on another worker."""
+        self._turns.attach(turn)
+        self._dialogue.restore(left.last_item_id, left.pending, left.asked)
+        self._hearings.language = left.heard_language
+        self._config = msgspec.structs.replace(left.config, id=self.id)
+        output = self._output_of(turn, left.response_config)
+        if left.silenced is not None:
+            output.silence(left.silenced)
+        self._response.restore(turn, output, left.response_config, left.marks)
+        self._socket.seq = after
+        self._realtime.keep(self, turn)
+
+    async def _show_config(self, name: str) -> None:
+        config = msgspec.structs.replace(self._config, conversation_id=self.conversation_id)
+        await self._socket.emit(lambda seq: SessionEvent(name, f"event_{seq}", seq, config))
+
+    async def _receive(self, text: str | None, binary: bytes | None) -> None:
+        if (binary is not None and len(binary) > BINARY_LIMIT_BYTES) or (
+            text is not None and _bytes(text) > TEXT_LIMIT_BYTES
+        ):
+            self.close(TOO_LARGE)
+            return
+        event_id = None
+        try:
+            if text is None:
+                self._buffer.append(binary or b"", self._config.audio.input.format.rate)
+                return
+            raw = text.encode(errors="surrogatepass")
+            with contextlib.suppress(RequestError):
+                event_id = decode(_head_decoder, raw).event_id
+            event = decode(_decoder, raw)
+            if isinstance(event, CHARGED):
+                await self._charge()
+            async with self._handling:
+                await self._handle(event)
+        except RequestError as error:
+            await self._socket.complain(error, event_id)
+
+    async def _charge(self) -> None:
+        """Count an event that makes work; raises ``RateLimited``, and closes the socket of a client that does not care."""
+        try:
+            await self._realtime.charge(self._admitted)
+        except RateLimited:
+            self._refusals += 1
+            if self._refusals > REFUSALS_LIMIT:
+                self.close(POLICY)
+            raise
+        self._refusals = 0
+
+    async def _handle(self, event: ClientEvent) -> None:
+        match event:
+            case SessionUpdate():
+                config = configured(self._config, event.session, "$.session")
+                if self._buffer.length_bytes and config.audio.input.format != self._config.audio.input.format:
+                    raise InvalidRequest.field(
+                        "$.session.audio.input.format", "cannot change while the buffer has audio: commit or clear it"
+                    )
+                self._config = config
+                await self._show_config("session.updated")
+            case ItemCreate():
+                await self._add_item(event.item)
+            case ResponseCreate():
+                await self._respond(event)
+            case ResponseCancel():
+                await self._cancel(event)
+            case AudioAppend():
+                self._buffer.append_base64(event.audio, self._config.audio.input.format.rate)
+            case AudioCommit():
+                await self._commit()
+            case AudioClear():
+                self._buffer.clear()
+                await self._socket.emit(lambda seq: ClearedEvent(f"event_{seq}", seq))
+
+    async def _add_item(self, item: ClientItem) -> None:
+        for number, part in enumerate(item.content):
+            if part.type not in TEXT_PARTS:
+                raise InvalidRequest.field(
+                    f"$.item.content[{number}].type", "must be input_text; audio goes into the input audio buffer"
+                )
+            text_field(f"$.item.content[{number}].text", part.text or "")
+        text = "\n".join(part.text or "" for part in item.content)
+        if len(text) > MESSAGE_LIMIT_CHARS:
+            raise InvalidRequest.field("$.item.content", f"must have at most {MESSAGE_LIMIT_CHARS} characters")
+        message_id = await self._dialogue.store(item.role, text)
+        parts = [ContentPart("output_text" if item.role == "assistant" else "input_text", text)]
+        await self._dialogue.show(self._socket, Item(item.id or message_id, item.role, parts, "completed"))
+
+    async def _respond(self, event: ResponseCreate) -> None:
+        if self._response.active:
+            raise InvalidRequest(
+                "A response is active; wait for response.done or cancel it.", details={"path": "$.type"}
+            )
+        if event.response is not None and event.response.input is not None:
+            raise InvalidRequest.field("$.response.input", "is not served; use conversation.item.create")
+        config = self._config if event.response is None else configured(self._config, event.response, "$.response")
+        if self._hearings.defer(event):
+            return
+        if self._dialogue.pending is None:
+            raise InvalidRequest("There is no message to answer; create one first.", details={"path": "$.type"})
+        await self._response.wait_sent()
+        self._dialogue.asked = message_id, content = self._dialogue.pending
+        ask = Ask(
+            content=content,
+            conversation_id=self.conversation_id,
+            system_prompt=config.instructions,
+            temperature=config.temperature,
+            max_tokens=None if config.max_output_tokens == "inf" else config.max_output_tokens,
+            stored_message_id=message_id,
+        )
+        turn = await self._turns.start(ask, self.caller)
+        self._turns.attach(turn)
+        last = self.turn
+        self._dialogue.pending = None
+        self._response.begin(turn, self._output_of(turn, config), config)
+        self._realtime.keep(self, turn)
+        if last is not None:
+            self._realtime.forget(self, last)
+            await self._turns.detach(last)
+
+    def _output_of(self, turn: Turn, config: SessionBody) -> Output:
+        if config.output_modalities != ["audio"]:
+            return TextOutput(turn)
+        wanted = config.audio.output
+        options = SpeechOptions(
+            "pcm16",
+            wanted.voice,
+            self._hearings.language,
+            wanted.speed,
+            sample_rate_hz=wanted.format.rate,
+            strict=False,
+        )
+        shown = SpokenOutput(wanted.format, wanted.voice)
+        return AudioOutput(turn, self._realtime.synthesizer, options, shown, self.caller)
+
+    async def _commit(self) -> None:
+        """Make the buffer an item, and begin to listen to it."""
+        self._hearings.admit()
+        recording = self._buffer.commit(self._config.audio.input.format.rate)
+        item_id = new_id()
+        previous = self._dialogue.last_item_id
+        await self._socket.emit(lambda seq: CommittedEvent(f"event_{seq}", seq, previous, item_id))
+        await self._dialogue.show(
+            self._socket, Item(item_id, "user", [ContentPart("input_audio", transcript=None)], "completed")
+        )
+        self._hearings.begin(item_id, recording, self._config, self._respond_or_complain)
+
+    async def _respond_or_complain(self, event: ResponseCreate) -> None:
+        if self._socket.gone:
+            return
+        try:
+            await self._respond(event)
+        except RequestError as error:
+            await self._socket.complain(error, event.event_id)
+
+    async def _cancel(self, event: ResponseCancel) -> None:
+        response = self._response
+        if not response.active and event.response_id is None:
+            waiting = self._hearings.take_deferred()
+            if waiting is not None:
+                error = Conflict("The response was cancelled before it was created.")
+                await self._socket.complain(error, waiting.event_id)
+                return
+        if not response.active or response.turn is None or event.response_id not in (None, response.turn.id):
+            raise InvalidRequest("There is no such active response.", details={"path": "$.response_id"})
+        if response.output is not None:
+            response.output.silence("cancelled")
+        await self._turns.stop(response.turn)
+        # Who interrupts asks for the next response in the same breath: by then this one is over.
+        await response.wait_sent()
+
+
+def _bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode(errors="surrogatepass"))

@@ -1,0 +1,211 @@
+"""
+The WebSocket: turns in text and voice, in the vocabulary of the OpenAI Realtime API, at ``/ws`` and ``/v1/realtime``.
+
+A session has at most one active response. Its turn outlives the socket for a grace (``WS_RESUME_GRACE_S``), in which the
+client may come back with ``?resume=<response id>&after=<seq>`` and gets what it missed under the numbers that follow
+*after*; on another worker than the one that it was lost on too, which then hands the session over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from urllib.parse import parse_qs
+
+from starlette.types import Receive, Scope, Send
+
+from jarvis_core import log
+from jarvis_core.errors import InvalidRequest, NotFound, Overloaded, RateLimited, RequestError, Unauthenticated
+from jarvis_core.handlers.admission import Admission, Admitted
+from jarvis_core.handlers.failure import INTERNAL, refuse_handshake
+from jarvis_core.handlers.realtime.session import Session
+from jarvis_core.handlers.realtime.snapshot import decode, encode
+from jarvis_core.handlers.realtime.socket import CLOSE_TIMEOUT_S, DEFECT, GOING_AWAY, POLICY, TRY_AGAIN, Socket
+from jarvis_core.settings import Llm
+from jarvis_core.speech.synthesis import Synthesizer
+from jarvis_core.speech.transcription import Transcriber
+from jarvis_core.turns.conversations import Conversations
+from jarvis_core.turns.log import Turn
+from jarvis_core.turns.turns import Turns
+
+logger = log.get(__name__)
+
+SUBPROTOCOL = "realtime"
+RETRY_AFTER_S = 5
+HEAR_OUT_S = 0.1
+
+
+class Realtime:
+    """Serves the WebSockets of one worker, and keeps what their clients may come back to."""
+
+    def __init__(
+        self,
+        turns: Turns,
+        conversations: Conversations,
+        transcriber: Transcriber,
+        synthesizer: Synthesizer,
+        admission: Admission,
+        settings: Llm,
+        *,
+        resume_grace_s: float,
+        socket_limit: int,
+    ) -> None:
+        self.turns = turns
+        self.conversations = conversations
+        self.transcriber = transcriber
+        self.synthesizer = synthesizer
+        self.settings = settings
+        self.resume_grace_s = resume_grace_s
+        self._socket_limit = socket_limit
+        self._admission = admission
+        self._sessions: dict[Session, asyncio.Task[None] | None] = {}
+        """Open sockets, and the tasks that serve them."""
+        self._graces: set[asyncio.Task[None]] = set()
+        self._hearings: set[asyncio.Task[None]] = set()
+        """Recordings of lost sockets whose words are still to be stored."""
+        self._by_response: dict[str, Session] = {}
+        """Sessions whose response can be resumed, connected or in their grace."""
+
+    @property
+    def connected(self) -> int:
+        """How many sockets are open."""
+        return len(self._sessions)
+
+    async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one WebSocket from its handshake to its end."""
+        await receive()
+        query = {name: values[-1] for name, values in parse_qs(scope["query_string"].decode("latin-1")).items()}
+        subprotocol = SUBPROTOCOL if SUBPROTOCOL in (scope.get("subprotocols") or ()) else None
+        admitted: Admitted | None = None
+        try:
+            try:
+                if len(self._sessions) >= self._socket_limit:
+                    raise Overloaded("Too many WebSockets are open.", retry_after_s=RETRY_AFTER_S)
+                admitted = await self._admission.admit_socket(scope)
+                session = await self._session(admitted, query, send)
+            except (Unauthenticated, RateLimited, Overloaded) as error:
+                # A browser's script cannot see the status of a refused handshake, but it can see a closing code.
+                await send({"type": "websocket.accept", "subprotocol": subprotocol})
+                socket = Socket(send)
+                await socket.complain(error, None)
+                await _hear_out(receive)
+                socket.close(TRY_AGAIN if isinstance(error, Overloaded) else POLICY)
+                await socket.say_goodbye(error.code)
+                socket.leave()
+                return
+            except RequestError as error:
+                await refuse_handshake(send, error)
+                return
+            except Exception:
+                logger.exception("a handshake failed through a defect")
+                await refuse_handshake(send, INTERNAL)
+                return
+            await self._run(session, receive, send, subprotocol)
+        finally:
+            if admitted is not None:
+                self._admission.leave(admitted.caller)
+
+    async def charge(self, admitted: Admitted) -> None:
+        """Count what somebody asks for over an open socket; raises ``RateLimited``."""
+        await self._admission.charge(admitted)
+
+    async def _run(self, session: Session, receive: Receive, send: Send, subprotocol: str | None) -> None:
+        self._sessions[session] = asyncio.current_task()
+        try:
+            await send({"type": "websocket.accept", "subprotocol": subprotocol})
+            await session.run(receive)
+        except Exception:
+            logger.exception("a socket failed through a defect", session=session.id)
+            await session.complain(INTERNAL)
+            session.close(DEFECT)
+            await session.say_goodbye()
+        finally:
+            del self._sessions[session]
+            await session.leave()
+
+    async def close(self) -> None:
+        """Close every socket because the server goes away; clients that do not read are not waited for."""
+        for session in self._sessions:
+            session.close(GOING_AWAY)
+        tasks = [task for task in self._sessions.values() if task is not None]
+        if tasks:
+            await asyncio.wait(tasks, timeout=3 * CLOSE_TIMEOUT_S)
+        for grace in self._graces:
+            grace.cancel()
+        if self._hearings:
+            _, late = await asyncio.wait(self._hearings, timeout=3 * CLOSE_TIMEOUT_S)
+            for hearing in late:
+                hearing.cancel()
+
+    async def hand_over(self, user_id: str, response_id: str, after: int) -> bytes | None:
+        """Give up the session of a response, connected or in its grace, for one on another worker."""
+        session = self._by_response.get(response_id)
+        if session is None or session.caller.user_id != user_id:
+            return None
+        left = await session.hand_over(after)
+        return None if left is None else encode(left)
+
+    def give_grace(self, session: Session) -> asyncio.Task[None]:
+        """Have *session* give up its turn when the time to come back is over."""
+        task = asyncio.get_running_loop().create_task(session.give_up(self.resume_grace_s))
+        self._graces.add(task)
+        task.add_done_callback(self._graces.discard)
+        return task
+
+    def own(self, task: asyncio.Task[None]) -> None:
+        """Take over a task of a session whose socket is gone."""
+        self._hearings.add(task)
+        task.add_done_callback(self._hearings.discard)
+
+    def keep(self, session: Session, turn: Turn) -> None:
+        """Let *turn* be resumed from *session*."""
+        self._by_response[turn.id] = session
+
+    def forget(self, session: Session, turn: Turn) -> None:
+        """Let *turn* no longer be resumed."""
+        if self._by_response.get(turn.id) is session:
+            del self._by_response[turn.id]
+
+    async def _session(self, admitted: Admitted, query: dict[str, str], send: Send) -> Session:
+        caller = admitted.caller
+        resume = query.get("resume")
+        if resume is not None:
+            after = query.get("after", "0")
+            if not (after.isascii() and after.isdigit() and len(after) <= 12):
+                raise InvalidRequest.field("query.after", "must be the seq of the last event seen")
+            left = self._by_response.get(resume)
+            if left is None or left.caller != caller or left.turn is None:
+                self.turns.check_open()
+                taken = await self.turns.take_session(caller, resume, int(after))
+                if taken is not None:
+                    turn, data = taken
+                    parted = decode(data)
+                    session = Session(self, admitted, parted.conversation_id, send)
+                    session.restore(parted, turn, int(after))
+                    return session
+                turn = await self.turns.find(caller, resume)
+                raise NotFound(
+                    "This response can no longer be resumed here; it is to be had at /api/chat/response/{id}.",
+                    details={"response_id": turn.id, "conversation_id": turn.conversation_id},
+                )
+            session = Session(self, admitted, left.conversation_id, send)
+            await session.take_over(left, int(after))
+            return session
+        self.turns.check_open()
+        conversation_id = query.get("conversation_id")
+        if conversation_id is not None:
+            conversation_id = (await self.conversations.fetch(caller.user_id, conversation_id)).id
+        return Session(self, admitted, conversation_id, send)
+
+
+async def _hear_out(receive: Receive) -> None:
+    """
+    Take for ``HEAR_OUT_S`` what a client says that is to be closed.
+
+    It may have sent its first events at once, and a connection that is closed with these unread is reset: then the
+    client sees neither why nor the code.
+    """
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(HEAR_OUT_S):
+            while (await receive())["type"] != "websocket.disconnect":
+                pass

@@ -1,0 +1,1 @@
+"""The processes of this machine: workers, services, and what they run."""

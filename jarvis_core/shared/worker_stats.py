@@ -1,0 +1,100 @@
+"""
+What the workers of one group leave for one another: one page each, in a file in memory that their parent holds.
+
+A page is written whole about every second and read by whoever wants to know; nobody waits for anybody. The page of a
+worker that died stays until the next one in its place writes its own.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+import zlib
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+from jarvis_core.metrics import Counts
+
+State = Literal["healthy", "degraded", "unavailable"]
+
+HEAD = struct.Struct("<II")
+"""Length and checksum: a page may be read while it is written."""
+PAGE_LIMIT_BYTES = 1 << 20
+READ_ATTEMPTS = 3
+FRESH_S = 5.0
+"""Whoever has not written for so long is not there, or stands still."""
+
+
+class Note(Struct, array_like=True):
+    """One worker's page."""
+
+    written_at: float
+    """By the machine's monotonic clock, which all its processes share."""
+    counts: Counts
+    """Those before it in its place included."""
+    health: dict[str, tuple[State, float]]
+    """Of each neighbour: the state, and when it became so."""
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Note).decode
+
+
+class WorkerStats:
+    """The pages of all workers; this one's is number *mine* of *descriptors*."""
+
+    def __init__(self, descriptors: Sequence[int], mine: int) -> None:
+        self._descriptors = descriptors
+        self._mine = mine
+        before = _read(descriptors[mine]) if descriptors else None
+        self._before = Counts([], [])
+        """What those counted who had this place before."""
+        if before is not None:
+            self._before.add(before.counts, gauges=False)
+
+    def write(self, counts: Counts, health: dict[str, tuple[State, float]]) -> None:
+        """Leave this worker's page."""
+        counts.add(self._before)
+        data = _encode(Note(time.monotonic(), counts, health))
+        if len(data) <= PAGE_LIMIT_BYTES:
+            os.pwrite(self._descriptors[self._mine], HEAD.pack(len(data), zlib.crc32(data)) + data, 0)
+
+    def counts(self) -> list[Counts]:
+        """Return what the other workers have counted, and those before this one."""
+        return [self._before, *(page.counts for page in self.others())]
+
+    def others(self) -> list[Note]:
+        """Return the other workers' pages; of those who stand still only what stays counts."""
+        pages = []
+        for number, descriptor in enumerate(self._descriptors):
+            page = None if number == self._mine else _read(descriptor)
+            if page is not None:
+                if time.monotonic() - page.written_at > FRESH_S:
+                    lasting = Counts([], [])
+                    lasting.add(page.counts, gauges=False)
+                    page = Note(page.written_at, lasting, {})  # gauges and health are of a moment
+                pages.append(page)
+        return pages
+
+
+def pulse_of(descriptor: int) -> float:
+    """Return a number that changes whenever the page is written."""
+    return float(zlib.crc32(os.pread(descriptor, HEAD.size, 0)))
+
+
+def _read(descriptor: int) -> Note | None:
+    for _ in range(READ_ATTEMPTS):
+        head = os.pread(descriptor, HEAD.size, 0)
+        if len(head) < HEAD.size:
+            return None
+        length, checksum = HEAD.unpack(head)
+        if length > PAGE_LIMIT_BYTES:
+            return None
+        data = os.pread(descriptor, length, HEAD.size)
+        if len(data) == length and zlib.crc32(data) == checksum:
+            return _decode(data)
+    return None

@@ -1,0 +1,1 @@
+"""Audio to text, text to audio, and an answer spoken while it is written."""

@@ -1,0 +1,231 @@
+"""
+A turn read aloud while it is being said: sentence by sentence, its words and then their sound.
+
+The voice keeps just ahead of the listener: at most two sentences are spoken that have not begun to be heard, so that
+little is made for nothing when the listener interrupts. What the listener hears is reckoned from what was sent, by the
+clock. ``silence`` ends the voice at once; the words still come to their end, as they are stored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import AsyncExitStack, aclosing
+from typing import Any
+
+from jarvis_core import log
+from jarvis_core.codec.client import EncodedPiece
+from jarvis_core.errors import RequestError
+from jarvis_core.models import Caller, Status
+from jarvis_core.speech.synthesis import SpeechOptions, SpeechStream, Synthesizer
+from jarvis_core.turns.log import CLOSING, OPENING, Reader, Step, Turn
+from jarvis_core.words.sentences import SentenceSplitter, speakable
+
+logger = log.get(__name__)
+_failures = log.LogThrottle()
+
+AHEAD_SENTENCES = 2
+"""Spoken before their time, at most."""
+SENTENCE_CHARS = 300
+FIRST_SENTENCE_CHARS = 160
+"""The first one is waited for: rather cut in two than long."""
+CHUNK_S = 0.5
+"""Of sound in one entry."""
+
+Cursor = tuple[int, int]
+"""
+Where an entry ends: how many code points of the text have been given, and how many bytes of the last sentence's sound.
+
+Steps before the text have negative ones, those after it come at ``TEXT_END``.
+"""
+START: Cursor = (-3, 0)
+WHOLE = 1 << 62
+"""In place of the bytes, once a sentence's sound has been given to its end."""
+TEXT_END = 1 << 62
+
+Narrated = Step | str | bytes | RequestError
+"""A step of the turn, a sentence, some of its sound (16-bit samples), or why there is no more sound."""
+
+
+class Narration:
+    """One turn read aloud to one listener."""
+
+    def __init__(self, turn: Turn, synthesizer: Synthesizer, options: SpeechOptions, caller: Caller) -> None:
+        self.turn = turn
+        self.silenced: str | None = None
+        """Why the voice was stopped before it had said everything, in the words of a turn's reason."""
+        self._synthesizer = synthesizer
+        self._options = options
+        self._caller = caller
+        self._sentences: list[str] = []
+        self._collected = False
+        """Whether all sentences are there: the turn has ended."""
+        self._changed = asyncio.Event()
+        self._quiet = asyncio.Event()
+        self._begins: list[float] = []
+        """When each sentence begins to be heard."""
+        self._heard_until = 0.0
+        """When the listener will have heard all that was sent."""
+        self._utterer: SpeechStream | None = None
+        self._said_chars = 0
+
+    @property
+    def voice(self) -> str | None:
+        """Who speaks, once somebody has spoken."""
+        return None if self._utterer is None else self._utterer.voice
+
+    def silence(self, reason: str) -> None:
+        """Stop the voice; what is being spoken is given up."""
+        if not self._quiet.is_set():
+            self.silenced = reason
+            self._quiet.set()
+            self._changed.set()
+
+    async def entries(self, after: Cursor = START) -> AsyncGenerator[tuple[Cursor, Narrated], None]:
+        """
+        Give (place, entry) of all that comes after the place *after*, to the turn's end.
+
+        A listener that comes back in the middle of a sentence gets the rest of its sound, spoken anew. Close the
+        iterator to stop; one at a time.
+        """
+        loop = asyncio.get_running_loop()
+        self._sentences, self._begins, self._said_chars, self._collected = [], [], 0, False
+        self._heard_until, self._utterer = 0.0, None
+        collecting = loop.create_task(self._collect())
+        stack = AsyncExitStack()
+        try:
+            if after < (-2, 0):
+                yield (-2, 0), Step.CREATED
+            await self._until_opened()
+            if self.turn.opened:
+                for place, step in zip(((-1, 0), (0, 0)), OPENING, strict=True):
+                    if after < place:
+                        yield place, step
+                async with aclosing(self._speak(stack, after)) as spoken:
+                    async for place, entry in spoken:
+                        yield place, entry
+                await collecting
+                rest = self.turn.text()[max(self._said_chars, after[0]) :]
+                if rest:
+                    yield (len(self.turn.text()), WHOLE), rest
+            else:
+                await collecting
+            steps = (*(CLOSING if self.turn.opened else ()), Step.ENDED)
+            for number, step in enumerate(steps):
+                place = (TEXT_END, number)
+                if after < place:
+                    yield place, step
+        finally:
+            collecting.cancel()
+            await stack.aclose()
+
+    async def _collect(self) -> None:
+        """Cut the turn's text into sentences as it arrives."""
+        reader = Reader(self.turn)
+        splitter = SentenceSplitter(limit_chars=SENTENCE_CHARS, first_limit_chars=FIRST_SENTENCE_CHARS)
+        try:
+            ended = False
+            while not ended:
+                taken = await reader.next()
+                ended = not taken or taken[-1][1] is Step.ENDED
+                for _, entry in taken:
+                    if isinstance(entry, str):
+                        self._sentences += splitter.feed(entry)
+                self._changed.set()
+            self._sentences += splitter.end()
+            if self.turn.status is Status.CANCELLED:
+                self.silence(self.turn.reason)
+        finally:
+            # Also after a defect: whoever waits for a sentence is to see it.
+            self._collected = True
+            self._changed.set()
+
+    async def _until_opened(self) -> None:
+        while not (self.turn.opened or self._collected):
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def _next_sentence(self, index: int) -> str | None:
+        """Wait for the sentence; None when there is none, or the voice is to stop."""
+        while not self._quiet.is_set():
+            if index < len(self._sentences):
+                return self._sentences[index]
+            if self._collected:
+                return None
+            self._changed.clear()
+            await self._changed.wait()
+        return None
+
+    async def _speak(self, stack: AsyncExitStack, after: Cursor) -> AsyncGenerator[tuple[Cursor, Narrated], None]:
+        """Give the sentences and their sound, until all is said or the voice is to stop."""
+        index = 0
+        muted = False
+        while (sentence := await self._next_sentence(index)) is not None:
+            index += 1
+            end = self._said_chars + len(sentence)
+            if (end, WHOLE) <= after:
+                self._said_chars = end
+                continue
+            heard_bytes = after[1] if end == after[0] else 0
+            piece: EncodedPiece | None = None
+            failure: RequestError | None = None
+            words = "" if muted else speakable(sentence)
+            if words:
+                try:
+                    piece = await self._unless_quiet(self._say(stack, words))
+                except RequestError as exc:
+                    failure = exc
+                else:
+                    if piece is None:
+                        return
+            self._said_chars = end
+            if end != after[0]:
+                yield (end, 0 if piece is not None else WHOLE), sentence
+            if failure is not None:
+                # From here on there are words only.
+                muted = True
+                held_back = _failures.held_back(failure.code)
+                if held_back is not None:
+                    logger.info("a voice failed", response_id=self.turn.id, error=failure.message, held_back=held_back)
+                yield (end, WHOLE), failure
+            if piece is not None:
+                self._begin_to_be_heard(piece.duration_ms / 1_000)
+                chunk_bytes = 2 * round(CHUNK_S * piece.sample_rate_hz)
+                for start in range(heard_bytes, len(piece.data), chunk_bytes):
+                    if self._quiet.is_set():
+                        return
+                    stop = start + chunk_bytes
+                    yield (end, stop if stop < len(piece.data) else WHOLE), piece.data[start:stop]
+
+    async def _say(self, stack: AsyncExitStack, words: str) -> EncodedPiece:
+        """Speak *words* once the listener is near enough."""
+        if len(self._begins) >= AHEAD_SENTENCES:
+            await asyncio.sleep(self._begins[-AHEAD_SENTENCES] - asyncio.get_running_loop().time())
+        if self._utterer is None:
+            self._utterer = await stack.enter_async_context(self._synthesizer.open_stream(self._options, self._caller))
+        piece = await self._utterer.say(words)
+        # Each sentence is whole by itself, to the last sample that a resampler holds back: so it sounds the same, and is
+        # as long, for a listener that comes back in the middle of it.
+        rest = await self._utterer.finish()
+        return EncodedPiece(piece.data + rest.data, piece.duration_ms, piece.sample_rate_hz)
+
+    async def _unless_quiet(self, saying: Coroutine[Any, Any, EncodedPiece]) -> EncodedPiece | None:
+        """Return what *saying* returns; None, and it is cancelled, when the voice is to stop first."""
+        loop = asyncio.get_running_loop()
+        said = loop.create_task(saying)
+        quiet = loop.create_task(self._quiet.wait())
+        try:
+            await asyncio.wait([said, quiet], return_when=asyncio.FIRST_COMPLETED)
+            return None if self._quiet.is_set() else said.result()
+        finally:
+            quiet.cancel()
+            if not said.done():
+                said.cancel()
+                await asyncio.wait([said])
+            elif not said.cancelled():
+                said.exception()  # it was looked at, also where silence came first
+
+    def _begin_to_be_heard(self, duration_s: float) -> None:
+        begin = max(asyncio.get_running_loop().time(), self._heard_until)
+        self._heard_until = begin + duration_s
+        self._begins.append(begin)

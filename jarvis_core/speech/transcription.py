@@ -1,0 +1,222 @@
+"""
+Transcription: audio in, text out.
+
+Decoded audio goes window by window through the audio engine, where that is well, and to the speech model; what nobody
+said is never asked for, because speech models invent words for silence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from typing import Literal
+
+from msgspec import Struct
+
+from jarvis_core import log
+from jarvis_core.codec.client import Clip, Codec, Window
+from jarvis_core.errors import Overloaded, RequestError
+from jarvis_core.models import Caller, Enhancer, Segment, SpeechToText
+from jarvis_core.settings import Speech
+from jarvis_core.words.languages import language_code
+
+logger = log.get(__name__)
+
+CLIP_LIMIT_S = 600.0
+"""Ten minutes: the API's limit."""
+CLIP_LIMIT_BYTES = 25 << 20
+ROOM_STEP_BYTES = 1 << 20
+READING_TIMEOUT_S = 60.0
+
+
+class Heard(Struct, frozen=True):
+    """What a clip says."""
+
+    text: str
+    """Empty where nobody speaks."""
+    language: str
+    confidence: float
+    """0..1, weighed by the length of what was heard; 0 for silence."""
+    duration_ms: int
+    segments: list[Segment]
+    enhanced: bool
+    """Whether all that was transcribed had passed through the audio engine."""
+
+
+class Transcriber:
+    """Hears; holds at most ``buffer_limit_bytes`` of audio at a time."""
+
+    def __init__(self, codec: Codec, listener: SpeechToText, enhancer: Enhancer | None, settings: Speech) -> None:
+        self._codec = codec
+        self._listener = listener
+        self._enhancer = enhancer
+        self._settings = settings
+        self._held_bytes = 0
+        self._reading: dict[str, tuple[asyncio.Lock, int]] = {}
+        """By user: whose upload is being read, and how many of theirs are or wait."""
+
+    @contextmanager
+    def reserve_buffer(self, length_bytes: int) -> Iterator[None]:
+        """Reserve room for so many bytes of audio that are about to arrive; raises ``Overloaded``."""
+        if self._held_bytes + length_bytes > self._settings.buffer_limit_bytes:
+            raise Overloaded("Too much audio is being worked on; try again in a moment.", retry_after_s=2)
+        self._held_bytes += length_bytes
+        try:
+            yield
+        finally:
+            self._held_bytes -= length_bytes
+
+    @contextmanager
+    def growing_room(self) -> Iterator[Callable[[int], None]]:
+        """
+        Lend what reserves room as audio arrives: it is told how many bytes there are, and raises ``Overloaded``.
+
+        Whoever only says that much will come takes nothing from the others.
+        """
+        reserved = 0
+        with ExitStack() as rooms:
+
+            def grow(length_bytes: int) -> None:
+                nonlocal reserved
+                if length_bytes > reserved:
+                    step = max(length_bytes - reserved, min(ROOM_STEP_BYTES, reserved))
+                    rooms.enter_context(self.reserve_buffer(step))
+                    reserved += step
+
+            yield grow
+
+    def expect(self, *, upload: bool = False) -> None:
+        """Have the codec ready: a file is on its way, or else samples."""
+        if upload:
+            self._codec.expect_upload()
+        else:
+            self._codec.start()
+
+    async def transcribe_upload(
+        self,
+        parts: Sequence[bytes],
+        content_type: str,
+        caller: Caller,
+        *,
+        language: str | None = None,
+        sample_rate_hz: int | None = None,
+        format_hint: str | None = None,
+    ) -> Heard:
+        """
+        Return what the body of a request says.
+
+        Raises ``InvalidJson``, ``InvalidRequest``, ``TooLarge`` or ``UnsupportedMediaType`` for a body that is not
+        audio, and what ``SpeechToText`` raises.
+        """
+        async with self._turn_of(caller):
+            clip = await self._codec.decode_upload(
+                parts,
+                content_type,
+                sample_rate_hz=sample_rate_hz,
+                format_hint=format_hint,
+                limit_s=CLIP_LIMIT_S,
+                limit_bytes=CLIP_LIMIT_BYTES,
+            )
+        return await self._transcribe(clip, clip.language or language, caller)
+
+    @asynccontextmanager
+    async def _turn_of(self, caller: Caller) -> AsyncIterator[None]:
+        """
+        Wait until no other upload of *caller* is being read: who sends many has them read one after another.
+
+        Raises ``Overloaded`` after ``READING_TIMEOUT_S``.
+        """
+        lock, waiting = self._reading.get(caller.user_id, (asyncio.Lock(), 0))
+        self._reading[caller.user_id] = lock, waiting + 1
+        try:
+            try:
+                async with asyncio.timeout(READING_TIMEOUT_S):
+                    await lock.acquire()
+            except TimeoutError as exc:
+                raise Overloaded("Your other recordings are still being read.", retry_after_s=5) from exc
+            try:
+                yield
+            finally:
+                lock.release()
+        finally:
+            lock, waiting = self._reading[caller.user_id]
+            if waiting > 1:
+                self._reading[caller.user_id] = lock, waiting - 1
+            else:
+                del self._reading[caller.user_id]
+
+    async def transcribe_pcm(
+        self,
+        parts: Sequence[bytes],
+        encoding: Literal["pcm16", "f32"],
+        sample_rate_hz: int,
+        caller: Caller,
+        *,
+        language: str | None = None,
+    ) -> Heard:
+        """Return what samples say; raises as ``transcribe_upload`` does."""
+        clip = await self._codec.decode_pcm(parts, encoding, sample_rate_hz, limit_s=CLIP_LIMIT_S)
+        return await self._transcribe(clip, language, caller)
+
+    async def _transcribe(self, clip: Clip, language: str | None, caller: Caller) -> Heard:
+        # A small file may be a long clip.
+        with self.reserve_buffer(sum(len(window.audio) for window in clip.windows)):
+            return await self._hear(clip, language, caller)
+
+    async def _hear(self, clip: Clip, language: str | None, caller: Caller) -> Heard:
+        asked = language_code(language or self._settings.default_language)
+        texts: list[str] = []
+        segments: list[Segment] = []
+        spoken_ms = 0
+        weighed = 0.0
+        heard_language = "" if asked is None else asked
+        enhanced = True
+        for window in clip.windows:
+            if not window.audio:
+                continue
+            audio = await self._enhance(window)
+            enhanced = enhanced and audio is not None
+            transcript = await self._listener.transcribe(audio or window.audio, asked, caller)
+            if transcript.text:
+                texts.append(transcript.text)
+            segments += [
+                Segment(
+                    min(window.start_ms + max(part.start_ms, 0), clip.duration_ms),
+                    min(window.start_ms + max(part.end_ms, 0), clip.duration_ms),
+                    part.text,
+                )
+                for part in transcript.segments
+            ]
+            if not spoken_ms:
+                heard_language = transcript.language or heard_language
+            spoken_ms += window.duration_ms
+            weighed += transcript.confidence * window.duration_ms
+        return Heard(
+            text=" ".join(texts).replace("\0", ""),
+            language=heard_language,
+            confidence=round(weighed / spoken_ms, 4) if spoken_ms else 0.0,
+            duration_ms=clip.duration_ms,
+            segments=segments,
+            enhanced=enhanced and spoken_ms > 0,
+        )
+
+    async def _enhance(self, window: Window) -> bytes | None:
+        """Return a window's samples without their noise; None where the engine is absent, late or wrong."""
+        if self._enhancer is None:
+            return None
+        answer = await self._enhancer.enhance(window.audio, window.duration_ms / 1_000)
+        if answer is None:
+            return None
+        # Base64 tells the number of samples: 4 bytes each, 4 characters for 3 bytes.
+        samples = (len(window.audio) // 4 * 3 - window.audio[-2:].count(b"=")) // 4
+        try:
+            checked, complaint = await self._codec.check_enhanced(answer, samples)
+        except RequestError as exc:
+            # Nothing that is only for the better makes a call fail.
+            logger.info("an enhanced clip was not checked", error=exc.message)
+            return None
+        if complaint:
+            self._enhancer.reject(complaint)
+            return None
+        return checked

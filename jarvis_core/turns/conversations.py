@@ -1,0 +1,76 @@
+"""Conversations: making, finding, changing and deleting them, and what was said in them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from jarvis_core.models import Conversation, Message, Role, new_id, title_from
+from jarvis_core.store.conversations import ConversationStore
+from jarvis_core.turns.turns import Turns
+
+NEW_TITLE = "New conversation"
+
+
+class Conversations:
+    """The conversations of all users; every call is scoped to one of them, and raises ``NotFound`` for another's."""
+
+    def __init__(self, store: ConversationStore, turns: Turns) -> None:
+        self._store = store
+        self._turns = turns
+
+    async def create(self, owner: str, title: str | None = None) -> Conversation:
+        """Store an empty conversation."""
+        return await self._store.create(owner, new_id(), NEW_TITLE if title is None else title)
+
+    async def fetch(self, owner: str, conversation_id: str) -> Conversation:
+        """Return one conversation."""
+        return await self._store.fetch(owner, conversation_id)
+
+    async def fetch_page(
+        self, owner: str, *, limit: int, after: tuple[datetime, str] | None, query: str | None, archived: bool | None
+    ) -> tuple[list[Conversation], bool]:
+        """
+        Return at most *limit* conversations, the newest first, and whether there are more.
+
+        *after* is the (updated_at, id) of the last one seen.
+        """
+        found = await self._store.fetch_page(owner, limit=limit + 1, after=after, query=query, archived=archived)
+        return found[:limit], len(found) > limit
+
+    async def change(
+        self, owner: str, conversation_id: str, *, title: str | None, archived: bool | None
+    ) -> Conversation:
+        """Change what is not None."""
+        return await self._store.change(owner, conversation_id, title=title, archived=archived)
+
+    async def delete(self, owner: str, conversation_id: str) -> None:
+        """Remove a conversation with its messages; a turn that runs in it, on whatever worker, is cancelled first."""
+        turn = await self._turns.find_running(owner, conversation_id)
+        if turn is not None:
+            await self._turns.stop(turn, reason="conversation_deleted")
+        await self._store.delete(owner, conversation_id)
+        self._turns.forget_conversation(owner, conversation_id)
+
+    async def fetch_history(
+        self, owner: str, conversation_id: str, *, limit: int, after: int
+    ) -> tuple[list[Message], int | None]:
+        """
+        Return at most *limit* messages after the position *after*, the oldest first.
+
+        Also returns the position to go on after, None at the end.
+        """
+        return await self._store.fetch_history(owner, conversation_id, limit=limit, after=after)
+
+    async def add_message(
+        self, owner: str, conversation_id: str | None, role: Role, content: str, *, message_id: str | None = None
+    ) -> tuple[str, str]:
+        """
+        Store a message that no turn has to answer yet; no conversation makes one, and no id a new one.
+
+        Returns the ids of the conversation and the message.
+        """
+        message_id = message_id or new_id()
+        title = title_from(content) if conversation_id is None else None
+        conversation_id = conversation_id or new_id()
+        await self._store.add_message(owner, conversation_id, title, message_id, role, content)
+        return conversation_id, message_id

@@ -1,0 +1,424 @@
+"""
+Turns that run on other workers: followed and stopped from here, and ours from there.
+
+A turn belongs to the worker that began it. Whoever is asked for somebody else's makes a ``RemoteTurn``: a log like any
+other, so that every kind of reader works on it, filled with what its worker sends by mail (``shared/cache.py``). Nothing is
+sent unless somebody asks. Mail may be lost, and a worker may die: a remote turn that hears nothing looks into the store every
+half second, which has the text up to a second ago, and the end once there is one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from functools import partial
+
+import msgspec
+
+from jarvis_core import log
+from jarvis_core.errors import BadGateway, RequestError, Unavailable, of_code
+from jarvis_core.models import Caller, Status, TurnRecord
+from jarvis_core.shared.cache import MAILBOX_TTL_S, Cache
+from jarvis_core.store.turns import TurnStore
+from jarvis_core.turns.log import Reader, Turn
+from jarvis_core.turns.mail import (
+    Alive,
+    Cancel,
+    Ended,
+    Follow,
+    Leave,
+    Message,
+    Progress,
+    SessionTaken,
+    TakeSession,
+    Unknown,
+    decode,
+    encode,
+)
+from jarvis_core.turns.remote_turn import LocalTurns, RemoteTurn
+
+logger = log.get(__name__)
+
+BATCH_S = 0.02
+"""What a turn says in so long is sent together."""
+ALIVE_INTERVAL_S = 1.0
+"""Between two words to those who follow something here, whether or not there is news."""
+SILENCE_S = 2.5
+"""A worker that has not been heard of for so long may be dead."""
+LOOK_INTERVAL_S = 0.5
+"""Between two looks into the store for those who hear nothing."""
+LOOK_TURNS = 200
+"""In one statement."""
+FIRST_WORD_S = 0.5
+"""Longest wait for a turn's own worker before what the store has is shown."""
+LAST_WORD_S = 0.5
+"""Longest wait at the end for mail that tells of ends."""
+IDLE_S = 1.0
+"""A remote turn without readers is kept for as long."""
+CANCEL_LIMIT_S = 8.0
+"""Longest wait for the end of a turn that was cancelled elsewhere."""
+CANCEL_REPEAT_S = 1.0
+SESSION_LIMIT_S = 2.0
+"""Longest wait for what is left of a session."""
+MOVED_LIMIT = 1_000
+HOPS_LIMIT = 8
+LOST_S = 30.0
+"""Where neither the worker nor the store can be asked for so long, readers are told so."""
+RETRY_AFTER_S = 2
+
+
+class RemoteTurns:
+    """
+    The other workers' turns, as this one sees them, and this one's for the others.
+
+    Owns a task for each turn that others follow, for each that they stop, and one that looks after the remotes.
+    """
+
+    def __init__(self, store: TurnStore, cache: Cache) -> None:
+        self._store = store
+        self._cache = cache
+        self._turns: LocalTurns | None = None
+        self._remote: dict[tuple[str, str], RemoteTurn] = {}
+        """By user and turn."""
+        self._heard: dict[str, float] = {}
+        """When each worker was last heard of."""
+        self._forwards: dict[tuple[str, str], asyncio.Task[None]] = {}
+        """What is sent: by worker and turn."""
+        self._work: set[asyncio.Task[None]] = set()
+        self._keeper: asyncio.Task[None] | None = None
+        self.hand_over: Callable[[str, str, int], Awaitable[bytes | None]] | None = None
+        """Gives up a session, asked with user, response and the last event seen, for who goes on with it."""
+        self._moved: OrderedDict[str, str] = OrderedDict()
+        """Where the sessions of responses went that were here."""
+        self._questions: dict[int, asyncio.Future[bytes | None]] = {}
+
+    @property
+    def followed(self) -> int:
+        """How many turns of other workers are followed from here."""
+        return len(self._remote)
+
+    def serve(self, turns: LocalTurns) -> None:
+        """Let other workers follow and stop *turns*; from now on mail is read."""
+        self._turns = turns
+        self._cache.on_mail(self._receive, self._lose)
+        self._keeper = asyncio.get_running_loop().create_task(self._keep())
+
+    async def close(self) -> None:
+        """End everything that goes on for others, once they were told of what has ended here."""
+        if self._forwards:
+            await asyncio.wait(self._forwards.values(), timeout=LAST_WORD_S)
+        tasks = [*self._work, *([self._keeper] if self._keeper is not None else [])]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        if self._work:
+            # Those who followed are counted out.
+            await asyncio.wait(self._work, timeout=LAST_WORD_S)
+
+    # What others run
+
+    async def follow(self, caller: Caller, record: TurnRecord) -> Turn:
+        """Return the running turn *record* as its worker tells of it; waits for its first word for half a second."""
+        name = (caller.user_id, record.id)
+        remote = self._remote.get(name)
+        if remote is None:
+            remote = self._remote[name] = RemoteTurn(caller, record)
+            remote.extend(0, record.content)
+            remote.left_at = remote.told_at = asyncio.get_running_loop().time()
+            self._ask(remote)
+        if not remote.synced.is_set() and self._cache.state == "healthy":
+            try:
+                async with asyncio.timeout(FIRST_WORD_S):
+                    await remote.synced.wait()
+            except TimeoutError:
+                remote.needs_store_check = True
+        return remote
+
+    def let_go(self, remote: RemoteTurn) -> None:
+        """Note that the last reader has left; somebody may still come back."""
+        remote.left_at = asyncio.get_running_loop().time()
+
+    async def stop(self, remote: RemoteTurn, reason: str) -> None:
+        """
+        Have the turn's worker stop it; returns when the end is stored.
+
+        Raises ``Unavailable`` where that worker cannot be reached, or does not come to an end.
+        """
+        remote.readers += 1
+        reachable = self._cache.state == "healthy"
+        try:
+            async with asyncio.timeout(CANCEL_LIMIT_S if reachable else CANCEL_REPEAT_S):
+                while not remote.ended:
+                    self._post(remote.worker_id, Cancel(remote.id, remote.caller.user_id, reason))
+                    ended = asyncio.ensure_future(remote.wait_ended())
+                    await asyncio.wait([ended], timeout=CANCEL_REPEAT_S)
+                    ended.cancel()
+        except TimeoutError as exc:
+            raise Unavailable(
+                "This response is made by another worker, which cannot be reached now.", retry_after_s=RETRY_AFTER_S
+            ) from exc
+        finally:
+            remote.readers -= 1
+            self.let_go(remote)
+
+    async def take_session(self, worker_id: str, caller: Caller, turn_id: str, after: int) -> bytes | None:
+        """Take the session of a response from another worker; None where it is not to be had within two seconds."""
+        question = len(self._questions)
+        while question in self._questions:
+            question += 1
+        future: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
+        self._questions[question] = future
+        try:
+            message = TakeSession(question, self._store.worker_id, turn_id, caller.user_id, after)
+            if not self._post(worker_id, message):
+                return None
+            async with asyncio.timeout(SESSION_LIMIT_S):
+                left = await future
+            if left is not None:
+                self._moved.pop(turn_id, None)
+            return left
+        except TimeoutError:
+            return None
+        finally:
+            del self._questions[question]
+
+    def moved_to(self, turn_id: str) -> str | None:
+        """Return the worker that a response's session was given to from here."""
+        return self._moved.get(turn_id)
+
+    async def _part(self, message: TakeSession) -> None:
+        left = None if self.hand_over is None else await self.hand_over(message.user, message.turn, message.after)
+        if left is not None:
+            self._moved[message.turn] = message.worker
+            while len(self._moved) > MOVED_LIMIT:
+                self._moved.popitem(last=False)
+        elif (now_at := self._moved.get(message.turn)) is not None and message.hops < HOPS_LIMIT:
+            self._post(now_at, msgspec.structs.replace(message, hops=message.hops + 1))
+            return
+        self._post(message.worker, SessionTaken(message.question, left))
+
+    def _ask(self, remote: RemoteTurn) -> None:
+        self._post(remote.worker_id, Follow(remote.id, remote.caller.user_id, len(remote.text())))
+
+    def _post(self, worker_id: str, message: Message) -> bool:
+        return bool(worker_id) and self._cache.post(worker_id, encode(message))
+
+    # Mail
+
+    def _receive(self, sender: str, data: bytes) -> None:
+        message = decode(data)
+        now = self._heard[sender] = asyncio.get_running_loop().time()
+        match message:
+            case Follow():
+                self._forward(sender, message)
+            case Leave():
+                if (task := self._forwards.get((sender, message.turn))) is not None:
+                    task.cancel()
+            case Cancel():
+                self._own(partial(self._cancel, sender, message))
+            case TakeSession():
+                self._own(partial(self._part, message))
+            case SessionTaken():
+                if (future := self._questions.get(message.question)) is not None and not future.done():
+                    future.set_result(message.left)
+            case Alive():
+                sent = set(message.turns)
+                for remote in self._turns_of(sender):
+                    remote.needs_store_check = remote.needs_store_check or remote.id not in sent
+            case _:
+                for remote in self._turns_of(sender, message.turn):
+                    remote.told_at = now
+                    self._take(remote, message)
+
+    def _take(self, remote: RemoteTurn, message: Progress | Ended | Unknown) -> None:
+        remote.synced.set()
+        if isinstance(message, Unknown):
+            remote.needs_store_check = True
+        elif not remote.extend(message.at, message.text):
+            self._ask(remote)
+        elif isinstance(message, Progress):
+            remote.memories = message.memories
+        elif not remote.ended:
+            remote.tokens, remote.model, remote.memories = message.tokens, message.model, message.memories
+            error = None if message.error is None else of_code(*message.error)
+            self._end(remote, message.status, message.reason, error, message.ended_at)
+
+    def _turns_of(self, worker_id: str, turn_id: str | None = None) -> list[RemoteTurn]:
+        return [
+            remote
+            for (_, name), remote in self._remote.items()
+            if remote.worker_id == worker_id and turn_id in (None, name)
+        ]
+
+    def _lose(self, worker_id: str) -> None:
+        """Take note that a worker has no mailbox: it is dead, or has lost its Redis."""
+        self._heard.pop(worker_id, None)
+        loop = asyncio.get_running_loop()
+        for name, task in self._forwards.items():
+            if name[0] == worker_id:
+                # It may only have lost it together with Redis, and ask again.
+                loop.call_later(SILENCE_S, task.cancel)
+        for remote in self._turns_of(worker_id):
+            remote.synced.set()
+            remote.needs_store_check = True
+
+    # What runs here, for others
+
+    def _forward(self, sender: str, follow: Follow) -> None:
+        """Send what a turn says; whoever asks again, from another place, is sent it from there."""
+        name = (sender, follow.turn)
+        turn = None if self._turns is None else self._turns.get(follow.user, follow.turn)
+        if turn is None or self._turns is None:
+            self._post(sender, Unknown(follow.turn))
+            return
+        # Before the one that it replaces is counted out: a turn that nobody follows is cancelled.
+        self._turns.attach(turn)
+        before = self._forwards.pop(name, None)
+        task = self._forwards[name] = self._own(partial(self._send, sender, turn, follow.at))
+        task.add_done_callback(lambda _: self._forwarded(name, task, turn))
+        if before is not None:
+            before.cancel()
+
+    def _forwarded(self, name: tuple[str, str], task: asyncio.Task[None], turn: Turn) -> None:
+        if self._forwards.get(name) is task:
+            del self._forwards[name]
+        if self._turns is not None:
+            self._own(partial(self._turns.detach, turn))
+
+    async def _send(self, sender: str, turn: Turn, at: int) -> None:
+        loop = asyncio.get_running_loop()
+        reader = Reader(turn)
+        first = True
+        posted_at = loop.time()
+        while loop.time() - posted_at < MAILBOX_TTL_S:
+            reader.take()
+            ended, text = turn.ended, turn.text()
+            if ended or first or len(text) > at:
+                message = _ended(turn, at, text[at:]) if ended else Progress(turn.id, at, text[at:], turn.memories)
+                if not self._post(sender, message):
+                    await asyncio.sleep(LOOK_INTERVAL_S)
+                    continue
+                if ended:
+                    return
+                at, first = len(text), False
+            await asyncio.sleep(BATCH_S)
+            if len(turn.text()) == at:
+                await reader.next()
+            posted_at = loop.time()
+
+    async def _cancel(self, sender: str, cancel: Cancel) -> None:
+        turn = None if self._turns is None else self._turns.get(cancel.user, cancel.turn)
+        if turn is None or self._turns is None:
+            self._post(sender, Unknown(cancel.turn))
+        else:
+            await self._turns.stop(turn, Status.CANCELLED, cancel.reason)
+
+    def _own(self, work: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(_logged(work))
+        self._work.add(task)
+        task.add_done_callback(self._work.discard)
+        return task
+
+    # Looking after all that
+
+    async def _keep(self) -> None:
+        """Tell followers that this worker lives, and look into the store for remotes that hear nothing."""
+        loop = asyncio.get_running_loop()
+        alive_at = 0.0
+        while True:
+            await asyncio.sleep(LOOK_INTERVAL_S)
+            try:
+                if loop.time() >= alive_at and self._forwards:
+                    alive_at = loop.time() + ALIVE_INTERVAL_S
+                    for follower in {follower for follower, _ in self._forwards}:
+                        self._post(follower, Alive([turn for who, turn in self._forwards if who == follower]))
+                if self._remote:
+                    self._drop_idle(loop.time())
+                    await self._check_store(loop.time())
+                elif self._heard:
+                    self._heard.clear()
+            except RequestError:
+                self._give_up(loop.time())
+            except Exception:
+                logger.exception("turns of other workers were not looked after through a defect")
+
+    def _drop_idle(self, now: float) -> None:
+        for name, remote in list(self._remote.items()):
+            if remote.readers == 0 and (remote.ended or now - remote.left_at > IDLE_S):
+                del self._remote[name]
+                if not remote.ended:
+                    self._post(remote.worker_id, Leave(remote.id))
+
+    async def _check_store(self, now: float) -> None:
+        quiet = [
+            remote
+            for remote in self._remote.values()
+            if not remote.ended
+            and (
+                remote.needs_store_check
+                or self._cache.state != "healthy"
+                or now - max(self._heard.get(remote.worker_id, 0.0), remote.told_at) > SILENCE_S
+            )
+        ]
+        for start in range(0, len(quiet), LOOK_TURNS):
+            batch = quiet[start : start + LOOK_TURNS]
+            records = {record.id: record for record in await self._store.fetch_many([one.id for one in batch])}
+            for remote in batch:
+                remote.needs_store_check = False
+                if not remote.ended:
+                    self._compare(remote, records.get(remote.id), now)
+
+    def _compare(self, remote: RemoteTurn, record: TurnRecord | None, now: float) -> None:
+        """Bring *remote* to where the store is, and ask the turn's worker anew."""
+        if record is None:
+            self._end(remote, Status.CANCELLED, "conversation_deleted", None, None)
+            return
+        if record.content.startswith(remote.text()):
+            remote.extend(0, record.content)
+        if record.status is Status.RUNNING:
+            remote.worker_id = record.worker or ""
+            if self._cache.state != "healthy" or self._heard.get(remote.worker_id, 0.0) < now - SILENCE_S:
+                # Nobody else tells of it.
+                remote.needs_store_check = True
+            remote.told_at = now
+            self._ask(remote)
+            return
+        remote.tokens, remote.model, remote.memories = record.tokens, record.model, record.memories
+        error = BadGateway(record.error or "The turn failed.") if record.status is Status.FAILED else None
+        self._end(remote, record.status, record.reason or "", error, record.ended_at)
+
+    def _give_up(self, now: float) -> None:
+        """Tell readers whose turn nobody knows anything of."""
+        for remote in list(self._remote.values()):
+            if not remote.ended and now - max(self._heard.get(remote.worker_id, 0.0), remote.told_at) > LOST_S:
+                error = Unavailable(
+                    "The worker that makes this response cannot be reached.", retry_after_s=RETRY_AFTER_S
+                )
+                self._end(remote, Status.INCOMPLETE if remote.text() else Status.FAILED, "unavailable", error, None)
+
+    def _end(
+        self, remote: RemoteTurn, status: Status, reason: str, error: RequestError | None, ended_at: datetime | None
+    ) -> None:
+        remote.status, remote.reason, remote.error = status, reason, error
+        remote.ended_at = ended_at or datetime.now(UTC)
+        remote.synced.set()
+        remote.end()
+        self._remote.pop((remote.caller.user_id, remote.id), None)
+
+
+def _ended(turn: Turn, at: int, text: str) -> Ended:
+    error = None if turn.error is None else (turn.error.code, turn.error.message)
+    ended_at = turn.ended_at or datetime.now(UTC)
+    return Ended(turn.id, at, text, turn.status, turn.reason, error, turn.tokens, turn.model, turn.memories, ended_at)
+
+
+async def _logged(work: Callable[[], Awaitable[None]]) -> None:
+    try:
+        await work()
+    except RequestError as exc:
+        logger.warning("a request of another worker was not done", error=str(exc))
+    except Exception:
+        logger.exception("a request of another worker failed through a defect")

@@ -1,0 +1,399 @@
+"""
+A turn: one exchange between a user and the assistant, as a log with readers.
+
+One producer reads the model's stream and appends to the log (``log.py``); any number of readers follow it. What it
+says and how it ends is stored by ``recorder.py``.
+
+The user's message is stored before the model is asked. While text arrives it is checkpointed at most a second later. How
+a turn ended is stored before its readers are told. Every way to stop a turn is ``Turns.stop``: it closes the model's
+connection, stores what was said, and then returns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from datetime import UTC, datetime
+
+import msgspec
+from msgspec import Struct
+
+from jarvis_core import log
+from jarvis_core.errors import BadGateway, DeadlineExceeded, Overloaded, RequestError, Stopping, Unavailable
+from jarvis_core.memory import NOTHING_RECALLED, Memories, Recalled
+from jarvis_core.models import (
+    Caller,
+    Finish,
+    IdempotencyKey,
+    LanguageModel,
+    Prompt,
+    Status,
+    TurnRecord,
+    new_id,
+    title_from,
+)
+from jarvis_core.settings import Llm
+from jarvis_core.store.turns import Beginning, Begun, TurnStore
+from jarvis_core.turns.ended import EndedTurns
+from jarvis_core.turns.log import OPENING, Step, Turn
+from jarvis_core.turns.recorder import TurnRecorder, storable_text, storable_tokens
+from jarvis_core.turns.remote import RemoteTurns
+from jarvis_core.turns.remote_turn import RemoteTurn
+
+logger = log.get(__name__)
+
+CHARS_PER_TOKEN_LIMIT = 32
+"""A model that sends more code points than this for each token that it was allowed is cut off."""
+CUT_SHORT: dict[str, type[RequestError]] = {
+    "lost": BadGateway,
+    "stalled": DeadlineExceeded,
+    "deadline": DeadlineExceeded,
+}
+"""What a stream that ends so has failed with, where it brought no text."""
+RETRY_AFTER_S = 5
+NOT_STORED = "The answer could not be stored: the database is not available. It is stored when it is back."
+SYSTEM_LIMIT_CHARS = 5_000
+"""Of the system prompt with what is remembered: the bridges' limit."""
+
+
+class Ask(Struct, frozen=True):
+    """What a user wants said."""
+
+    content: str
+    conversation_id: str | None = None
+    """None makes a conversation."""
+    system_prompt: str | None = None
+    temperature: float | None = None
+    max_tokens: int | None = None
+    use_memory: bool = True
+    stored_message_id: str | None = None
+    """The user's message, where it was stored before."""
+
+
+class _Production:
+    """The producer's side of a running turn: its task, and why it was told to stop."""
+
+    __slots__ = ("generating", "stop_reason", "task", "turn")
+
+    def __init__(self, turn: Turn) -> None:
+        self.turn = turn
+        self.task: asyncio.Task[None] | None = None
+        self.generating = False
+        """Whether the task may be cancelled: it has taken its first step, and the end is not being stored."""
+        self.stop_reason: tuple[Status, str] | None = None
+
+
+class Turns:
+    """
+    Starts, follows and stops turns.
+
+    Owns a task for each running turn; ``close`` ends them all.
+    """
+
+    def __init__(
+        self,
+        store: TurnStore,
+        model: LanguageModel,
+        settings: Llm,
+        memories: Memories | None = None,
+        remote_turns: RemoteTurns | None = None,
+        *,
+        limit: int = 2_000,
+    ) -> None:
+        self._limit = limit
+        self.refused = 0
+        """Turns that were refused as too many."""
+        self._store = store
+        self._remote_turns = remote_turns
+        self._model = model
+        self._memories = memories
+        self._settings = settings
+        self._running: dict[str, _Production] = {}
+        self._ended = EndedTurns()
+        self._recorder = TurnRecorder(store)
+        self._closing = False
+        self._starting: set[asyncio.Task[Turn]] = set()
+        """Requests on their way to the store."""
+        self._keyed: dict[tuple[str, str], asyncio.Task[Turn]] = {}
+        """Those of them with an idempotency key, by user and key."""
+
+    async def find(self, caller: Caller, turn_id: str) -> Turn:
+        """Return a turn of *caller*, running or ended, here or on another worker; raises ``NotFound``."""
+        turn = self.get(caller.user_id, turn_id)
+        if turn is None:
+            return await self._from_record(caller, await self._store.fetch(caller.user_id, turn_id))
+        if turn.ended and self._remote_turns is not None and turn.reason != "not_stored":
+            # Its conversation may have been deleted on another worker.
+            with contextlib.suppress(Unavailable):
+                await self._store.fetch(caller.user_id, turn_id)
+        return turn
+
+    async def _from_record(self, caller: Caller, record: TurnRecord) -> Turn:
+        # It may have come here, or ended, while the store was asked.
+        turn = self.get(caller.user_id, record.id)
+        if turn is not None:
+            return turn
+        if record.status is Status.RUNNING and self._remote_turns is not None:
+            return await self._remote_turns.follow(caller, record)
+        return Turn.from_record(caller, record)
+
+    async def take_session(self, caller: Caller, turn_id: str, after: int) -> tuple[Turn, bytes] | None:
+        """
+        Return a turn and what another worker had left of its session, which ends there; None where there is none.
+
+        Raises ``NotFound`` for an unknown turn.
+        """
+        record = await self._store.fetch(caller.user_id, turn_id)
+        if self._remote_turns is None or record.worker is None:
+            return None
+        if record.worker == self._store.worker_id and self._remote_turns.moved_to(turn_id) is None:
+            return None
+        worker_id = self._remote_turns.moved_to(turn_id) or record.worker
+        left = await self._remote_turns.take_session(worker_id, caller, turn_id, after)
+        return None if left is None else (await self._from_record(caller, record), left)
+
+    def check_open(self) -> None:
+        """Raise ``Stopping`` after `close`."""
+        if self._closing:
+            raise Stopping("The server is stopping.", retry_after_s=RETRY_AFTER_S)
+
+    async def start(self, ask: Ask, caller: Caller, key: IdempotencyKey | None = None) -> Turn:
+        """
+        Store the user's message, then ask the model; returns once the message is stored.
+
+        With *key*, a request that came before under it is joined instead: its turn is returned, running or ended; one
+        that ended without an answer is run again. Raises ``NotFound`` for an unknown conversation, ``Conflict`` while
+        another turn runs in it or where the key was used for another request, ``Overloaded`` while as many turns run as
+        may, ``Stopping`` after `close`, ``Unavailable`` without a database. What goes wrong later is the turn's ``error``.
+        """
+        self.check_open()
+        name = None if key is None else (caller.user_id, key.text)
+        while name is not None and (first := self._keyed.get(name)) is not None:
+            # Another request with this key is between here and the database; it decides which turn this is.
+            await asyncio.wait([first])
+        if len(self._running) + len(self._starting) >= self._limit:
+            self.refused += 1
+            raise Overloaded("As many turns run as may; try again.", retry_after_s=1)
+        # A task of its own: whoever asks may be cancelled, but a turn that was committed is run.
+        task = asyncio.get_running_loop().create_task(self._start(ask, caller, key))
+        self._starting.add(task)
+        task.add_done_callback(self._starting.discard)
+        if name is not None:
+            self._keyed[name] = task
+            task.add_done_callback(lambda _: self._keyed.pop(name, None))
+        return await asyncio.shield(task)
+
+    async def _start(self, ask: Ask, caller: Caller, key: IdempotencyKey | None) -> Turn:
+        turn = Turn(caller, ask.conversation_id or new_id(), new_id(), ask.stored_message_id or new_id())
+        turn.keep_running = key is not None
+        beginning = Beginning(
+            owner=caller.user_id,
+            conversation_id=turn.conversation_id,
+            turn_id=turn.id,
+            user_message_id=turn.user_message_id,
+            content=ask.content,
+            title=title_from(ask.content) if ask.conversation_id is None else None,
+            history_chars=self._model.history_limit_chars,
+            message_is_stored=ask.stored_message_id is not None,
+            key=key,
+        )
+        begun = await self._store.begin(beginning)
+        if isinstance(begun, str):
+            return await self._join(ask, caller, beginning, begun)
+        return self._run(turn, ask, begun, await self._recall(ask, caller, begun))
+
+    async def _recall(self, ask: Ask, caller: Caller, begun: Begun) -> Recalled:
+        if self._memories is None or not ask.use_memory or not begun.remembers:
+            return NOTHING_RECALLED
+        system = self._settings.system_prompt if ask.system_prompt is None else ask.system_prompt
+        return await self._memories.recall(caller, ask.content, room_chars=SYSTEM_LIMIT_CHARS - len(system) - 2)
+
+    async def _join(self, ask: Ask, caller: Caller, beginning: Beginning, turn_id: str) -> Turn:
+        """Return the turn that an earlier request with the same key began, run again if it came to nothing."""
+        turn = await self.find(caller, turn_id)
+        if turn.status not in (Status.FAILED, Status.INCOMPLETE) or turn.text():
+            return turn
+        again = msgspec.structs.replace(
+            beginning,
+            turn_id=turn.id,
+            conversation_id=turn.conversation_id,
+            user_message_id=turn.user_message_id,
+        )
+        begun = await self._store.begin_again(again)
+        if begun is None:
+            return turn
+        fresh = Turn(caller, turn.conversation_id, turn.id, turn.user_message_id)
+        fresh.keep_running = True
+        return self._run(fresh, ask, begun, await self._recall(ask, caller, begun))
+
+    def _run(self, turn: Turn, ask: Ask, begun: Begun, recalled: Recalled) -> Turn:
+        system = self._settings.system_prompt if ask.system_prompt is None else ask.system_prompt
+        turn.memories = recalled.ids
+        prompt = Prompt(
+            system="\n\n".join(part for part in (system, recalled.text) if part),
+            history=begun.history,
+            content=ask.content,
+            temperature=self._settings.temperature if ask.temperature is None else ask.temperature,
+            max_tokens=self._settings.max_tokens if ask.max_tokens is None else ask.max_tokens,
+        )
+        turn.append(Step.CREATED)
+        self._ended.remove(turn.id)
+        production = self._running[turn.id] = _Production(turn)
+        production.task = asyncio.get_running_loop().create_task(self._produce(turn, production, prompt))
+        return turn
+
+    def get(self, owner: str, turn_id: str) -> Turn | None:
+        """Return a turn that runs here or ended here not long ago, if it is *owner*'s."""
+        production = self._running.get(turn_id)
+        turn = production.turn if production is not None else self._ended.get(turn_id)
+        return turn if turn is not None and turn.caller.user_id == owner else None
+
+    async def find_running(self, owner: str, conversation_id: str) -> Turn | None:
+        """Return the turn that runs in a conversation of *owner*, here or on another worker, if any."""
+        for production in self._running.values():
+            turn = production.turn
+            if turn.conversation_id == conversation_id and turn.caller.user_id == owner:
+                return turn
+        record = None if self._remote_turns is None else await self._store.fetch_running(owner, conversation_id)
+        return None if record is None else await self._from_record(Caller(owner), record)
+
+    def forget_conversation(self, owner: str, conversation_id: str) -> None:
+        """Let go of the ended turns of a deleted conversation: what it said is not to be had here either."""
+        self._ended.remove_conversation(owner, conversation_id)
+
+    @property
+    def running(self) -> int:
+        """How many turns run here."""
+        return len(self._running)
+
+    def attach(self, turn: Turn) -> None:
+        """Count a reader in; each has to ``detach``."""
+        turn.readers += 1
+
+    async def detach(self, turn: Turn) -> None:
+        """Count a reader out; with the last one a turn that nobody waits for is cancelled."""
+        turn.readers -= 1
+        if turn.readers == 0 and isinstance(turn, RemoteTurn) and self._remote_turns is not None:
+            self._remote_turns.let_go(turn)
+        elif turn.readers == 0 and not turn.ended and not turn.keep_running:
+            await self.stop(turn, Status.CANCELLED, "client_left")
+
+    async def stop(self, turn: Turn, status: Status = Status.CANCELLED, reason: str = "cancelled") -> None:
+        """
+        Stop *turn*; returns when the model's connection is closed and the end is stored.
+
+        Whoever asks first decides the reason; a turn that has already got its last word keeps its own end. Raises
+        ``Unavailable`` for a turn of a worker that cannot be reached.
+        """
+        if isinstance(turn, RemoteTurn) and self._remote_turns is not None:
+            await self._remote_turns.stop(turn, reason)
+            return
+        production = self._running.get(turn.id)
+        if production is not None and production.task is not None and production.stop_reason is None:
+            production.stop_reason = (status, reason)
+            if production.generating:
+                production.task.cancel()
+        await turn.wait_ended()
+
+    async def close(self, *, drain_timeout_s: float) -> None:
+        """
+        End all running turns: they get *drain_timeout_s* to end by themselves, then are stored as ``incomplete``.
+
+        Ends that could not be stored yet get what is left of that time, as ``TurnRecorder.close`` has it.
+        """
+        self._closing = True
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + drain_timeout_s
+        if self._starting:
+            await asyncio.wait(self._starting)  # each is bounded by the store's own deadline
+        tasks = [production.task for production in self._running.values() if production.task is not None]
+        if tasks:
+            await asyncio.wait(tasks, timeout=drain_timeout_s)
+        turns = [production.turn for production in self._running.values()]
+        # All at once: each waits for its end to be stored, or for that to fail.
+        await asyncio.gather(*(self.stop(turn, Status.INCOMPLETE, "server_stopped") for turn in turns))
+        await self._recorder.close(deadline)
+
+    async def _produce(self, turn: Turn, production: _Production, prompt: Prompt) -> None:
+        finish: Finish | None = None
+        error: RequestError | None = None
+        # A task that is cancelled before its first step takes none, so ``stop`` leaves it to see here that it is to stop.
+        production.generating = production.stop_reason is None
+        try:
+            if production.generating:
+                finish = await self._generate(turn, production, prompt)
+            if finish is not None and finish.reason in CUT_SHORT and not turn.text():
+                raise CUT_SHORT[finish.reason]("The language model broke off before its first word.")
+        except RequestError as exc:
+            error = exc.bare()
+        except asyncio.CancelledError:
+            if production.stop_reason is None:
+                production.stop_reason = (Status.INCOMPLETE, "server_stopped")
+        except Exception:
+            logger.exception("a turn failed through a defect", response_id=turn.id)
+            error = RequestError("Something went wrong here.")
+        # Critical section: from here on the task is not cancelled by ``stop``, so the end is stored.
+        production.generating = False
+        self._recorder.forget_text(turn)
+        status, reason = _outcome(finish, production.stop_reason, error, has_text=bool(turn.text()))
+        if finish is not None:
+            turn.model = storable_text(finish.model) or turn.model
+        turn.tokens = storable_tokens(finish, turn)
+        try:
+            if await self._recorder.store_end(turn, status, reason, error):
+                self._tell_end(turn, status, reason, error)
+            else:
+                self._tell_not_stored(turn, Unavailable(NOT_STORED, retry_after_s=RETRY_AFTER_S))
+        except Exception:
+            # Whatever went wrong, its readers wait for its end.
+            logger.exception("the end of a turn was not stored through a defect", response_id=turn.id)
+            self._tell_not_stored(turn, RequestError("Something went wrong here."))
+
+    async def _generate(self, turn: Turn, production: _Production, prompt: Prompt) -> Finish | None:
+        """Read the model's stream into the log; returns None when the model was cut off here."""
+        finish = None
+        length = 0
+        limit = prompt.max_tokens * CHARS_PER_TOKEN_LIMIT
+        async with self._model.generate(prompt, turn.caller) as pieces:
+            async for piece in pieces:
+                if isinstance(piece, Finish):
+                    finish = piece
+                    continue
+                piece = storable_text(piece)
+                if not piece:
+                    continue
+                if length:
+                    turn.append(piece)
+                else:
+                    turn.append(*OPENING, piece)
+                length += len(piece)
+                if length > limit:
+                    return Finish("length")
+                self._recorder.note_text(turn)
+        return finish
+
+    def _tell_not_stored(self, turn: Turn, error: RequestError) -> None:
+        self._tell_end(turn, Status.INCOMPLETE if turn.text() else Status.FAILED, "not_stored", error)
+
+    def _tell_end(self, turn: Turn, status: Status, reason: str, error: RequestError | None) -> None:
+        # Not before: whoever looks at the turn takes these for its stored end.
+        turn.status, turn.reason, turn.error = status, reason, error
+        self._running.pop(turn.id, None)
+        turn.ended_at = turn.ended_at or datetime.now(UTC)
+        turn.end()
+        self._ended.add(turn)
+
+
+def _outcome(
+    finish: Finish | None, stopped: tuple[Status, str] | None, error: RequestError | None, *, has_text: bool
+) -> tuple[Status, str]:
+    """Return how a turn ended, and why."""
+    if error is not None:
+        return (Status.INCOMPLETE if has_text else Status.FAILED), error.code
+    if finish is not None and finish.reason in ("stop", "length"):
+        return (Status.COMPLETED, "stop") if finish.reason == "stop" else (Status.INCOMPLETE, "max_tokens")
+    if stopped is not None:
+        return stopped
+    return Status.INCOMPLETE, {"stalled": "stalled", "deadline": "timeout"}.get(
+        finish.reason if finish else "", "stream_lost"
+    )

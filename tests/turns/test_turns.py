@@ -1,0 +1,116 @@
+"""Turns on a real database, with a model in the test's own hands: what sockets cannot bring about at will."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Any
+
+import pytest
+
+from jarvis_core.models import Caller, Finish, IdempotencyKey, Prompt, Status
+from jarvis_core.settings import Llm
+from jarvis_core.store.pool import Pool
+from jarvis_core.store.turns import TurnStore
+from jarvis_core.turns.log import Reader, Step
+from jarvis_core.turns.turns import Ask, Turns
+
+CALLER = Caller("zoé")
+
+
+class Model:
+    """Says what it is told, and then waits to be left if it is told so."""
+
+    history_limit_chars = 1_000
+
+    def __init__(self, *pieces: str, endless: bool = False) -> None:
+        self.pieces = pieces
+        self.endless = endless
+        self.asked = 0
+        self.left = 0
+
+    @asynccontextmanager
+    async def generate(self, prompt: Prompt, caller: Caller) -> AsyncIterator[AsyncIterator[str | Finish]]:
+        """Answer *prompt*, whatever it is."""
+        assert (prompt.content, caller) == ("hello", CALLER)
+        self.asked += 1
+        try:
+            yield self._pieces()
+        finally:
+            self.left += 1
+
+    async def _pieces(self) -> AsyncIterator[str | Finish]:
+        for piece in self.pieces:
+            yield piece
+        if self.endless:
+            await asyncio.Event().wait()
+        yield Finish("stop", len(self.pieces), "model")
+
+
+@pytest.mark.parametrize("key", [None, IdempotencyKey("k", b"hash")], ids=["without key", "with key"])
+async def test_stopped_before_its_first_step(pool: Pool, key: IdempotencyKey | None) -> None:
+    """A turn that is stopped before its task has taken a step ends as any other, and its conversation is free."""
+    turns = Turns(TurnStore(pool), Model("word", endless=True), Llm())
+    turn = await turns.start(Ask("hello"), CALLER, key)
+    async with asyncio.timeout(5):
+        await turns.stop(turn)
+    assert (turn.status, turn.reason) == (Status.CANCELLED, "cancelled")
+    assert turn._entries[-1] is Step.ENDED
+    assert turns.running == 0
+    again = await turns.start(Ask("hello", turn.conversation_id), CALLER)
+    await turns.stop(again)
+
+
+async def test_defect_while_the_end_is_stored(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever goes wrong while the end is stored, the readers are told that the turn has ended."""
+    store = TurnStore(pool)
+    turns = Turns(store, Model("word"), Llm())
+
+    async def end(*_arguments: object, **_fields: object) -> None:
+        raise ValueError("a defect")
+
+    monkeypatch.setattr(store, "end", end)
+    turn = await turns.start(Ask("hello"), CALLER)
+    async with asyncio.timeout(5):
+        await turn.wait_ended()
+    assert (turn.status, turn.reason, turn.text()) == (Status.INCOMPLETE, "not_stored", "word")
+    assert turns.running == 0
+
+
+async def test_end_is_stored_before_it_is_shown(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until its end is stored a turn is running for whoever looks at it."""
+    store = TurnStore(pool)
+    turns = Turns(store, Model("word"), Llm())
+    store_end = store.end
+    arrived, go_on = asyncio.Event(), asyncio.Event()
+
+    async def end(turn_id: str, **fields: Any) -> datetime | None:
+        arrived.set()
+        await go_on.wait()
+        return await store_end(turn_id, **fields)
+
+    monkeypatch.setattr(store, "end", end)
+    turn = await turns.start(Ask("hello"), CALLER)
+    async with asyncio.timeout(5):
+        await arrived.wait()
+        assert (turn.status, turn.reason, turn.ended) == (Status.RUNNING, "", False)
+        go_on.set()
+        await turn.wait_ended()
+    assert (turn.status, turn.reason) == (Status.COMPLETED, "stop")
+
+
+async def test_stopped_by_several(pool: Pool) -> None:
+    """Of those who stop a turn at once the first decides why, and each returns when it has ended."""
+    model = Model("word", endless=True)
+    turns = Turns(TurnStore(pool), model, Llm())
+    turn = await turns.start(Ask("hello"), CALLER)
+    async with asyncio.timeout(5):
+        reader = Reader(turn)
+        while not turn.text():
+            await reader.next()
+        reasons = ("first", "second", "third")
+        await asyncio.gather(*(turns.stop(turn, reason=reason) for reason in reasons))
+    assert (turn.status, turn.reason, turn.text()) == (Status.CANCELLED, "first", "word")
+    assert (model.asked, model.left) == (1, 1)
