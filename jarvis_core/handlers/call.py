@@ -41,7 +41,11 @@ DISCARD_TIMEOUT_S = 10.0
 
 
 class ClientLeft(Exception):
-    """The client closed the connection before its request was whole, or does not read what is sent to it."""
+    """
+    The client closed the connection, or does not read what is sent to it.
+
+    Where more of its body was to come (``Call.body_pending``), it may be there still: see ``broken_body``.
+    """
 
 
 class Reply:
@@ -196,7 +200,7 @@ class Call:
         Take what is left of the body and forget it, so that whoever is still sending it gets to see the answer.
 
         The connection is reset when it is answered and closed while more is coming. Gives up when ``DISCARD_PAUSE_S``
-        bring nothing, and after ``DISCARD_TIMEOUT_S`` or ``DISCARD_LIMIT_BYTES``; raises ``ClientLeft``.
+        bring nothing, when the body breaks off, and after ``DISCARD_TIMEOUT_S`` or ``DISCARD_LIMIT_BYTES``.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + DISCARD_TIMEOUT_S
@@ -205,7 +209,7 @@ class Call:
             while self.body_pending and length < DISCARD_LIMIT_BYTES:
                 async with asyncio.timeout_at(min(deadline, loop.time() + DISCARD_PAUSE_S)):
                     length += len(await self._next_part(BODY_PAUSE_S))
-        except TimeoutError:
+        except (TimeoutError, ClientLeft):
             pass
         finally:
             # What comes still is nobody's.
@@ -234,9 +238,9 @@ class Call:
         return decode(decoder, await self.body(limit_bytes))
 
     async def left(self) -> None:
-        """Wait until the client has closed the connection."""
-        while (await self.receive())["type"] != "http.disconnect":
-            pass
+        """Wait until the client has closed the connection; what it sends until then is forgotten."""
+        while (message := await self.receive())["type"] != "http.disconnect":
+            self.body_pending = message.get("more_body", False)
 
     async def unless_left(self, work: Coroutine[Any, Any, T]) -> T:
         """Return what *work* returns; it is cancelled when the client leaves first, and ``ClientLeft`` raised."""
@@ -305,6 +309,16 @@ def boolean_field(query: dict[str, str], name: str) -> bool | None:
     if text not in ("true", "false"):
         raise InvalidRequest.field(f"query.{name}", "must be true or false")
     return text == "true"
+
+
+def broken_body() -> InvalidRequest:
+    """
+    Return the error for a body that did not come to its end.
+
+    Granian (2.8.7) tells of a body that breaks off, or whose chunks are malformed, as of a client that has left, and has
+    500 in plain text for it where nothing is sent. What is sent to a client that did leave is nobody's.
+    """
+    return InvalidRequest.field("body", "broke off before its end, or its chunks are malformed")
 
 
 def _too_large(limit_bytes: int) -> TooLarge:

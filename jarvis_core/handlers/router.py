@@ -9,7 +9,6 @@ body, the counters) is put here, once.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import time
@@ -22,7 +21,7 @@ from jarvis_core import log
 from jarvis_core.errors import MethodNotAllowed, NotFound, Overloaded, RequestError, Unavailable
 from jarvis_core.handlers import failure
 from jarvis_core.handlers.admission import Admission
-from jarvis_core.handlers.call import SECURITY_HEADERS, Call, ClientLeft, Reply
+from jarvis_core.handlers.call import SECURITY_HEADERS, Call, ClientLeft, Reply, broken_body
 from jarvis_core.handlers.origin import SAFE_METHODS
 from jarvis_core.metrics import Metrics, RouteMetrics
 
@@ -220,7 +219,9 @@ class Router:
                 reply = _failure(error, call)
                 failed = True
             except ClientLeft:
-                return
+                if call.status or not call.body_pending:
+                    return
+                reply = _failure(broken_body(), call)
             except asyncio.CancelledError:
                 if not self._stopped:
                     raise
@@ -236,8 +237,7 @@ class Router:
                     if call.body_pending and (has_body or (failed and method not in SAFE_METHODS)):
                         # Whoever is still sending, a recording with a token that has expired, is to see why it is refused;
                         # and of a long answer nothing arrives where a body that nobody asked for lies unread.
-                        with contextlib.suppress(ClientLeft):
-                            await call.discard_body()
+                        await call.discard_body()
                     headers = [*reply.headers, (b"x-request-id", request_id.encode()), *call.headers]
                     await send({"type": "http.response.start", "status": reply.status, "headers": headers})
                     await send({"type": "http.response.body", "body": b"" if method == "HEAD" else reply.body})

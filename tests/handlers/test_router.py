@@ -1,4 +1,4 @@
-"""What becomes of a call that is cancelled."""
+"""What becomes of a call that is cancelled, or whose client has left."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from starlette.types import Message, Scope
 
 from jarvis_core.access.credentials import Credentials
 from jarvis_core.handlers.admission import Admission
-from jarvis_core.handlers.call import Call, Reply
+from jarvis_core.handlers.call import Call, ClientLeft, Reply
 from jarvis_core.handlers.router import Route, Router
 from jarvis_core.metrics import Metrics
 from jarvis_core.settings import Auth, Limits, Server
@@ -19,11 +19,15 @@ from jarvis_core.settings import Auth, Limits, Server
 class Client:
     """A client of a router with one route; what it was sent is kept."""
 
-    def __init__(self, *, begins: bool = False) -> None:
+    def __init__(self, *, begins: bool = False, leaves: bool = False) -> None:
         self.sent: list[Message] = []
+        self.messages: list[Message] = []
+        """What it sends; without any an empty body, again and again."""
         self.metrics = Metrics()
         self.reached = asyncio.Event()
         self._begins = begins
+        self._leaves = leaves
+        """Whether it leaves when it has sent its request, and not before its body's end."""
         routes = [Route("POST", "/wait", self._wait, ""), Route("GET", "/public", self._answer, "", public=True)]
         admission = Admission(Credentials(Auth()), Server(), Limits(), None)
         self.router = Router(routes, {}, admission=admission, metrics=self.metrics, request_limit=3)
@@ -38,6 +42,9 @@ class Client:
             call.status = 200
             await call.send({"type": "http.response.start", "status": 200, "headers": []})
         self.reached.set()
+        if self._leaves:
+            await call.left()
+            raise ClientLeft
         await asyncio.Event().wait()
         return None
 
@@ -45,7 +52,7 @@ class Client:
         return Reply(b"{}")
 
     async def _receive(self) -> Message:
-        return {"type": "http.request", "body": b"", "more_body": False}
+        return self.messages.pop(0) if self.messages else {"type": "http.request", "body": b"", "more_body": False}
 
     async def _send(self, message: Message) -> None:
         self.sent.append(message)
@@ -87,4 +94,14 @@ async def test_cancelled_call_is_not_in_flight() -> None:
     with pytest.raises(asyncio.CancelledError):
         await asking
     assert client.sent == []
+    assert client.metrics.in_flight == 0
+
+
+@pytest.mark.parametrize("more", [True, False])
+async def test_client_that_leaves_unread(more: bool) -> None:
+    """A body that nobody reads and that breaks off is answered; a client that leaves after its body's end is not."""
+    client = Client(leaves=True)
+    client.messages = [{"type": "http.request", "body": b"", "more_body": more}, {"type": "http.disconnect"}]
+    await client.ask("POST", "/wait")
+    assert [message["status"] for message in client.sent[::2]] == ([400] if more else [])
     assert client.metrics.in_flight == 0

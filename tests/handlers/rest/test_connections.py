@@ -7,6 +7,9 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import msgspec
+import pytest
+
 from tests.fakes.python_bridges import BridgesMode, FakeBridges
 from tests.handlers.rest.api import Api, in_flight
 from tests.system.server import Server
@@ -76,6 +79,62 @@ async def test_client_that_leaves_in_its_body(api: Api, bridges: FakeBridges, op
     await wait_in_flight(api, idle)
     assert bridges.requests_seen["/api/llm/generate"] == 0
     assert open_server[0].stderr[before:] == ""
+
+
+# Bodies that are no bodies
+
+
+CHUNKED = b"Transfer-Encoding: chunked\r\n"
+WHOLE = b'10\r\n{"content": "x"}\r\n'
+BROKEN = {
+    "no size": (CHUNKED, b"\r\n{}\r\n0\r\n\r\n"),
+    "a size that is no number": (CHUNKED, b"zz\r\n{}\r\n0\r\n\r\n"),
+    "a size beyond all numbers": (CHUNKED, b"f" * 17 + b"\r\n{}\r\n0\r\n\r\n"),
+    "a later size that is no number": (CHUNKED, WHOLE + b"zz\r\n{}\r\n0\r\n\r\n"),
+    "more data than the size says": (CHUNKED, b"2\r\n{}{}\r\n0\r\n\r\n"),
+    "an extension without end": (CHUNKED, b"2;" + b"a" * 17_000 + b"\r\n{}\r\n0\r\n\r\n"),
+    "a trailer that is none": (CHUNKED, WHOLE + b"0\r\nno trailer\r\n\r\n"),
+    "too many trailers": (CHUNKED, WHOLE + b"0\r\n" + b"x-more: 1\r\n" * 200 + b"\r\n"),
+    "no last chunk": (CHUNKED, WHOLE),
+    "half a chunk": (CHUNKED, WHOLE[:8]),
+    "less than was declared": (b"Content-Length: 50\r\n", b'{"content": "x"'),
+}
+
+
+@pytest.mark.parametrize("kind", [b"application/json", b"audio/wav", b"multipart/form-data; boundary=x"])
+@pytest.mark.parametrize("case", BROKEN)
+async def test_broken_body(
+    api: Api, bridges: FakeBridges, open_server: tuple[Server, int], case: str, kind: bytes
+) -> None:
+    """A body that breaks off, or whose chunks are malformed, is 400 like any other mistake, and nothing is begun for it."""
+    framing, body = BROKEN[case]
+    path = b"/api/chat" if kind == b"application/json" else b"/api/voice/transcribe"
+    idle = await in_flight(api)
+    async with connected(open_server) as (reader, writer):
+        head = b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Type: %b\r\nX-Request-ID: mine\r\n%b\r\n"
+        writer.write(head % (path, kind, framing) + body)
+        writer.write_eof()
+        answer = await asyncio.wait_for(reader.read(), 5)
+    head, _, told = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 "), answer
+    assert b"\r\nx-request-id: mine\r\n" in head.lower() + b"\r\n"
+    error = msgspec.json.decode(told)
+    assert (error["code"], error["details"]["path"], error["request_id"]) == ("invalid_request", "body", "mine")
+    assert bridges.requests_seen["/api/llm/generate"] == bridges.requests_seen["/api/stt/transcribe"] == 0
+    await wait_in_flight(api, idle)
+
+
+@pytest.mark.parametrize(("path", "length", "status"), [(b"/no", 10, 404), (b"/api/voice/transcribe", 1 << 30, 413)])
+async def test_broken_body_of_what_is_refused(
+    open_server: tuple[Server, int], path: bytes, length: int, status: int
+) -> None:
+    """What is refused whatever its body says is refused for that, also where the body breaks off."""
+    async with connected(open_server) as (reader, writer):
+        writer.write(b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n{" % (path, length))
+        writer.write_eof()
+        answer = await asyncio.wait_for(reader.read(), 5)
+    assert statuses(answer) == [status]
+    assert b"request_id" in answer
 
 
 async def test_client_that_leaves_its_turn_is_no_defect(
