@@ -16,7 +16,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from jarvis_core import log
+from jarvis_core import cancellation, log
 from jarvis_core.errors import BadGateway, DeadlineExceeded, NotFound, RequestError, Unavailable
 from jarvis_core.models import Caller, Embedder, Embedding, InputType, Memory, new_id
 from jarvis_core.settings import Memory as MemorySettings
@@ -152,7 +152,7 @@ class Memories:
         if not self._settings.recall_limit or room <= 0:
             return NOTHING_RECALLED
         try:
-            async with asyncio.timeout(self._settings.recall_timeout_s):
+            async with cancellation.timeout(self._settings.recall_timeout_s):
                 embedding = await self._embed(question, "query", caller, timeout_s=self._settings.recall_timeout_s / 2)
                 found, _ = await self._store.search(
                     caller.user_id, terms_of(question), embedding, limit=self._settings.recall_limit
@@ -213,9 +213,7 @@ class Memories:
         """Give entries without a vector of today's model one, as long as it takes; for a task of its own."""
         if self._embedder is None or not self._store.vectors_available:
             return
-        interval_s, pause_s = (
-            min(wait_s, self._settings.due_interval_s) for wait_s in (DUE_INTERVAL_S, DUE_PAUSE_S)
-        )
+        interval_s, pause_s = (min(wait_s, self._settings.due_interval_s) for wait_s in (DUE_INTERVAL_S, DUE_PAUSE_S))
         while True:
             try:
                 done = await self._embed_due(self._embedder)
@@ -232,7 +230,7 @@ class Memories:
                 continue
             self._work.clear()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._settings.due_interval_s):
+                async with cancellation.timeout(self._settings.due_interval_s):
                     await self._work.wait()
 
     async def keep_indexed(self) -> None:
@@ -307,7 +305,7 @@ class Memories:
         if loop.time() < (self._closed_until if timeout_s is None else max(self._closed_until, self._slow_until)):
             return None
         try:
-            async with asyncio.timeout(timeout_s):
+            async with cancellation.timeout(timeout_s):
                 (embedding,) = await self._embedder.embed([text[:EMBEDDED_CHARS]], input_type, caller)
         except TimeoutError:
             logger.info("embeddings are too slow for a turn", waited_s=timeout_s)

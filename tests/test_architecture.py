@@ -27,7 +27,7 @@ from jarvis_core.settings import Settings, WorkerGroup
 REPOSITORY = Path(__file__).parents[1]
 PACKAGE = "jarvis_core"
 
-KNOWN_TO_ALL = {"settings", "models", "errors", "log", "metrics", "words"}
+KNOWN_TO_ALL = {"settings", "models", "errors", "log", "metrics", "words", "cancellation"}
 """What every room of the core may import; these import one another only as their own rows say."""
 
 MAY_IMPORT: dict[str, set[str]] = {
@@ -43,9 +43,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "store": {"processes", *KNOWN_TO_ALL},
     "services": KNOWN_TO_ALL,
     "codec": {"processes", "models", "errors"},
-    "local": {"processes", "errors"},
+    "local": {"processes", "errors", "cancellation"},
     "shared": KNOWN_TO_ALL,
-    "processes": {"errors", "log"},
+    "processes": {"errors", "log", "cancellation"},
     "access": KNOWN_TO_ALL,
     "metrics": {"settings", "models", "errors", "log"},
     "log": {"settings", "errors"},
@@ -53,6 +53,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": set(),
     "errors": set(),
     "words": set(),
+    "cancellation": set(),
 }
 """
 A room's line names all that it may import beside itself, from the top of the house down: no arrow runs back up.
@@ -105,6 +106,10 @@ READS_ENVIRONMENT = {
     "local.fetch": "hands it on to pip and npm, which need the user's proxies and indexes",
 }
 KNOWS_ALL_SETTINGS = {"__main__", "server", "app", "container"}
+
+DIFFERS_BY_PYTHON = {"timeout", "timeout_at", "Timeout", "wait_for"}
+"""Of asyncio: what cancels, and does so otherwise from one Python to another; ``cancellation`` has it alike."""
+CATCHES_ANOTHERS = {"server": "the server's own task is cancelled, not the one that waits for it"}
 
 SQL = re.compile(
     r"\b(select\s.+\sfrom|insert\s+into|update\s+\w+\s+set|delete\s+from|create\s+(unique\s+)?(table|index)|alter\s+table)\b",
@@ -243,6 +248,37 @@ def gets_its_own_settings(module: Module) -> Iterator[str]:
         yield "imports all settings"
 
 
+def has_deadlines_that_are_alike(module: Module) -> Iterator[str]:
+    """Deadlines are those of ``cancellation``, which are alike on every Python."""
+    if module.name == "cancellation":
+        return
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Attribute) and node.attr in DIFFERS_BY_PYTHON and ast.unparse(node.value) == "asyncio":
+            yield f"line {node.lineno} has asyncio.{node.attr}"
+    for name in module.imports():
+        if name in {f"asyncio.{one}" for one in DIFFERS_BY_PYTHON}:
+            yield f"imports {name}"
+
+
+def lets_no_cancellation_vanish(module: Module) -> Iterator[str]:
+    """Who catches a cancellation passes it on, or has its task absorb it."""
+    if module.name in CATCHES_ANOTHERS:
+        return
+    for function in ast.walk(module.tree):
+        if not isinstance(function, ast.AsyncFunctionDef) or "cancellation.absorb()" in ast.unparse(function):
+            continue
+        for node in ast.walk(function):
+            if isinstance(node, ast.ExceptHandler):
+                caught = "BaseException" if node.type is None else ast.unparse(node.type)
+                passed_on = any(isinstance(inner, ast.Raise) for inner in ast.walk(node))
+            elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("suppress"):
+                caught, passed_on = ast.unparse(node), False
+            else:
+                continue
+            if not passed_on and re.search(r"\b(CancelledError|BaseException)\b", caught):
+                yield f"line {node.lineno} catches a cancellation"
+
+
 def _docstrings(tree: ast.Module) -> Iterator[ast.Constant]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
@@ -259,6 +295,8 @@ RULES: tuple[Rule, ...] = (
     keeps_sql_in_the_store,
     leaves_the_environment_alone,
     gets_its_own_settings,
+    has_deadlines_that_are_alike,
+    lets_no_cancellation_vanish,
 )
 
 
@@ -322,6 +360,9 @@ def test_rule(rule: Rule) -> None:
     assert [f"{module.name}: {complaint}" for module in modules for complaint in rule(module)] == []
 
 
+TRY = "async def f():\n    try:\n        await g()\n    "
+
+
 @pytest.mark.parametrize(
     ("rule", "name", "source"),
     [
@@ -353,6 +394,17 @@ def test_rule(rule: Rule) -> None:
         (keeps_sql_in_the_store, "container", 'X = f"DELETE FROM {TABLE}"'),
         (leaves_the_environment_alone, "settings", "import os\nHOME = os.environ['HOME']"),
         (leaves_the_environment_alone, "log", "from os import environ"),
+        (has_deadlines_that_are_alike, "memory", "async def f():\n    async with asyncio.timeout(1):\n        pass"),
+        (has_deadlines_that_are_alike, "store.pool", "async def f():\n    await asyncio.wait_for(g(), 1)"),
+        (has_deadlines_that_are_alike, "turns.remote", "from asyncio import timeout_at"),
+        (lets_no_cancellation_vanish, "turns.turns", f"{TRY}except asyncio.CancelledError:\n        pass"),
+        (lets_no_cancellation_vanish, "turns.turns", f"{TRY}except (OSError, BaseException):\n        pass"),
+        (lets_no_cancellation_vanish, "turns.turns", f"{TRY}except:\n        pass"),
+        (
+            lets_no_cancellation_vanish,
+            "container",
+            "async def f():\n    with contextlib.suppress(asyncio.CancelledError):\n        await g()",
+        ),
         (gets_its_own_settings, "turns.turns", "from jarvis_core.settings import Settings"),
     ],
 )

@@ -11,6 +11,7 @@ from urllib.parse import parse_qsl
 import msgspec
 from starlette.types import Receive, Scope, Send
 
+from jarvis_core import cancellation
 from jarvis_core.errors import InvalidJson, InvalidRequest, TooLarge, UnsupportedMediaType
 from jarvis_core.models import Caller
 
@@ -78,7 +79,7 @@ class BoundedSends:
     def __init__(self) -> None:
         self._since: float | None = None
         """When the send began that is going on."""
-        self._timeout = asyncio.timeout(None)
+        self._timeout = cancellation.timeout(None)
         self._loop = asyncio.get_running_loop()
         # One timer that looks at the clock when it fires costs less than a deadline armed anew for every send.
         self._timer = self._loop.call_later(SEND_TIMEOUT_S, self._check_progress)
@@ -207,7 +208,7 @@ class Call:
         length = 0
         try:
             while self.body_pending and length < DISCARD_LIMIT_BYTES:
-                async with asyncio.timeout_at(min(deadline, loop.time() + DISCARD_PAUSE_S)):
+                async with cancellation.timeout_at(min(deadline, loop.time() + DISCARD_PAUSE_S)):
                     length += len(await self._next_part(BODY_PAUSE_S))
         except (TimeoutError, ClientLeft):
             pass
@@ -217,7 +218,7 @@ class Call:
 
     async def _next_part(self, pause_s: float) -> bytes:
         try:
-            async with asyncio.timeout(pause_s):
+            async with cancellation.timeout(pause_s):
                 message = await self.receive()
         except TimeoutError as exc:
             self.body_pending = False  # long enough was waited for it: the answer is not to wait for the rest

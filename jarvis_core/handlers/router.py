@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from starlette.types import Receive, Scope, Send
 
-from jarvis_core import log
+from jarvis_core import cancellation, log
 from jarvis_core.errors import MethodNotAllowed, NotFound, Overloaded, RequestError, Unavailable
 from jarvis_core.handlers import failure
 from jarvis_core.handlers.admission import Admission
@@ -227,6 +227,7 @@ class Router:
                     raise
                 if call.status:
                     return
+                cancellation.absorb()
                 reply = _failure(_stopping(), call)
             except Exception:
                 logger.exception("a request failed through a defect", method=scope["method"], path=scope["path"])

@@ -40,7 +40,7 @@ from typing import Annotated, Literal
 import msgspec
 from aiohttp import web
 
-from jarvis_core import __version__
+from jarvis_core import __version__, cancellation
 from jarvis_core.errors import BadGateway, InvalidRequest, StartError
 from jarvis_core.local.audio import AudioEngine
 from jarvis_core.local.embedding import Embeddings
@@ -172,7 +172,7 @@ async def _stream(request: web.Request, pieces: AsyncIterator[Delta | Done]) -> 
             if not response.prepared:
                 await response.prepare(request)
             # The buffers of a socket hold most answers; a reader that does not even take those has hung up in its way.
-            async with asyncio.timeout(STALLED_READER_LIMIT_S):
+            async with cancellation.timeout(STALLED_READER_LIMIT_S):
                 await response.write(encode(piece) + b"\n")
     except BadGateway as exc:
         if not response.prepared:

@@ -24,6 +24,7 @@ from typing import Literal, NoReturn
 import aiohttp
 import msgspec
 
+from jarvis_core import cancellation
 from jarvis_core.errors import BadGateway, InvalidRequest, Overloaded
 from jarvis_core.processes.child import end_with_parent
 
@@ -134,7 +135,7 @@ class Engine:
     async def wait_loaded(self, timeout_s: float) -> bool:
         """Wait until the model is loaded, at most *timeout_s* seconds; return whether it is."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
+            async with cancellation.timeout(timeout_s):
                 await self._loaded.wait()
         return self.loaded
 

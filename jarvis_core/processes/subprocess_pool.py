@@ -22,7 +22,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
-from jarvis_core import log
+from jarvis_core import cancellation, log
 from jarvis_core.errors import DeadlineExceeded, Overloaded, RequestError, Unavailable
 from jarvis_core.processes.child import end_with_parent
 
@@ -260,7 +260,7 @@ class SubprocessPool:
     async def _call(self, worker: _Subprocess, message: Sequence[Part], deadline: float, work_s: float) -> Message:
         """Wait until *deadline* for the worker's turn, and *work_s* seconds from then for its answer."""
         loop = asyncio.get_running_loop()
-        limit = asyncio.timeout_at(deadline)
+        limit = cancellation.timeout_at(deadline)
         expiry: asyncio.TimerHandle | None = None
         expired = False
 
@@ -295,7 +295,7 @@ class SubprocessPool:
                         task.cancel()
                         raise self._overloaded() from exc
                     # Its turn has come meanwhile: from here on its own time counts.
-                    limit = asyncio.timeout(None)
+                    limit = cancellation.timeout(None)
         except WorkerDied as exc:
             if expired:
                 raise DeadlineExceeded(f"The {self.name} did not answer within {work_s:g} s.") from exc

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from typing import Literal
 
-from jarvis_core import log
+from jarvis_core import cancellation, log
 from jarvis_core.services.breaker import Breaker
 from jarvis_core.services.http1 import NotHttp, Response
 
@@ -87,7 +87,7 @@ class Stream:
         if self._response.at_end:  # as nearly always: it came with the last item
             return
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(END_TIMEOUT_S):
+            async with cancellation.timeout(END_TIMEOUT_S):
                 while not self._response.at_end and await self.read():
                     pass
 

@@ -18,6 +18,7 @@ import aiohappyeyeballs
 from aiohappyeyeballs import AddrInfoType
 from yarl import URL
 
+from jarvis_core import cancellation
 from jarvis_core.services.ca_certificates import authorities
 from jarvis_core.services.http1 import ClosedIdle, Connection, Response
 
@@ -132,7 +133,7 @@ class StreamClient:
     async def _connect(self) -> Connection:
         loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(self._connect_timeout_s):
+            async with cancellation.timeout(self._connect_timeout_s):
                 looking_up = self._resolve()
                 await asyncio.wait([looking_up])
                 if looking_up.cancelled():

@@ -34,7 +34,7 @@ import aiohttp
 from msgspec import Struct
 from yarl import URL
 
-from jarvis_core import log
+from jarvis_core import cancellation, log
 from jarvis_core.errors import BadGateway, DeadlineExceeded, Overloaded, RateLimited, RequestError, Unavailable
 from jarvis_core.services.breaker import FAILURES, Breaker, RetryBudget
 from jarvis_core.services.ca_certificates import authorities
@@ -153,7 +153,7 @@ class Transport:
         with self._admitted():
             response = await self._request(ask, timeout_s)
             try:
-                async with asyncio.timeout_at(deadline):
+                async with cancellation.timeout_at(deadline):
                     answer = Answer(response.content_type, await self._read(response))
             except TimeoutError as exc:
                 raise self._missed(timeout_s) from exc
@@ -245,7 +245,7 @@ class Transport:
 
     async def _request(self, ask: Callable[[], Awaitable[AnyResponse]], timeout_s: float) -> AnyResponse:
         try:
-            async with asyncio.timeout(timeout_s):
+            async with cancellation.timeout(timeout_s):
                 try:
                     response = await ask()
                 except LOST_BEFORE_ANSWER as exc:
@@ -274,7 +274,7 @@ class Transport:
         """Return the error that *response*, whose status is not 2xx, stands for; its connection is closed."""
         text = b""
         try:
-            async with asyncio.timeout(1):
+            async with cancellation.timeout(1):
                 if isinstance(response, Response):
                     text = (await response.read())[:ERROR_LIMIT_BYTES]
                 else:
@@ -360,7 +360,7 @@ class Transport:
         while not self.breaker.closed:
             await asyncio.sleep(WATCH_INTERVAL_S)
             with contextlib.suppress(OSError, TimeoutError):
-                async with asyncio.timeout(self._connect_timeout_s):
+                async with cancellation.timeout(self._connect_timeout_s):
                     _, writer = await asyncio.open_connection(url.host, url.port)
                 writer.close()
                 self.breaker.hurry()

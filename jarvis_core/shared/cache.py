@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 import msgspec
 
-from jarvis_core import log
+from jarvis_core import cancellation, log
 from jarvis_core.errors import Unavailable
 from jarvis_core.settings import Secret
 from jarvis_core.shared import redis_address
@@ -172,7 +172,7 @@ class SharedCache:
         redis_address.parse(self._url)
         self._owner = asyncio.get_running_loop().create_task(self._own())
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(OPEN_TIMEOUT_S):
+            async with cancellation.timeout(OPEN_TIMEOUT_S):
                 await self._opened.wait()
 
     async def close(self) -> None:
@@ -182,7 +182,7 @@ class SharedCache:
         client = self._client
         if client is not None and self.state == "healthy":
             with contextlib.suppress(*self._errors):
-                async with asyncio.timeout(VALUE_TIMEOUT_S):
+                async with cancellation.timeout(VALUE_TIMEOUT_S):
                     await self._flush(client)
                     await client.delete([self._mailbox])
         self._owner.cancel()
@@ -192,7 +192,7 @@ class SharedCache:
         """Return the value of *key*, if there is one and it can be had at once."""
         if self._client is not None and self.state == "healthy":
             with contextlib.suppress(*self._errors):
-                async with asyncio.timeout(VALUE_TIMEOUT_S):
+                async with cancellation.timeout(VALUE_TIMEOUT_S):
                     return await self._client.get(_key(key))
         return None
 
@@ -200,7 +200,7 @@ class SharedCache:
         """Keep *value*; Redis makes room as it is set up to."""
         if self._client is not None and self.state == "healthy" and len(value) <= VALUE_LIMIT_BYTES:
             with contextlib.suppress(*self._errors):
-                async with asyncio.timeout(VALUE_TIMEOUT_S):
+                async with cancellation.timeout(VALUE_TIMEOUT_S):
                     await self._client.set(_key(key), value, ex=ttl_s)
 
     async def increment(self, key: str, ttl_s: int) -> int:
@@ -208,7 +208,7 @@ class SharedCache:
         try:
             if self._client is None or self.state != "healthy":
                 raise TimeoutError
-            async with asyncio.timeout(VALUE_TIMEOUT_S):
+            async with cancellation.timeout(VALUE_TIMEOUT_S):
                 async with self._client.pipeline(transaction=False) as pipeline:
                     count = pipeline.incr(_key(key))
                     from coredis.tokens import PureToken
@@ -261,7 +261,7 @@ class SharedCache:
         tend_at = 0.0
         while True:
             try:
-                async with asyncio.timeout(READ_TIMEOUT_S):
+                async with cancellation.timeout(READ_TIMEOUT_S):
                     if not last:
                         last = await client.xadd(self._mailbox, {"m": b""}) or b""
                     if loop.time() >= tend_at:
@@ -306,7 +306,7 @@ class SharedCache:
             await self._due.wait()
             await asyncio.sleep(FLUSH_DELAY_S)
             try:
-                async with asyncio.timeout(READ_TIMEOUT_S):
+                async with cancellation.timeout(READ_TIMEOUT_S):
                     await self._flush(client)
             except self._errors as exc:
                 self._note_loss(exc)

@@ -14,7 +14,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from jarvis_core import log
+from jarvis_core import cancellation, log
 from jarvis_core.codec.client import Clip, Codec, Window
 from jarvis_core.errors import Overloaded, RequestError
 from jarvis_core.models import Caller, Enhancer, Segment, SpeechToText
@@ -131,7 +131,7 @@ class Transcriber:
         self._reading[caller.user_id] = lock, waiting + 1
         try:
             try:
-                async with asyncio.timeout(READING_TIMEOUT_S):
+                async with cancellation.timeout(READING_TIMEOUT_S):
                     await lock.acquire()
             except TimeoutError as exc:
                 raise Overloaded("Your other recordings are still being read.", retry_after_s=5) from exc

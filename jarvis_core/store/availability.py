@@ -15,7 +15,7 @@ from typing import Any
 import psycopg
 import psycopg.conninfo
 
-from jarvis_core import log
+from jarvis_core import cancellation, log
 from jarvis_core.errors import JarvisError
 from jarvis_core.settings import Database
 from jarvis_core.store.connections import Connection, Connections, GivenUp, PoolTimeout
@@ -123,7 +123,7 @@ class Availability:
                     return connections, await connections.borrow(max(deadline - loop.time(), 0.0))
             elif patient and not self._closed and loop.time() < (limit := min(deadline, self._lost_at + PATIENCE_S)):
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout_at(limit):
+                    async with cancellation.timeout_at(limit):
                         await self._back.wait()
             else:
                 raise Away
@@ -158,7 +158,7 @@ class Availability:
             else:
                 pause_s = max(self._answered_at + IDLE_S - loop.time(), 0.0)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause_s):
+                async with cancellation.timeout(pause_s):
                     await self._wake.wait()
             asked = self._wake.is_set()
             self._wake.clear()
@@ -232,7 +232,7 @@ class Availability:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + limit_s
         options = {**self._options, "connect_timeout": min(2, self._options["connect_timeout"])}
-        async with asyncio.timeout_at(deadline):
+        async with cancellation.timeout_at(deadline):
             connection = await Connection.connect(self._conninfo, **options)
         try:
             await _ask(connection, deadline - loop.time())

@@ -22,6 +22,7 @@ import psycopg
 import psycopg_pool
 from psycopg.rows import TupleRow
 
+from jarvis_core import cancellation
 from jarvis_core.errors import JarvisError
 from jarvis_core.store.prepared import PreparedStatements
 
@@ -53,7 +54,7 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
         opener = None if opened_by is None else opened_by()
         if opener is None:
             return await super().connect(conninfo, **options)
-        async with asyncio.timeout(None) as limit:
+        async with cancellation.timeout(None) as limit:
             opener.connecting.add(limit)
             try:
                 if opener.closed:
@@ -141,7 +142,7 @@ class Connections:
         self.failed = False
         """Whether one could not be made; those who wait for it would wait for long."""
         self.made: weakref.WeakSet[Connection] = weakref.WeakSet()
-        self.connecting: set[asyncio.Timeout] = set()
+        self.connecting: set[cancellation.Timeout] = set()
         self.without_timeout: set[Connection] = set()
         """Lent for statements without a deadline."""
         self._free = limit

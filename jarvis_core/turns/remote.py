@@ -17,7 +17,7 @@ from functools import partial
 
 import msgspec
 
-from jarvis_core import log
+from jarvis_core import cancellation, log
 from jarvis_core.errors import BadGateway, RequestError, Unavailable, of_code
 from jarvis_core.models import Caller, Status, TurnRecord
 from jarvis_core.shared.cache import MAILBOX_TTL_S, Cache
@@ -131,7 +131,7 @@ class RemoteTurns:
             self._ask(remote)
         if not remote.synced.is_set() and self._cache.state == "healthy":
             try:
-                async with asyncio.timeout(FIRST_WORD_S):
+                async with cancellation.timeout(FIRST_WORD_S):
                     await remote.synced.wait()
             except TimeoutError:
                 remote.needs_store_check = True
@@ -150,7 +150,7 @@ class RemoteTurns:
         remote.readers += 1
         reachable = self._cache.state == "healthy"
         try:
-            async with asyncio.timeout(CANCEL_LIMIT_S if reachable else CANCEL_REPEAT_S):
+            async with cancellation.timeout(CANCEL_LIMIT_S if reachable else CANCEL_REPEAT_S):
                 while not remote.ended:
                     self._post(remote.worker_id, Cancel(remote.id, remote.caller.user_id, reason))
                     ended = asyncio.ensure_future(remote.wait_ended())
@@ -175,7 +175,7 @@ class RemoteTurns:
             message = TakeSession(question, self._store.worker_id, turn_id, caller.user_id, after)
             if not self._post(worker_id, message):
                 return None
-            async with asyncio.timeout(SESSION_LIMIT_S):
+            async with cancellation.timeout(SESSION_LIMIT_S):
                 left = await future
             if left is not None:
                 self._moved.pop(turn_id, None)

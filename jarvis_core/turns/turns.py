@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 import msgspec
 from msgspec import Struct
 
-from jarvis_core import log
+from jarvis_core import cancellation, log
 from jarvis_core.errors import BadGateway, DeadlineExceeded, Overloaded, RequestError, Stopping, Unavailable
 from jarvis_core.memory import NOTHING_RECALLED, Memories, Recalled
 from jarvis_core.models import (
@@ -334,6 +334,7 @@ class Turns:
             error = RequestError("Something went wrong here.")
         # Critical section: from here on the task is not cancelled by ``stop``, so the end is stored.
         production.generating = False
+        cancellation.absorb()
         self._recorder.forget_text(turn)
         status, reason = _outcome(finish, production.stop_reason, error, has_text=bool(turn.text()))
         if finish is not None:

@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Struct
 from starlette.types import Message, Receive, Send
 
+from jarvis_core import cancellation
 from jarvis_core.errors import RequestError
 from jarvis_core.handlers.call import SEND_TIMEOUT_S
 from jarvis_core.handlers.realtime.output import event_error
@@ -59,6 +60,7 @@ class Socket:
             return await self._receiving
         except asyncio.CancelledError:
             # By ``close``, or by Granian when it stops.
+            cancellation.absorb()
             return None
 
     def close(self, code: int) -> None:
@@ -85,7 +87,7 @@ class Socket:
         """Send the close; waits ``CLOSE_TIMEOUT_S`` at most."""
         if self.code is not None:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                async with cancellation.timeout(CLOSE_TIMEOUT_S):
                     await self.free()
                     await self._send({"type": "websocket.close", "code": self.code, "reason": reason})
 
@@ -124,7 +126,7 @@ class Socket:
             return
         try:
             if not self.is_free:
-                async with asyncio.timeout(SEND_TIMEOUT_S):
+                async with cancellation.timeout(SEND_TIMEOUT_S):
                     await self.free()
         except TimeoutError:
             self.lose()

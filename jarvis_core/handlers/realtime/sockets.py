@@ -14,7 +14,7 @@ from urllib.parse import parse_qs
 
 from starlette.types import Receive, Scope, Send
 
-from jarvis_core import log
+from jarvis_core import cancellation, log
 from jarvis_core.errors import InvalidRequest, NotFound, Overloaded, RateLimited, RequestError, Unauthenticated
 from jarvis_core.handlers.admission import Admission, Admitted
 from jarvis_core.handlers.failure import INTERNAL, refuse_handshake
@@ -206,6 +206,6 @@ async def _hear_out(receive: Receive) -> None:
     client sees neither why nor the code.
     """
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(HEAR_OUT_S):
+        async with cancellation.timeout(HEAR_OUT_S):
             while (await receive())["type"] != "websocket.disconnect":
                 pass
