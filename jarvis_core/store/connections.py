@@ -207,29 +207,15 @@ class Connections:
         else:
             await self._wait(deadline)
         try:
-            return await self._pool.getconn(timeout=max(deadline - loop.time(), 0.0))
-        except BaseException as exc:
+            return await self.borrow_idle(max(deadline - loop.time(), 0.0))
+        except BaseException:
             self._release()
-            if isinstance(exc, psycopg_pool.PoolClosed):
-                raise GivenUp from exc
-            if isinstance(exc, psycopg_pool.PoolTimeout):
-                raise PoolTimeout from exc
             raise
 
     async def give_back(self, connection: Connection) -> None:
         """Let others have *connection*, or its place when it is broken; whoever is cancelled meanwhile gives it back too."""
         try:
-            if connection.closed:
-                await connection.close()
-            if self._pool._waiting or self._pool._lock.locked():
-                # Cancelled while it hands the connection over, the driver (psycopg-pool 3.3.3) loses it, and leaves who
-                # was to have it waiting for good. Otherwise it does not wait, and nobody can be cancelled in it.
-                returning = asyncio.get_running_loop().create_task(self._pool.putconn(connection))
-                self._returning.add(returning)
-                returning.add_done_callback(self._returning.discard)
-                await asyncio.shield(returning)
-            else:
-                await self._pool.putconn(connection)
+            await self.give_back_idle(connection)
         finally:
             self._release()
 
@@ -243,18 +229,34 @@ class Connections:
 
     async def borrow_idle(self, timeout_s: float) -> Connection:
         """As ``borrow``, but past the queue, for who saw that one is idle; to be returned by ``give_back_idle``."""
+        # The driver waits by ``asyncio.wait_for``, which before Python 3.12 forgets a cancellation that comes together with
+        # what is waited for: a task that was told to end would go on for good.
+        requests = cancellation.requests()
         try:
-            return await self._pool.getconn(timeout=timeout_s)
-        except psycopg_pool.PoolClosed as exc:
-            raise GivenUp from exc
-        except psycopg_pool.PoolTimeout as exc:
-            raise PoolTimeout from exc
+            connection = await self._pool.getconn(timeout=timeout_s)
+        except (psycopg_pool.PoolClosed, psycopg_pool.PoolTimeout) as exc:
+            cancellation.raise_if_requested(since=requests)
+            raise (GivenUp if isinstance(exc, psycopg_pool.PoolClosed) else PoolTimeout) from exc
+        try:
+            cancellation.raise_if_requested(since=requests)
+        except asyncio.CancelledError:
+            await self.give_back_idle(connection)
+            raise
+        return connection
 
     async def give_back_idle(self, connection: Connection) -> None:
-        """Return what ``borrow_idle`` lent."""
+        """Return what ``borrow_idle`` lent; whoever is cancelled meanwhile gives it back too."""
         if connection.closed:
             await connection.close()
-        await self._pool.putconn(connection)
+        if self._pool._waiting or self._pool._lock.locked():
+            # Cancelled while it hands the connection over, the driver (psycopg-pool 3.3.3) loses it, and leaves who was
+            # to have it waiting for good. Otherwise it does not wait, and nobody can be cancelled in it.
+            returning = asyncio.get_running_loop().create_task(self._pool.putconn(connection))
+            self._returning.add(returning)
+            returning.add_done_callback(self._returning.discard)
+            await asyncio.shield(returning)
+        else:
+            await self._pool.putconn(connection)
 
     async def _wait(self, deadline: float) -> None:
         if len(self._queue) >= WAITING_LIMIT:

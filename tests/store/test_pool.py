@@ -575,6 +575,38 @@ async def test_who_stops_waiting_leaves_no_gap(database: str) -> None:
         assert await asyncio.gather(*(pool.fetch_one("select 3") for _ in range(9))) == [(3,)] * 9
 
 
+@pytest.mark.parametrize("steps", range(8))
+async def test_cancelled_when_a_connection_is_given(database: str, steps: int) -> None:
+    """Who is cancelled in the moment in which it is given a new connection is cancelled, and leaves it to others."""
+    options = {"autocommit": True}
+    connections = Connections(database, options, limit=2, reconnect_limit_s=5, on_failure=lambda _: None)
+
+    async def work() -> None:
+        connection = await connections.borrow(5)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await connections.give_back(connection)
+
+    await connections.open()
+    try:
+        held = await connections.borrow(5)
+        working = asyncio.create_task(work())
+        async with asyncio.timeout(5):
+            while len(connections.made) < 2:  # noqa: ASYNC110 - step by step to the moment
+                await asyncio.sleep(0)
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        working.cancel()
+        await asyncio.wait([working], timeout=5)
+        assert working.cancelled()
+        other = await connections.borrow(5)
+        for connection in (held, other):
+            await connections.give_back(connection)
+    finally:
+        await connections.close(5)
+
+
 async def test_cancelled_at_any_moment(database: str) -> None:
     """Whatever moment requests are cancelled in, no connection is lost and nobody is left waiting for one."""
     dice = random.Random(7)
