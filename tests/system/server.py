@@ -12,7 +12,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -119,8 +119,12 @@ class Server:
     def start(self) -> None:
         """Start the process and wait until ``/ready`` says so; raises ``AssertionError`` with its output."""
         self.launch()
+        self.wait_until(self._ready)
+
+    def wait_until(self, ready: Callable[[], bool]) -> None:
+        """Wait until *ready* says so, for a start's time at most; raises ``AssertionError`` with its output."""
         deadline = time.monotonic() + START_LIMIT_S
-        while not self._ready():
+        while not ready():
             if not self.running:
                 raise AssertionError(f"the server ended with {self.wait()}:\n{self.stdout}\n{self.stderr}")
             if time.monotonic() > deadline:

@@ -118,6 +118,52 @@ async def test_speech_alone(directory: Path, database: str) -> None:
         server.kill()
 
 
+@pytest.mark.model
+async def test_several_workers_alone(directory: Path) -> None:
+    """
+    ``WORKERS=4`` alone, as the README has it, starts workers beside everything that is embedded.
+
+    Each of them answers, and knows that the engines are well; nothing is left of any.
+    """
+    if any(importlib.util.find_spec(name) is None for name in ("xllamacpp", "faster_whisper", "kokoro_onnx")):
+        pytest.skip("the local engines are not installed")
+    for name in (MODEL, "whisper-base", "kokoro-82m"):
+        await asyncio.to_thread(weights.ensure, CATALOGUE[name], CACHE)
+    data = directory / "several"
+    data.mkdir(mode=0o711)
+    (data / "models").symlink_to(CACHE)
+    # The model alone is another than by default: a fifth of its size.
+    server = Server(directory, {"WORKERS": "4", "DATA_DIR": str(data), "LOCAL_LLM_MODEL": MODEL})
+    try:
+        server.launch()
+        # It is printed when the last of them is ready.
+        await asyncio.to_thread(server.wait_until, lambda: "  try: " in server.stdout)
+        family = server.family()
+        for what in ("PostgreSQL", "Valkey", "language model", "speech to text", "embeddings", "noise suppression"):
+            assert f"  embedded: {what}" in server.stdout
+        assert "  serving:  4 worker processes" in server.stdout
+        said = await asyncio.to_thread(server.ask, "POST", "/api/chat", {"content": "Hello"}, limit_s=ANSWER_LIMIT_S)
+        assert (said.status, said.body["status"], said.body["model"]) == (200, "completed", MODEL)
+        well: set[str] = set()
+        async with asyncio.timeout(30):
+            while len(well) < 4:
+                # A connection of its own each time: the kernel chooses a worker for each.
+                async with aiohttp.request("GET", f"{server.url}/health") as response:
+                    services = (await response.json())["services"]
+                if services == {
+                    "database": "healthy",
+                    "python_bridges": "healthy",
+                    "audio_engine": "healthy",
+                    "cache": "healthy",
+                }:
+                    well.add(response.headers["X-Request-ID"].partition("-")[0])
+        assert "Traceback" not in server.stderr
+        assert await asyncio.to_thread(server.stop) == 0
+        assert wait_gone(family) == processes_naming(data) == set()
+    finally:
+        server.kill()
+
+
 async def test_speech_that_cannot_be_had(directory: Path, database: str) -> None:
     """Where the weights of speech cannot be fetched the start says what is missing and goes on, and voice is 503."""
     if importlib.util.find_spec("faster_whisper") is None:

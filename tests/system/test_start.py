@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 import sysconfig
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -74,6 +75,26 @@ def test_open_server_warns_beyond_loopback(make_server: MakeServer, database: st
     warnings = [line for line in map(json.loads, server.stderr.splitlines()) if line["level"] == "warning"]
     assert bool(warnings) == (host == "0.0.0.0")
     assert all("JWT_SECRET" in line["event"] for line in warnings)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("host", ["localhost", socket.gethostname(), "::1", "[::1]", "127.1"])
+def test_host_by_name(make_server: MakeServer, run: Run, database: str, host: str, workers: str) -> None:
+    """A name of this machine is listened on as its address is; the start names it, and ``check`` finds it there."""
+    try:
+        [*_, (family, *_, address)] = socket.getaddrinfo(host.strip("[]"), 0, type=socket.SOCK_STREAM)
+        with socket.socket(family) as probe:
+            probe.bind(address)
+    except OSError as exc:
+        pytest.skip(f"{host} is none of this machine's here: {exc}")
+    server = make_server(DATABASE_URL=database, HOST=host, WORKERS=workers)
+    server.launch()
+    server.wait_until(lambda: "  try: " in server.stdout)
+    shown = "localhost" if host == "::1" else host
+    assert server.stdout.startswith(f"Jarvis Core {__version__} listens on http://{shown}:{server.port}\n")
+    checked = run("check", HOST=host, PORT=str(server.port))
+    assert (checked.returncode, checked.stderr) == (0, "")
+    assert server.stop() == 0
 
 
 def test_line_to_try(make_server: MakeServer, database: str) -> None:
@@ -171,9 +192,10 @@ def test_taken_port(make_server: MakeServer, directory: Path) -> None:
         assert_refused(server, directory, str(server.port))
 
 
-def test_address_of_another_machine(make_server: MakeServer, directory: Path) -> None:
-    """An address that this machine does not have stops the start."""
-    assert_refused(make_server(HOST="192.0.2.1"), directory, "192.0.2.1")
+@pytest.mark.parametrize("host", ["198.51.100.1", "2001:db8::1", "nowhere.invalid", "é..b", "a b", "http://localhost"])
+def test_address_of_another_machine(make_server: MakeServer, directory: Path, host: str) -> None:
+    """An address that this machine does not have, or what is no address and no name, stops the start."""
+    assert_refused(make_server(HOST=host), directory, "HOST", host)
 
 
 def test_unwritable_data_directory(make_server: MakeServer, directory: Path) -> None:
@@ -280,6 +302,21 @@ def test_stop_while_starting(make_server: MakeServer, directory: Path, number: s
 
 
 # The other commands
+
+
+def test_check_of_something_else(run: Run) -> None:
+    """``check`` ends with 1 and one line where something else than a core listens."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+
+        def hang_up() -> None:
+            for _ in range(2):
+                other.accept()[0].close()
+
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        checked = run("check", PORT=str(other.getsockname()[1]))
+        thread.join()
+    assert (checked.returncode, checked.stdout, len(checked.stderr.splitlines())) == (1, "", 1)
 
 
 def test_check(make_server: MakeServer, run: Run, database: str) -> None:

@@ -45,14 +45,17 @@ async def test_answers_over_tls(server: Server, run: Run) -> None:
         async with connect(address, ssl=context, origin=origin, proxy=None) as socket:  # type: ignore[arg-type]
             assert "session.created" in str(await socket.recv())
     assert server.stdout.splitlines()[0].endswith(f"listens on https://localhost:{server.port}")
-    checked = run("check", PORT=str(server.port), **TLS)
-    assert (checked.returncode, '"status":"healthy"' in checked.stdout) == (0, True)
+    # Who asks need not know that it speaks TLS.
+    for known in (TLS, {}):
+        checked = run("check", PORT=str(server.port), **known)
+        assert (checked.returncode, checked.stderr, '"status":"healthy"' in checked.stdout) == (0, "", True)
     with contextlib.closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)) as plain:
         plain.request("GET", "/ready")
         with pytest.raises((http.client.HTTPException, OSError)):
             plain.getresponse()
-    assert run("check", PORT=str(server.port)).returncode == 1
     assert server.stop() == 0
+    silent = run("check", PORT=str(server.port), **TLS)
+    assert (silent.returncode, silent.stdout, len(silent.stderr.splitlines())) == (1, "", 1)
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,13 @@ import pytest
 
 from jarvis_core.errors import SettingsError
 from jarvis_core.settings import (
+    Assignment,
     Auth,
     Database,
     Local,
     Secret,
     Settings,
+    WorkerGroup,
     data_directory,
     environment_names,
     load,
@@ -107,6 +109,46 @@ def test_lists_from_environment() -> None:
         "http://a.test",
         "https://b.test:8443",
     )
+
+
+@pytest.mark.parametrize(
+    ("origin", "told"),
+    [
+        ("https://*.example.com", "is a pattern"),
+        ("http://localhost:*", "is a pattern"),
+        ("**", "is a pattern"),
+        ("example.com", "is no origin such as https://example.com"),
+        ("localhost:3000", "is no origin such as"),
+        ("https://", "is no origin such as"),
+        ("https://a b", "is no origin such as"),
+        ("https://exämple.com", "is no origin such as"),
+        ("https://example.com:port", "is no origin such as"),
+        ("https://example.com/", "write https://example.com"),
+        ("https://Example.com/app?x#y", "write https://example.com"),
+        ("HTTPS://example.com", "write https://example.com"),
+        ("https://example.com:443", "write https://example.com"),
+        ("http://me@[::1]:080", "write http://[::1]"),
+        ("http://example.com:8080/", "write http://example.com:8080"),
+        ("capacitor://localhost/", "write capacitor://localhost"),
+    ],
+)
+def test_origins_that_nobody_has(origin: str, told: str) -> None:
+    """What no browser sends as an origin would let nobody in: the start says so, and what to write in its place."""
+    with pytest.raises(SettingsError) as caught:
+        load({"CORS_ORIGINS": f"http://a.test,{origin}"})
+    assert str(caught.value).startswith(f"CORS_ORIGINS: {origin!r} is ")
+    assert str(caught.value).endswith(told) or told.startswith("is ")
+    assert told in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["*", "null", "file://", "http://[::1]:3000", "https://example.com", "https://xn--exmple-cua.com:8443",
+     "capacitor://localhost", "safari-web-extension://9E2E6D0B-0000-4000-8000-000000000000"],
+)  # fmt: skip
+def test_origins_of_pages_and_apps(origin: str) -> None:
+    """What browsers and apps send is taken as it is."""
+    assert load({"CORS_ORIGINS": origin}).server.cors_origins == (origin,)
 
 
 @pytest.mark.parametrize(
@@ -261,6 +303,20 @@ def test_api_keys() -> None:
         "abc:defgh": "bob",
         "87654321": "ann",
     }
+
+
+def test_worked_out_values() -> None:
+    """What a start works out replaces a value, secrets included, if it is what a worker would take from its parent."""
+    given = load({"DATABASE_URL": "postgres://db/x", "WORKERS": "2"})
+    settings = given.with_values("database", url=Secret("postgres://here/y")).with_values("server", port=9_000)
+    told = Assignment.decode(Assignment(settings, WorkerGroup(), control=3).encode()).settings
+    for one in (settings, told):
+        assert one.database.url is not None
+        assert (one.database.url.reveal(), one.server.port, one.server.workers) == ("postgres://here/y", 9_000, 2)
+    with pytest.raises(msgspec.ValidationError):
+        given.with_values("neighbours", probe_interval_s=1.0)
+    with pytest.raises(TypeError):
+        given.with_values("neighbours", bridges="http://localhost")
 
 
 def test_data_directory(monkeypatch: pytest.MonkeyPatch) -> None:
