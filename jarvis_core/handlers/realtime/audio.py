@@ -7,6 +7,7 @@ import binascii
 from contextlib import ExitStack
 
 from jarvis_core.errors import InvalidRequest, TooLarge
+from jarvis_core.handlers.realtime.refusals import CommitEmpty
 from jarvis_core.speech.transcription import CLIP_LIMIT_S, Transcriber
 
 SAMPLE_BYTES = 2
@@ -71,9 +72,12 @@ class InputBuffer:
             self._last.clear()
 
     def commit(self, sample_rate_hz: int) -> Recording:
-        """Return all samples, leaving none; raises ``InvalidRequest`` where there are none."""
-        if not self.length_bytes:
-            raise InvalidRequest("The input audio buffer is empty; append audio first.", details={"path": "$.type"})
+        """Return all samples, leaving none; raises ``CommitEmpty`` where there are none. Half a sample at the end is dropped."""
+        if self.length_bytes < SAMPLE_BYTES:
+            raise CommitEmpty
+        if self.length_bytes % SAMPLE_BYTES:
+            last = self._last or bytearray(self._parts.pop())
+            self._last = last[:-1]
         recording = Recording([*self._parts, bytes(self._last)], sample_rate_hz, self._room.pop_all())
         self._forget()
         return recording

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import TypeVar
+
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, Struct
 
 from jarvis_core.errors import InvalidRequest
 from jarvis_core.handlers.call import text_field
 from jarvis_core.handlers.events import PcmFormat
+from jarvis_core.handlers.realtime.lenient import Partial, take
 from jarvis_core.handlers.realtime.wire import (
     AudioBody,
     AudioConfig,
     AudioInputBody,
-    AudioInputConfig,
     AudioOutputBody,
-    AudioOutputConfig,
     SessionBody,
     SessionConfig,
     Transcription,
     VoiceId,
 )
 from jarvis_core.settings import Llm
+
+NAMES = ("instructions", "output_modalities", "max_output_tokens", "temperature")
+"""Fields of a session that are taken as they are said."""
+
+BodyT = TypeVar("BodyT", bound=Struct)
 
 
 def default_config(session_id: str, conversation_id: str | None, settings: Llm) -> SessionBody:
@@ -36,37 +43,43 @@ def default_config(session_id: str, conversation_id: str | None, settings: Llm) 
     )
 
 
-def configured(body: SessionBody, config: SessionConfig, path: str) -> SessionBody:
-    """Return *body* with what *config* sets; raises ``InvalidRequest`` for what is not served."""
+def configured(body: SessionBody, given: object, path: str) -> tuple[SessionBody, list[InvalidRequest]]:
+    """Return *body* with what can be set of *given*, decoded JSON at *path*, and an error for each value that cannot be."""
+    config, errors = take(SessionConfig, given, path)
     if config.output_modalities is not UNSET and len(config.output_modalities) != 1:
-        raise InvalidRequest.field(f"{path}.output_modalities", 'must be ["text"] or ["audio"]')
+        errors.append(InvalidRequest.field(f"{path}.output_modalities", 'must be ["text"] or ["audio"]'))
+        config.output_modalities = UNSET
     if config.instructions is not UNSET and config.instructions:
-        text_field(f"{path}.instructions", config.instructions)
-    names = ("instructions", "output_modalities", "max_output_tokens", "temperature")
-    changes = {name: value for name in names if (value := getattr(config, name)) is not UNSET}
+        try:
+            text_field(f"{path}.instructions", config.instructions)
+        except InvalidRequest as error:
+            errors.append(error)
+            config.instructions = UNSET
+    audio = body.audio
     if config.audio is not UNSET:
-        changes["audio"] = _configured_audio(body.audio, config.audio, f"{path}.audio")
-    return msgspec.structs.replace(body, **changes)
+        audio = _configured_audio(body.audio, config.audio, f"{path}.audio", errors)
+    return msgspec.structs.replace(_replaced(body, config, NAMES), audio=audio), errors
 
 
-def _configured_audio(body: AudioBody, config: AudioConfig, path: str) -> AudioBody:
-    return AudioBody(
-        body.input if config.input is UNSET else _configured_input(body.input, config.input, f"{path}.input"),
-        body.output if config.output is UNSET else _configured_output(body.output, config.output),
-    )
+def _configured_audio(body: AudioBody, config: AudioConfig, path: str, errors: list[InvalidRequest]) -> AudioBody:
+    incoming, outgoing = body.input, body.output
+    if config.input is not UNSET:
+        if config.input.turn_detection is not UNSET and config.input.turn_detection is not None:
+            rule = "only null is served: commit the buffer at a turn's end"
+            errors.append(InvalidRequest.field(f"{path}.input.turn_detection", rule))
+        incoming = _replaced(incoming, config.input, ("format", "create_response"))
+        if config.input.transcription is not UNSET:
+            transcription = _replaced(incoming.transcription, config.input.transcription, ("language",))
+            incoming = msgspec.structs.replace(incoming, transcription=transcription)
+    if config.output is not UNSET:
+        outgoing = _replaced(outgoing, config.output, ("format", "speed"))
+        if config.output.voice is not UNSET:
+            voice = config.output.voice.id if isinstance(config.output.voice, VoiceId) else config.output.voice
+            outgoing = msgspec.structs.replace(outgoing, voice=voice)
+    return AudioBody(incoming, outgoing)
 
 
-def _configured_input(body: AudioInputBody, config: AudioInputConfig, path: str) -> AudioInputBody:
-    if config.turn_detection is not UNSET and config.turn_detection is not None:
-        raise InvalidRequest.field(f"{path}.turn_detection", "only null is served: commit the buffer at a turn's end")
-    changes = {name: value for name in ("format", "create_response") if (value := getattr(config, name)) is not UNSET}
-    if config.transcription is not UNSET:
-        changes["transcription"] = config.transcription or Transcription()
-    return msgspec.structs.replace(body, **changes)
-
-
-def _configured_output(body: AudioOutputBody, config: AudioOutputConfig) -> AudioOutputBody:
-    changes = {name: value for name in ("format", "speed") if (value := getattr(config, name)) is not UNSET}
-    if config.voice is not UNSET:
-        changes["voice"] = config.voice.id if isinstance(config.voice, VoiceId) else config.voice
+def _replaced(body: BodyT, config: Partial, names: Iterable[str]) -> BodyT:
+    """Return *body* with those fields of *config* in *names* that are set."""
+    changes = {name: value for name in names if (value := getattr(config, name)) is not UNSET}
     return msgspec.structs.replace(body, **changes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from jarvis_core.handlers.events import Item
+from jarvis_core.handlers.realtime.refusals import DuplicateItem
 from jarvis_core.handlers.realtime.socket import Socket
 from jarvis_core.handlers.realtime.wire import ConversationItemEvent
 from jarvis_core.models import Role
@@ -23,10 +24,20 @@ class Dialogue:
         """(id, text) of the message that the session's response answers."""
         self._conversations = conversations
         self._user_id = user_id
+        self._claimed: set[str] = set()
+        """Ids of items that the client has brought."""
 
     def restore(self, last_item_id: str | None, pending: tuple[str, str] | None, asked: tuple[str, str] | None) -> None:
         """Go on where another session of the same conversation was left."""
         self.last_item_id, self.pending, self.asked = last_item_id, pending, asked
+
+    def claim(self, item_id: str | None) -> None:
+        """Note an id that the client brings for an item; raises ``DuplicateItem`` where it had brought it before."""
+        if item_id is None:
+            return
+        if item_id in self._claimed:
+            raise DuplicateItem(item_id)
+        self._claimed.add(item_id)
 
     async def store(self, role: Role, text: str, message_id: str | None = None) -> str:
         """Store a message and return its id; a user's waits for an answer from now on."""

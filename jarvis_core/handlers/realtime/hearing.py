@@ -17,6 +17,7 @@ from jarvis_core.handlers.failure import INTERNAL
 from jarvis_core.handlers.realtime.audio import Recording
 from jarvis_core.handlers.realtime.dialogue import MESSAGE_LIMIT_CHARS, Dialogue
 from jarvis_core.handlers.realtime.output import event_error
+from jarvis_core.handlers.realtime.refusals import AlreadyActive
 from jarvis_core.handlers.realtime.socket import Socket
 from jarvis_core.handlers.realtime.wire import (
     DurationUsage,
@@ -78,7 +79,7 @@ class PendingTranscriptions:
         if not self._tasks:
             return False
         if self._deferred is not None:
-            raise InvalidRequest("A response waits for the words already.", details={"path": "$.type"})
+            raise AlreadyActive("A response waits for the words already.")
         self._deferred = event
         return True
 

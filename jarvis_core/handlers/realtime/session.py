@@ -7,9 +7,10 @@ import contextlib
 from typing import Protocol
 
 import msgspec
+from msgspec import UNSET
 from starlette.types import Receive, Send
 
-from jarvis_core.errors import Conflict, InvalidRequest, RateLimited, RequestError
+from jarvis_core.errors import Conflict, InvalidRequest, RateLimited, RequestError, TooLarge
 from jarvis_core.handlers.admission import Admitted
 from jarvis_core.handlers.call import decode, text_field
 from jarvis_core.handlers.events import ContentPart, Item, SpokenOutput
@@ -17,10 +18,12 @@ from jarvis_core.handlers.realtime.audio import InputBuffer
 from jarvis_core.handlers.realtime.config import configured, default_config
 from jarvis_core.handlers.realtime.dialogue import MESSAGE_LIMIT_CHARS, Dialogue
 from jarvis_core.handlers.realtime.hearing import PendingTranscriptions
+from jarvis_core.handlers.realtime.lenient import take
 from jarvis_core.handlers.realtime.output import AudioOutput, Output, TextOutput
+from jarvis_core.handlers.realtime.refusals import AlreadyActive, NothingToCancel
 from jarvis_core.handlers.realtime.response import ResponseStream
 from jarvis_core.handlers.realtime.snapshot import MARKS_LIMIT, SessionSnapshot
-from jarvis_core.handlers.realtime.socket import NORMAL, POLICY, TOO_LARGE, Socket
+from jarvis_core.handlers.realtime.socket import NORMAL, POLICY, Socket
 from jarvis_core.handlers.realtime.wire import (
     AudioAppend,
     AudioClear,
@@ -32,6 +35,7 @@ from jarvis_core.handlers.realtime.wire import (
     EventHead,
     ItemCreate,
     ResponseCancel,
+    ResponseConfig,
     ResponseCreate,
     SessionBody,
     SessionEvent,
@@ -45,8 +49,12 @@ from jarvis_core.turns.conversations import Conversations
 from jarvis_core.turns.log import Turn
 from jarvis_core.turns.turns import Ask, Turns
 
-TEXT_LIMIT_BYTES = 1 << 20
-BINARY_LIMIT_BYTES = 15 << 20
+EVENT_LIMIT_BYTES = 1 << 20
+AUDIO_LIMIT_BYTES = 15 << 20
+"""Of samples in one event. A frame of more than 16 MiB is refused by the server below us, which closes the socket."""
+APPEND_LIMIT_BYTES = AUDIO_LIMIT_BYTES * 4 // 3 + 1_024
+"""The same in base64, with what an event has beside it."""
+APPEND = "input_audio_buffer.append"
 
 CHARGED = (ItemCreate, ResponseCreate, AudioCommit)
 """Events that count as a request: each stores something, or asks a neighbour."""
@@ -227,19 +235,21 @@ class Session:
         await self._socket.emit(lambda seq: SessionEvent(name, f"event_{seq}", seq, config))
 
     async def _receive(self, text: str | None, binary: bytes | None) -> None:
-        if (binary is not None and len(binary) > BINARY_LIMIT_BYTES) or (
-            text is not None and _bytes(text) > TEXT_LIMIT_BYTES
-        ):
-            self.close(TOO_LARGE)
-            return
         event_id = None
         try:
             if text is None:
+                if len(binary or b"") > AUDIO_LIMIT_BYTES:
+                    raise _too_long(AUDIO_LIMIT_BYTES)
                 self._buffer.append(binary or b"", self._config.audio.input.format.rate)
                 return
             raw = text.encode(errors="surrogatepass")
+            head = EventHead()
             with contextlib.suppress(RequestError):
-                event_id = decode(_head_decoder, raw).event_id
+                head = decode(_head_decoder, raw)
+            event_id = head.event_id
+            limit_bytes = APPEND_LIMIT_BYTES if head.type == APPEND else EVENT_LIMIT_BYTES
+            if len(raw) > limit_bytes:
+                raise _too_long(limit_bytes)
             event = decode(_decoder, raw)
             if isinstance(event, CHARGED):
                 await self._charge()
@@ -262,13 +272,7 @@ class Session:
     async def _handle(self, event: ClientEvent) -> None:
         match event:
             case SessionUpdate():
-                config = configured(self._config, event.session, "$.session")
-                if self._buffer.length_bytes and config.audio.input.format != self._config.audio.input.format:
-                    raise InvalidRequest.field(
-                        "$.session.audio.input.format", "cannot change while the buffer has audio: commit or clear it"
-                    )
-                self._config = config
-                await self._show_config("session.updated")
+                await self._configure(event)
             case ItemCreate():
                 await self._add_item(event.item)
             case ResponseCreate():
@@ -283,6 +287,18 @@ class Session:
                 self._buffer.clear()
                 await self._socket.emit(lambda seq: ClearedEvent(f"event_{seq}", seq))
 
+    async def _configure(self, event: SessionUpdate) -> None:
+        """Set what can be set, show what holds now, and name each value that cannot be."""
+        config, errors = configured(self._config, event.session, "$.session")
+        if self._buffer.length_bytes and config.audio.input.format != self._config.audio.input.format:
+            config.audio.input.format = self._config.audio.input.format
+            rule = "cannot change while the buffer has audio: commit or clear it"
+            errors.append(InvalidRequest.field("$.session.audio.input.format", rule))
+        self._config = config
+        await self._show_config("session.updated")
+        for error in errors:
+            await self._socket.complain(error, event.event_id)
+
     async def _add_item(self, item: ClientItem) -> None:
         for number, part in enumerate(item.content):
             if part.type not in TEXT_PARTS:
@@ -293,18 +309,17 @@ class Session:
         text = "\n".join(part.text or "" for part in item.content)
         if len(text) > MESSAGE_LIMIT_CHARS:
             raise InvalidRequest.field("$.item.content", f"must have at most {MESSAGE_LIMIT_CHARS} characters")
+        self._dialogue.claim(item.id)
         message_id = await self._dialogue.store(item.role, text)
         parts = [ContentPart("output_text" if item.role == "assistant" else "input_text", text)]
         await self._dialogue.show(self._socket, Item(item.id or message_id, item.role, parts, "completed"))
 
     async def _respond(self, event: ResponseCreate) -> None:
         if self._response.active:
-            raise InvalidRequest(
-                "A response is active; wait for response.done or cancel it.", details={"path": "$.type"}
-            )
-        if event.response is not None and event.response.input is not None:
-            raise InvalidRequest.field("$.response.input", "is not served; use conversation.item.create")
-        config = self._config if event.response is None else configured(self._config, event.response, "$.response")
+            raise AlreadyActive("A response is active; wait for response.done or cancel it.")
+        config = self._config
+        if event.response is not None:
+            config = self._config_of_response(event.response)
         if self._hearings.defer(event):
             return
         if self._dialogue.pending is None:
@@ -328,6 +343,18 @@ class Session:
         if last is not None:
             self._realtime.forget(self, last)
             await self._turns.detach(last)
+
+    def _config_of_response(self, given: object) -> SessionBody:
+        """Return with what a response is made that was asked for with *given*; raises ``InvalidRequest``."""
+        asked, errors = take(ResponseConfig, given, "$.response")
+        if asked.input is not UNSET:
+            raise InvalidRequest.field("$.response.input", "is not served; use conversation.item.create")
+        if asked.conversation not in (UNSET, "auto"):
+            raise InvalidRequest.field("$.response.conversation", 'only "auto" is served: the answer would be stored')
+        config, errors = configured(self._config, given, "$.response")
+        if errors:
+            raise errors[0]
+        return config
 
     def _output_of(self, turn: Turn, config: SessionBody) -> Output:
         if config.output_modalities != ["audio"]:
@@ -373,7 +400,7 @@ class Session:
                 await self._socket.complain(error, waiting.event_id)
                 return
         if not response.active or response.turn is None or event.response_id not in (None, response.turn.id):
-            raise InvalidRequest("There is no such active response.", details={"path": "$.response_id"})
+            raise NothingToCancel
         if response.output is not None:
             response.output.silence("cancelled")
         await self._turns.stop(response.turn)
@@ -381,5 +408,5 @@ class Session:
         await response.wait_sent()
 
 
-def _bytes(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode(errors="surrogatepass"))
+def _too_long(limit_bytes: int) -> TooLarge:
+    return TooLarge(f"An event of this kind has at most {limit_bytes} bytes.", details={"limit_bytes": limit_bytes})

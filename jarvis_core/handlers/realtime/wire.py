@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from jarvis_core.handlers.events import EventError, Item, PcmFormat
+from jarvis_core.handlers.realtime.lenient import Partial
 from jarvis_core.handlers.wire import SystemPrompt, Temperature
 
 MaxOutputTokens = Annotated[int, Meta(ge=1, le=32_000)] | Literal["inf"]
@@ -28,24 +29,35 @@ class Transcription(Struct):
     """ISO 639-1, or ``auto``; null is the server's own."""
 
 
+class TranscriptionConfig(Partial):
+    """What a client says of how its speech is to be understood."""
+
+    language: Language | UnsetType = UNSET
+
+
 class VoiceId(Struct):
     """A voice by its id, as newer clients name it."""
 
     id: VoiceName
 
 
-class AudioInputConfig(Struct):
+class AudioInputConfig(Partial):
     """What a client says of the audio that it sends."""
 
     format: PcmFormat | UnsetType = UNSET
-    transcription: Transcription | UnsetType | None = UNSET
+    transcription: TranscriptionConfig | UnsetType = UNSET
     turn_detection: Any = UNSET
     """Only null is served: the client commits."""
     create_response: bool | UnsetType = UNSET
     """Ours: whether a committed buffer is answered without ``response.create``."""
 
+    @classmethod
+    def switched_off(cls) -> frozenset[str]:
+        """Name the fields that null switches off."""
+        return frozenset({"turn_detection"})
 
-class AudioOutputConfig(Struct):
+
+class AudioOutputConfig(Partial):
     """What a client wants of the audio that it gets."""
 
     format: PcmFormat | UnsetType = UNSET
@@ -53,15 +65,15 @@ class AudioOutputConfig(Struct):
     speed: Annotated[float, Meta(ge=0.1, le=3)] | UnsetType = UNSET
 
 
-class AudioConfig(Struct):
+class AudioConfig(Partial):
     """Both ways."""
 
     input: AudioInputConfig | UnsetType = UNSET
     output: AudioOutputConfig | UnsetType = UNSET
 
 
-class SessionConfig(Struct):
-    """What a client may set; absent fields stay as they are."""
+class SessionConfig(Partial):
+    """What a client may set; absent fields, and those that are null, stay as they are."""
 
     instructions: SystemPrompt | UnsetType = UNSET
     output_modalities: list[Modality] | UnsetType = UNSET
@@ -73,7 +85,9 @@ class SessionConfig(Struct):
 class ResponseConfig(SessionConfig):
     """As the session's, for one response."""
 
-    input: Any = None
+    input: Any = UNSET
+    conversation: Any = UNSET
+    """``auto``: ``none``, a response out of band, is not served."""
 
 
 class ClientPart(Struct):
@@ -95,7 +109,8 @@ class ClientItem(Struct):
 class SessionUpdate(Struct, tag_field="type", tag="session.update"):
     """Change the session."""
 
-    session: SessionConfig
+    session: Any
+    """A ``SessionConfig``, as far as it can be had of it."""
     event_id: EventId | None = None
 
 
@@ -109,7 +124,8 @@ class ItemCreate(Struct, tag_field="type", tag="conversation.item.create"):
 class ResponseCreate(Struct, tag_field="type", tag="response.create"):
     """Answer the last message."""
 
-    response: ResponseConfig | None = None
+    response: Any = None
+    """A ``ResponseConfig``, or null."""
     event_id: EventId | None = None
 
 
@@ -147,6 +163,7 @@ class EventHead(Struct):
     """As much of a client's event as is needed to complain about it."""
 
     event_id: str | None = None
+    type: Any = None
 
 
 class AudioInputBody(Struct):

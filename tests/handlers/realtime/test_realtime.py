@@ -307,6 +307,12 @@ def create(**fields: object) -> Event:
 
 ITEM = "$.item"
 PART = "$.item.content[0]"
+CODES = {
+    "commit of nothing": "input_audio_buffer_commit_empty",
+    "nothing to cancel": "response_cancel_not_active",
+    "unknown response to cancel": "response_cancel_not_active",
+}
+"""Of the Realtime API; every other mistake is an invalid_request."""
 MISTAKES: dict[str, tuple[Event, str]] = {
     "unknown type": ({"type": "response.destroy"}, "$.type"),
     "no type": ({}, "$"),
@@ -368,6 +374,10 @@ MISTAKES: dict[str, tuple[Event, str]] = {
     "override to both": (create(output_modalities=["audio", "text"]), "$.response.output_modalities"),
     "override of the rate": (create(audio={"output": {"format": {"rate": 1}}}), "$.response.audio.output.format.rate"),
     "override of the input": (create(input=[{"type": "message"}]), "$.response.input"),
+    "override of the input by nothing": (create(input=[]), "$.response.input"),
+    "out of band": (create(conversation="none"), "$.response.conversation"),
+    "an unknown conversation": (create(conversation=5), "$.response.conversation"),
+    "response of another type": ({"type": "response.create", "response": []}, "$.response"),
     "cancel with an id of another type": ({"type": "response.cancel", "response_id": 1}, "$.response_id"),
     "nothing to answer": ({"type": "response.create"}, "$.type"),
     "nothing to cancel": ({"type": "response.cancel"}, "$.response_id"),
@@ -383,7 +393,7 @@ async def test_mistake(server: Server, name: str) -> None:
         await socket.send_raw(json.dumps({**event, "event_id": "evt-1"}))
         error = await socket.error()
         assert (error["event_id"], error["param"]) == ("evt-1", path), error
-        assert (error["type"], error["code"]) == ("invalid_request_error", "invalid_request")
+        assert (error["type"], error["code"]) == ("invalid_request_error", CODES.get(name, "invalid_request"))
         assert error["message"]
         await socket.send_raw(json.dumps(event))
         assert (await socket.error())["event_id"] is None
@@ -422,6 +432,91 @@ async def test_frame_that_is_no_event(server: Server, frame: str, code: str) -> 
         assert (await socket.done())["status"] == "completed"
 
 
+async def test_what_can_be_set_is_set(server: Server) -> None:
+    """Of a session.update whose values are partly wrong the rest holds, and each wrong one is named."""
+    async with open_socket(server.url, key=ALICE) as socket:
+        await socket.send(
+            "session.update",
+            event_id="mixed",
+            session={
+                "type": "realtime",
+                "instructions": "Be brief.",
+                "temperature": 9,
+                "output_modalities": ["audio"],
+                "tools": [{"type": "function", "name": "f"}],
+                "tracing": "auto",
+                "audio": {
+                    "input": {
+                        "format": {"type": "audio/pcm", "rate": 16_000},
+                        "noise_reduction": {"type": "near_field"},
+                        "transcription": {"model": "whisper-1", "language": "fr"},
+                        "turn_detection": {"type": "server_vad"},
+                    },
+                    "output": {"speed": "fast", "voice": "marin"},
+                },
+            },
+        )
+        shown = (await socket.until("session.updated"))["session"]
+        assert (shown["instructions"], shown["output_modalities"]) == ("Be brief.", ["audio"])
+        assert shown["temperature"] != 9
+        assert shown["audio"]["input"]["format"]["rate"] == 16_000
+        assert shown["audio"]["input"]["transcription"] == {"language": "fr"}
+        assert shown["audio"]["input"]["turn_detection"] is None
+        assert (shown["audio"]["output"]["voice"], shown["audio"]["output"]["speed"]) == ("marin", 1.0)
+        errors = [await socket.error() for _ in range(3)]
+        assert {(error["param"], error["event_id"]) for error in errors} == {
+            ("$.session.temperature", "mixed"),
+            ("$.session.audio.input.turn_detection", "mixed"),
+            ("$.session.audio.output.speed", "mixed"),
+        }
+
+
+async def test_null_is_not_said(server: Server) -> None:
+    """Null leaves a setting as it is, at every depth, and so does an absent one."""
+    async with open_socket(server.url, key=ALICE) as socket:
+        audio = {"input": {"transcription": {"language": "fr"}}, "output": {"voice": "x", "speed": 1.5}}
+        await socket.send("session.update", session={"instructions": "Be brief.", "temperature": 0.3, "audio": audio})
+        before = (await socket.until("session.updated"))["session"]
+        nulls: dict[str, object] = dict.fromkeys(
+            ("instructions", "temperature", "max_output_tokens", "audio", "output_modalities")
+        )
+        deep = {"input": {"transcription": None, "format": None, "turn_detection": None}, "output": None}
+        part = {"input": {"transcription": {"model": "m", "language": None}}, "output": {"voice": None, "speed": None}}
+        for session in (nulls, {"audio": deep}, {"audio": part}, {}):
+            await socket.send("session.update", session=session)
+            assert (await socket.until("session.updated"))["session"] == before
+        await socket.add("hello")
+        await socket.send("response.create", response={**nulls, "input": None, "conversation": None, "metadata": None})
+        assert (await socket.done())["status"] == "completed"
+
+
+async def test_out_of_band_is_not_stored(server: Server, bridges: FakeBridges) -> None:
+    """A response out of band is refused: nothing of it is asked, answered or written into the conversation."""
+    async with open_socket(server.url, key=ALICE) as socket:
+        await socket.ask("hello")
+        stored = (await socket.done())["conversation_id"]
+        await socket.add("and now?")
+        asked = len(bridges.requests)
+        await socket.send(
+            "response.create", response={"conversation": "none", "input": [], "instructions": "Classify."}
+        )
+        assert (await socket.error())["param"] in ("$.response.input", "$.response.conversation")
+        assert len(bridges.requests) == asked
+    async with client_of(server, ALICE) as client:
+        messages = await history(client, stored)
+    assert [role for role, _, _ in messages] == ["user", "assistant", "user"]
+
+
+async def test_an_id_is_used_once(server: Server) -> None:
+    """A second item under an id that the client has brought already is an error, and nothing is stored."""
+    async with open_socket(server.url, key=ALICE) as socket:
+        await socket.send_raw(json.dumps(item(id="mine")))
+        await socket.until("conversation.item.done")
+        await socket.send_raw(json.dumps({**item(id="mine"), "event_id": "again"}))
+        error = await socket.error()
+        assert (error["code"], error["event_id"]) == ("item_create_duplicate_item_id", "again")
+
+
 async def test_unknown_fields(server: Server) -> None:
     """Unknown fields of a client's event are ignored."""
     async with open_socket(server.url, key=ALICE) as socket:
@@ -440,6 +535,7 @@ async def test_two_creates(server: Server, bridges: FakeBridges) -> None:
         await socket.send("response.create", event_id="second")
         error = await socket.error()
         assert (error["event_id"], error["type"]) == ("second", "invalid_request_error")
+        assert error["code"] == "conversation_already_has_active_response"
         bridges.gate.release()
         response = await socket.done()
         assert (response["id"], response["status"]) == (asked["id"], "completed")
@@ -449,13 +545,32 @@ async def test_two_creates(server: Server, bridges: FakeBridges) -> None:
         assert (await socket.error())["event_id"] == "third"
 
 
-@pytest.mark.parametrize("frame", ["x" * ((1 << 20) + 1), "é" * ((1 << 19) + 1), bytes((15 << 20) + 1)], ids=len)
+APPEND = '{"type": "input_audio_buffer.append", "event_id": "long", "audio": "%s"}'
+
+
+@pytest.mark.parametrize(
+    "frame", ["x" * ((1 << 20) + 1), "é" * ((1 << 19) + 1), bytes((15 << 20) + 1)], ids=["text", "UTF-8", "samples"]
+)
 async def test_too_large(server: Server, frame: str | bytes) -> None:
-    """A text over 1 MiB (in UTF-8) or audio over 15 MiB closes the socket with 1009."""
+    """An event over 1 MiB (in UTF-8), or audio over 15 MiB, is an error that names the limit, and the socket stays open."""
     async with open_socket(server.url, key=ALICE) as socket:
-        await socket.receive()
         await socket.send_raw(frame)
-        assert await socket.closed() == 1009
+        error = await socket.error()
+        assert (error["code"], error["type"]) == ("too_large", "invalid_request_error")
+        assert str(1 << 20 if isinstance(frame, str) else 15 << 20) in error["message"]
+        await socket.ask("still there?")
+        assert (await socket.done())["status"] == "completed"
+
+
+async def test_long_append(server: Server) -> None:
+    """An append may be longer than other events: 9 MiB of samples in base64 are taken, and its event_id is told where not."""
+    async with open_socket(server.url, key=ALICE) as socket:
+        await socket.send_raw(APPEND % ("A" * (12 << 20)))
+        await socket.send("input_audio_buffer.clear")
+        await socket.until("input_audio_buffer.cleared")
+        await socket.send_raw((APPEND % "").replace("append", "commit").replace('""', '"' + "A" * (1 << 20) + '"'))
+        error = await socket.error()
+        assert (error["code"], error["event_id"]) == ("too_large", "long")
 
 
 async def test_largest(server: Server) -> None:

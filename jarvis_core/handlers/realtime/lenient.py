@@ -1,0 +1,67 @@
+"""
+Settings that a client sends, taken as far as they can be.
+
+One value that cannot be never refuses the rest, null means "not said", and what nobody here knows is left out.
+"""
+
+from __future__ import annotations
+
+import typing
+from functools import cache
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from jarvis_core.errors import InvalidRequest
+
+PartialT = TypeVar("PartialT", bound="Partial")
+
+
+class Partial(Struct):
+    """Settings of which any may be absent: every field's default is ``UNSET``."""
+
+    @classmethod
+    def switched_off(cls) -> frozenset[str]:
+        """Name the fields that null switches off; elsewhere it means "not said"."""
+        return frozenset()
+
+
+def take(kind: type[PartialT], given: object, path: str) -> tuple[PartialT, list[InvalidRequest]]:
+    """
+    Return what of *given*, decoded JSON, can be a *kind*, and an error for each value that cannot; never raises.
+
+    *path* is where *given* stands in the client's event, as in ``$.session``.
+    """
+    errors: list[InvalidRequest] = []
+    taken: dict[str, Any] = {}
+    if not isinstance(given, dict):
+        return kind(), [InvalidRequest.field(path, f"Expected `object`, got `{_name_of(given)}`")]
+    for name, hint, inner in _fields(kind):
+        if name not in given or (given[name] is None and name not in kind.switched_off()):
+            continue
+        if inner is not None and given[name] is not None:
+            taken[name], wrong = take(inner, given[name], f"{path}.{name}")
+            errors += wrong
+            continue
+        try:
+            taken[name] = msgspec.convert(given[name], hint)
+        except msgspec.ValidationError as exc:
+            rule, _, below = str(exc).partition(" - at `$")
+            errors.append(InvalidRequest.field(f"{path}.{name}{below.rstrip('`')}", rule))
+    return kind(**taken), errors
+
+
+@cache
+def _fields(kind: type[Partial]) -> list[tuple[str, Any, type[Partial] | None]]:
+    """Return (name, type, the partial settings that it may be) of each field."""
+    fields = []
+    for name, hint in typing.get_type_hints(kind, include_extras=True).items():
+        inner = next((one for one in typing.get_args(hint) if isinstance(one, type) and issubclass(one, Partial)), None)
+        fields.append((name, hint, inner))
+    return fields
+
+
+def _name_of(value: object) -> str:
+    names = {str: "str", bool: "bool", int: "int", float: "float", list: "array", type(None): "null"}
+    return names.get(type(value), "object")
