@@ -11,7 +11,7 @@ import asyncio
 import gc
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from starlette.applications import Starlette
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -70,34 +70,45 @@ TELL_TIMEOUT_S = 0.5
 """How long requests whose turns were stopped have to tell their clients."""
 
 
+class _Started(NamedTuple):
+    """What there is between the start and the stop."""
+
+    container: Container
+    realtime: Realtime
+    routes: Router
+
+
 class Application(Starlette):
     """Starlette with our router in place of its middleware stack."""
 
     def __init__(self, settings: Settings, group: WorkerGroup, on_ready: Callable[[], None]) -> None:
         super().__init__(lifespan=self._lifespan)
         self._settings = settings
-        self._unit = group
+        self._group = group
         self._on_ready = on_ready
-        self._container: Container | None = None
-        self._realtime: Realtime | None = None
-        self._routes: Router | None = None
+        self._started: _Started | None = None
+        """None until every part was opened."""
         self._life: asyncio.Task[None] | None = None
         """What runs between the start and the stop."""
-        self.started = False
-        """Whether every part was opened."""
         self.failure: Exception | None = None
         """Why the start failed: a ``StartError``, or a defect."""
 
+    @property
+    def started(self) -> bool:
+        """Whether every part was opened."""
+        return self._started is not None
+
     async def drain(self, timeout_s: float) -> None:
         """Be not ready, and wait until turns and requests have ended; after *timeout_s* seconds they are stopped."""
-        if self._container is None or self._realtime is None or self._routes is None:
-            return  # not started
+        if self._started is None:
+            return
+        container, realtime, routes = self._started
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
-        self._container.draining = True
-        await self._container.turns.close(drain_timeout_s=timeout_s)
+        container.draining = True
+        await container.turns.close(drain_timeout_s=timeout_s)
         left_s = max(deadline - loop.time(), TELL_TIMEOUT_S)
-        await asyncio.gather(self._routes.drain(left_s), self._realtime.close())
+        await asyncio.gather(routes.drain(left_s), realtime.close())
 
     async def close(self) -> None:
         """Close every part where the server does not come to it: it waits for clients that do not read."""
@@ -111,31 +122,32 @@ class Application(Starlette):
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
         """Serve one connection."""
-        if self._routes is None or scope["type"] == "lifespan":
+        if self._started is None or scope["type"] == "lifespan":
             return super().__call__(scope, receive, send)
-        return self._routes(scope, receive, send)
+        return self._started.routes(scope, receive, send)
 
     @asynccontextmanager
     async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
         self._life = asyncio.current_task()
         try:
-            async with open_container(self._settings, self._unit) as self._container:
-                admission = admission_for(self._container)
-                self._realtime = realtime_for(self._container, admission)
-                self.middleware_stack = self._routes = router_for(self._container, self._realtime, admission)
+            async with open_container(self._settings, self._group) as container:
+                admission = admission_for(container)
+                realtime = realtime_for(container, admission)
+                routes = router_for(container, realtime, admission)
                 # What is there now stays: the collector need not look at it again.
                 gc.collect()
                 gc.freeze()
                 gc.set_threshold(*GC_THRESHOLDS)
-                self.started = True
+                self.middleware_stack = routes
+                self._started = _Started(container, realtime, routes)
                 self._on_ready()
                 yield
         except asyncio.CancelledError:
             # By ``close``: it is a stop like any other, and told as such.
-            if not self.started:
+            if self._started is None:
                 raise
         except Exception as exc:
-            if not self.started:
+            if self._started is None:
                 self.failure = exc
             raise
 

@@ -9,6 +9,8 @@ import contextlib
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import msgspec
 
@@ -65,48 +67,30 @@ CODEC_PROCESSES_LIMIT = 4
 """Each has about 60 MB while there is audio to work on."""
 
 
+@dataclass(slots=True, kw_only=True)
 class Container:
     """The parts of one worker process; handlers reach them through here."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        *,
-        pool: Pool,
-        turns: Turns,
-        conversations: Conversations,
-        memories: Memories,
-        transcriber: Transcriber,
-        synthesizer: Synthesizer,
-        voices: Voices,
-        codec: Codec,
-        neighbours: dict[str, Transport],
-        metrics: Metrics,
-        credentials: Credentials,
-        limiter: RateLimiter | None,
-        cache: Cache,
-        remote_turns: RemoteTurns | None,
-    ) -> None:
-        self.settings = settings
-        self.pool = pool
-        self.turns = turns
-        self.conversations = conversations
-        self.memories = memories
-        self.transcriber = transcriber
-        self.synthesizer = synthesizer
-        self.voices = voices
-        self.codec = codec
-        self.neighbours = neighbours
-        """By the name under which /health shows them, and ``llm``."""
-        self.metrics = metrics
-        self.credentials = credentials
-        self.limiter = limiter
-        """None where there is no limit."""
-        self.cache = cache
-        self.remote_turns = remote_turns
-        """None where no other worker can be."""
-        self.draining = False
-        """Whether a stop was asked for."""
+    settings: Settings
+    pool: Pool
+    turns: Turns
+    conversations: Conversations
+    memories: Memories
+    transcriber: Transcriber
+    synthesizer: Synthesizer
+    voices: Voices
+    codec: Codec
+    neighbours: dict[str, Transport]
+    """By the name under which /health shows them, and ``llm``."""
+    metrics: Metrics
+    credentials: Credentials
+    limiter: RateLimiter | None
+    """None where there is no limit."""
+    cache: Cache
+    remote_turns: RemoteTurns | None
+    """None where no other worker can be."""
+    draining: bool = False
+    """Whether a stop was asked for."""
 
 
 @asynccontextmanager
@@ -118,37 +102,11 @@ async def open_container(settings: Settings, group: WorkerGroup) -> AsyncIterato
 
     Waits for the database, at most ``START_DEADLINE_S``. Raises ``StartError``.
     """
-    if settings.database.url is None:
-        raise StartError("DATABASE_URL: no database was given, and none was started (run `jarvis-core`)")
     async with AsyncExitStack() as stack:
-        alone = group.embedded_database and group.workers == 1
-        # Of this worker's share one is for its beats.
-        share = max(2, settings.database.max_connections // group.workers) - 1
-        pool = await _open_database(
-            settings.database if alone else msgspec.structs.replace(settings.database, max_connections=share),
-            settings.database.url.reveal(),
-        )
-        stack.push_async_callback(_quietly, "the database", pool.close)
-        turn_store = TurnStore(pool, new_id())
-        with _database_needed():
-            heartbeats = await _open_heartbeats(
-                settings.database, group, turn_store.worker_id, pool, stack, alone=alone
-            )
-        cache = await _open_cache(settings, turn_store.worker_id, stack)
-        remote_turns = None if alone else RemoteTurns(turn_store, cache)
-        neighbours: dict[str, Transport] = {}
-        for name, url in (
-            ("python_bridges", settings.neighbours.python_bridges_url),
-            ("audio_engine", settings.neighbours.audio_engine_url),
-            ("llm", settings.llm.url),
-            ("embeddings", settings.memory.embeddings_url),
-        ):
-            if url is not None:
-                failures = audio_engine.FAILURES if name == "audio_engine" else FAILURES
-                neighbours[name] = Transport(name, url, settings.neighbours, failures=failures)
-                stack.push_async_callback(_quietly, name, neighbours[name].close)
+        storage = await _open_storage(settings, group, stack)
+        neighbours = _open_neighbours(settings, stack)
         mint = TokenMint(settings.auth.jwt_secret) if settings.auth.jwt_secret is not None else None
-        memory_store = MemoryStore(pool)
+        memory_store = MemoryStore(storage.pool)
         with _database_needed():
             await memory_store.prepare()
         memories = Memories(
@@ -158,65 +116,138 @@ async def open_container(settings: Settings, group: WorkerGroup) -> AsyncIterato
             open_s=settings.neighbours.breaker_open_s,
         )
         turns = Turns(
-            turn_store,
+            storage.turns,
             _language_model(settings, neighbours, mint),
             settings.llm,
             memories,
-            remote_turns,
+            storage.remote_turns,
             limit=settings.server.turn_limit,
         )
-        if remote_turns is not None:
-            remote_turns.serve(turns)
-            stack.push_async_callback(_quietly, "the other workers' turns", remote_turns.close)
-        processes = min(CODEC_PROCESSES_LIMIT, len(os.sched_getaffinity(0)))
-        codec = Codec(limit=max(1, processes // group.workers))
-        stack.push_async_callback(_quietly, "the audio codec", codec.close)
-        bridges = neighbours.get("python_bridges")
-        speech = NoSpeech() if bridges is None else BridgesSpeech(bridges, settings.neighbours, mint)
-        engine = None
-        if "audio_engine" in neighbours:
-            engine = AudioEngine(neighbours["audio_engine"], settings.neighbours)
-            stack.push_async_callback(_quietly, "the audio engine", engine.close)
-        speaker = SpeechCache(
-            speech, settings.neighbours.python_bridges_url or "", cache, limit_bytes=settings.speech.cache_bytes
-        )
-        voices = Voices(speaker, settings.speech)
-        stack.push_async_callback(_quietly, "the voices", voices.close)
+        if storage.remote_turns is not None:
+            storage.remote_turns.serve(turns)
+            stack.push_async_callback(_quietly, "the other workers' turns", storage.remote_turns.close)
+        speech = _open_speech(settings, group, neighbours, mint, storage.cache, stack)
         container = Container(
-            settings,
-            pool=pool,
+            settings=settings,
+            pool=storage.pool,
             turns=turns,
-            conversations=Conversations(ConversationStore(pool), turns),
+            conversations=Conversations(ConversationStore(storage.pool), turns),
             memories=memories,
-            transcriber=Transcriber(codec, speech, engine, settings.speech),
-            synthesizer=Synthesizer(codec, speaker, voices),
-            voices=voices,
-            codec=codec,
+            transcriber=speech.transcriber,
+            synthesizer=speech.synthesizer,
+            voices=speech.voices,
+            codec=speech.codec,
             neighbours=neighbours,
             metrics=Metrics(),
-            cache=cache,
-            remote_turns=remote_turns,
+            cache=storage.cache,
+            remote_turns=storage.remote_turns,
             credentials=Credentials(settings.auth),
-            limiter=_limiter(settings, cache),
+            limiter=_limiter(settings, storage.cache),
         )
-        _describe(container)
-        container.metrics.counter("speech_kept", "Times that speech was not made anew.", lambda: speaker.hits)
-        stats = WorkerStats(group.notes, group.worker) if group.notes else None
-        if stats is not None:
-            container.metrics.others = stats.counts
-        for work in (
-            _keep_house(container, turn_store, _probe_intervals(settings, group)),
-            memories.keep_embedded(),
-            memories.keep_indexed(),
-            heartbeats.keep(),
-            *([_share_stats(container, stats)] if stats is not None else []),
-        ):
-            stack.push_async_callback(_cancel, asyncio.get_running_loop().create_task(work))
+        _describe(container, speech.kept)
+        _start_background(container, group, storage, stack)
         try:
             yield container
         finally:
             container.draining = True
             await turns.close(drain_timeout_s=settings.server.drain_timeout_s)
+
+
+class _Storage(NamedTuple):
+    """What is kept, and shared with other workers."""
+
+    pool: Pool
+    turns: TurnStore
+    heartbeats: Heartbeats
+    cache: Cache
+    remote_turns: RemoteTurns | None
+
+
+async def _open_storage(settings: Settings, group: WorkerGroup, stack: AsyncExitStack) -> _Storage:
+    """Open what keeps turns, and take this worker's place among those who share it; *stack* closes it."""
+    if settings.database.url is None:
+        raise StartError("DATABASE_URL: no database was given, and none was started (run `jarvis-core`)")
+    alone = group.embedded_database and group.workers == 1
+    # Of this worker's share one is for its beats.
+    share = max(2, settings.database.max_connections // group.workers) - 1
+    pool = await _open_database(
+        settings.database if alone else msgspec.structs.replace(settings.database, max_connections=share),
+        settings.database.url.reveal(),
+    )
+    stack.push_async_callback(_quietly, "the database", pool.close)
+    turns = TurnStore(pool, new_id())
+    with _database_needed():
+        heartbeats = await _open_heartbeats(settings.database, group, turns.worker_id, pool, stack, alone=alone)
+    cache = await _open_cache(settings, turns.worker_id, stack)
+    return _Storage(pool, turns, heartbeats, cache, None if alone else RemoteTurns(turns, cache))
+
+
+def _open_neighbours(settings: Settings, stack: AsyncExitStack) -> dict[str, Transport]:
+    """Return the way to each neighbour that there is, by its name; *stack* closes them."""
+    neighbours: dict[str, Transport] = {}
+    for name, url in (
+        ("python_bridges", settings.neighbours.python_bridges_url),
+        ("audio_engine", settings.neighbours.audio_engine_url),
+        ("llm", settings.llm.url),
+        ("embeddings", settings.memory.embeddings_url),
+    ):
+        if url is not None:
+            failures = audio_engine.FAILURES if name == "audio_engine" else FAILURES
+            neighbours[name] = Transport(name, url, settings.neighbours, failures=failures)
+            stack.push_async_callback(_quietly, name, neighbours[name].close)
+    return neighbours
+
+
+class _Speech(NamedTuple):
+    """What hears and speaks."""
+
+    codec: Codec
+    transcriber: Transcriber
+    synthesizer: Synthesizer
+    voices: Voices
+    kept: SpeechCache
+
+
+def _open_speech(
+    settings: Settings,
+    group: WorkerGroup,
+    neighbours: dict[str, Transport],
+    mint: TokenMint | None,
+    cache: Cache,
+    stack: AsyncExitStack,
+) -> _Speech:
+    """Return what hears and speaks, also where no neighbour does; *stack* closes it."""
+    processes = min(CODEC_PROCESSES_LIMIT, len(os.sched_getaffinity(0)))
+    codec = Codec(limit=max(1, processes // group.workers))
+    stack.push_async_callback(_quietly, "the audio codec", codec.close)
+    bridges = neighbours.get("python_bridges")
+    speech = NoSpeech() if bridges is None else BridgesSpeech(bridges, settings.neighbours, mint)
+    engine = None
+    if "audio_engine" in neighbours:
+        engine = AudioEngine(neighbours["audio_engine"], settings.neighbours)
+        stack.push_async_callback(_quietly, "the audio engine", engine.close)
+    kept = SpeechCache(
+        speech, settings.neighbours.python_bridges_url or "", cache, limit_bytes=settings.speech.cache_bytes
+    )
+    voices = Voices(kept, settings.speech)
+    stack.push_async_callback(_quietly, "the voices", voices.close)
+    transcriber = Transcriber(codec, speech, engine, settings.speech)
+    return _Speech(codec, transcriber, Synthesizer(codec, kept, voices), voices, kept)
+
+
+def _start_background(container: Container, group: WorkerGroup, storage: _Storage, stack: AsyncExitStack) -> None:
+    """Start what goes on beside the requests; *stack* ends it."""
+    stats = WorkerStats(group.notes, group.worker) if group.notes else None
+    if stats is not None:
+        container.metrics.others = stats.counts
+    for work in (
+        _keep_house(container, storage.turns, _probe_intervals(container.settings, group)),
+        container.memories.keep_embedded(),
+        container.memories.keep_indexed(),
+        storage.heartbeats.keep(),
+        *([_share_stats(container, stats)] if stats is not None else []),
+    ):
+        stack.push_async_callback(_cancel, asyncio.get_running_loop().create_task(work))
 
 
 def _language_model(settings: Settings, neighbours: dict[str, Transport], mint: TokenMint | None) -> LanguageModel:
@@ -359,7 +390,7 @@ async def _share_stats(container: Container, stats: WorkerStats) -> None:
         await asyncio.sleep(STATS_INTERVAL_S)
 
 
-def _describe(container: Container) -> None:
+def _describe(container: Container, kept: SpeechCache) -> None:
     container.metrics.gauge("turns_running", "Turns that run here.", lambda: container.turns.running)
     container.metrics.gauge("database_losses", "How often the database has gone away.", lambda: container.pool.losses)
     container.metrics.gauge("codec_processes", "Processes of the audio codec.", lambda: container.codec.processes)
@@ -382,6 +413,7 @@ def _describe(container: Container) -> None:
     metrics.states(
         "breaker_open", "1 while a neighbour is left alone.", each(lambda one: not one.breaker.closed), together="most"
     )
+    metrics.counter("speech_kept", "Times that speech was not made anew.", lambda: kept.hits)
     metrics.states("service_up", "1 where a service was well when it was last seen, else 0.", up)
 
 

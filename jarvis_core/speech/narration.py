@@ -11,7 +11,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import AsyncExitStack, aclosing
+from enum import IntEnum
 from typing import Any
+
+from msgspec import Struct
 
 from jarvis_core import log
 from jarvis_core.codec.client import EncodedPiece
@@ -32,16 +35,33 @@ FIRST_SENTENCE_CHARS = 160
 CHUNK_S = 0.5
 """Of sound in one entry."""
 
-Cursor = tuple[int, int]
-"""
-Where an entry ends: how many code points of the text have been given, and how many bytes of the last sentence's sound.
 
-Steps before the text have negative ones, those after it come at ``TEXT_END``.
-"""
-START: Cursor = (-3, 0)
+class Phase(IntEnum):
+    """What an entry is, in the order in which they come."""
+
+    START = 0
+    """Before everything."""
+    CREATED = 1
+    OPENING = 2
+    TEXT = 3
+    """A sentence, or some of its sound."""
+    VOICE_DONE = 4
+    """The voice has said all."""
+    CLOSING = 5
+
+
+class Cursor(Struct, frozen=True, order=True, array_like=True):
+    """Where an entry of a narration ends; those that come later are greater."""
+
+    phase: Phase
+    at: int = 0
+    """How many code points of the text have been given; of the steps of a phase, which one."""
+    sound_bytes: int = 0
+    """How much of the last sentence's sound has been given; ``WHOLE`` where all was."""
+
+
+START = Cursor(Phase.START)
 WHOLE = 1 << 62
-"""In place of the bytes, once a sentence's sound has been given to its end."""
-TEXT_END = 1 << 62
 
 Narrated = Step | str | bytes | RequestError
 """A step of the turn, a sentence, some of its sound (16-bit samples), or why there is no more sound."""
@@ -62,6 +82,7 @@ class Narration:
         """Whether all sentences are there: the turn has ended."""
         self._changed = asyncio.Event()
         self._quiet = asyncio.Event()
+        """Wakes who speaks when ``silenced`` is set."""
         self._begins: list[float] = []
         """When each sentence begins to be heard."""
         self._heard_until = 0.0
@@ -76,7 +97,7 @@ class Narration:
 
     def silence(self, reason: str) -> None:
         """Stop the voice; what is being spoken is given up."""
-        if not self._quiet.is_set():
+        if self.silenced is None:
             self.silenced = reason
             self._quiet.set()
             self._changed.set()
@@ -94,25 +115,30 @@ class Narration:
         collecting = loop.create_task(self._collect())
         stack = AsyncExitStack()
         try:
-            if after < (-2, 0):
-                yield (-2, 0), Step.CREATED
+            created = Cursor(Phase.CREATED)
+            if after < created:
+                yield created, Step.CREATED
             await self._until_opened()
             if self.turn.opened:
-                for place, step in zip(((-1, 0), (0, 0)), OPENING, strict=True):
+                for number, step in enumerate(OPENING):
+                    place = Cursor(Phase.OPENING, number)
                     if after < place:
                         yield place, step
                 async with aclosing(self._speak(stack, after)) as spoken:
                     async for place, entry in spoken:
                         yield place, entry
                 await collecting
-                rest = self.turn.text()[max(self._said_chars, after[0]) :]
+                seen_chars = (
+                    after.at if after.phase is Phase.TEXT else len(self.turn.text()) if after.phase > Phase.TEXT else 0
+                )
+                rest = self.turn.text()[max(self._said_chars, seen_chars) :]
                 if rest:
-                    yield (len(self.turn.text()), WHOLE), rest
+                    yield Cursor(Phase.TEXT, len(self.turn.text()), WHOLE), rest
             else:
                 await collecting
             steps = (*(CLOSING if self.turn.opened else ()), Step.ENDED)
             for number, step in enumerate(steps):
-                place = (TEXT_END, number)
+                place = Cursor(Phase.CLOSING, number)
                 if after < place:
                     yield place, step
         finally:
@@ -147,7 +173,7 @@ class Narration:
 
     async def _next_sentence(self, index: int) -> str | None:
         """Wait for the sentence; None when there is none, or the voice is to stop."""
-        while not self._quiet.is_set():
+        while self.silenced is None:
             if index < len(self._sentences):
                 return self._sentences[index]
             if self._collected:
@@ -163,10 +189,11 @@ class Narration:
         while (sentence := await self._next_sentence(index)) is not None:
             index += 1
             end = self._said_chars + len(sentence)
-            if (end, WHOLE) <= after:
+            if Cursor(Phase.TEXT, end, WHOLE) <= after:
                 self._said_chars = end
                 continue
-            heard_bytes = after[1] if end == after[0] else 0
+            is_begun = after.phase is Phase.TEXT and after.at == end
+            heard_bytes = after.sound_bytes if is_begun else 0
             piece: EncodedPiece | None = None
             failure: RequestError | None = None
             words = "" if muted else speakable(sentence)
@@ -179,23 +206,24 @@ class Narration:
                     if piece is None:
                         return
             self._said_chars = end
-            if end != after[0]:
-                yield (end, 0 if piece is not None else WHOLE), sentence
+            if not is_begun:
+                yield Cursor(Phase.TEXT, end, 0 if piece is not None else WHOLE), sentence
             if failure is not None:
                 # From here on there are words only.
                 muted = True
                 held_back = _failures.held_back(failure.code)
                 if held_back is not None:
                     logger.info("a voice failed", response_id=self.turn.id, error=failure.message, held_back=held_back)
-                yield (end, WHOLE), failure
+                yield Cursor(Phase.TEXT, end, WHOLE), failure
             if piece is not None:
                 self._begin_to_be_heard(piece.duration_ms / 1_000)
                 chunk_bytes = 2 * round(CHUNK_S * piece.sample_rate_hz)
                 for start in range(heard_bytes, len(piece.data), chunk_bytes):
-                    if self._quiet.is_set():
+                    if self.silenced is not None:
                         return
                     stop = start + chunk_bytes
-                    yield (end, stop if stop < len(piece.data) else WHOLE), piece.data[start:stop]
+                    sent_bytes = stop if stop < len(piece.data) else WHOLE
+                    yield Cursor(Phase.TEXT, end, sent_bytes), piece.data[start:stop]
 
     async def _say(self, stack: AsyncExitStack, words: str) -> EncodedPiece:
         """Speak *words* once the listener is near enough."""
@@ -216,7 +244,7 @@ class Narration:
         quiet = loop.create_task(self._quiet.wait())
         try:
             await asyncio.wait([said, quiet], return_when=asyncio.FIRST_COMPLETED)
-            return None if self._quiet.is_set() else said.result()
+            return None if self.silenced is not None else said.result()
         finally:
             quiet.cancel()
             if not said.done():

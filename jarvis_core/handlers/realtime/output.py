@@ -14,9 +14,11 @@ from jarvis_core.handlers.events import EventError, SpokenOutput, SpokenTurnEven
 from jarvis_core.handlers.failure import status_of
 from jarvis_core.handlers.realtime.wire import ErrorEvent
 from jarvis_core.models import Caller
-from jarvis_core.speech.narration import TEXT_END, Cursor, Narration
+from jarvis_core.speech.narration import Cursor, Narration, Phase
 from jarvis_core.speech.synthesis import SpeechOptions, Synthesizer
 from jarvis_core.turns.log import Reader, Step, Turn
+
+VOICE_DONE = Cursor(Phase.VOICE_DONE)
 
 
 class Event:
@@ -70,14 +72,14 @@ class TextOutput:
         self.silenced: str | None = None
 
     async def events(self, after: Cursor) -> AsyncGenerator[Event, None]:
-        """Give the entries of the turn's log; places are (position, 0)."""
-        reader = Reader(self.turn, max(after[0], 0))
+        """Give the entries of the turn's log; a place has the log's position."""
+        reader = Reader(self.turn, after.at)
         events = TurnEvents(self.turn)
         while True:
             taken = await reader.next()
             for position, entry in taken:
                 step = entry if isinstance(entry, Step) else None
-                yield Event((position, 0), step, lambda seq, entry=entry: events.json(seq, entry))
+                yield Event(Cursor(Phase.TEXT, position), step, lambda seq, entry=entry: events.json(seq, entry))
             if not taken or taken[-1][1] is Step.ENDED:
                 return
             if reader.behind:
@@ -109,8 +111,8 @@ class AudioOutput:
         events = self._events
         async with aclosing(self._narration.entries(after)) as entries:
             async for place, entry in entries:
-                if entry is Step.TEXT_DONE and after < (TEXT_END, -1):
-                    yield Event((TEXT_END, -1), None, events.audio_done_json)
+                if entry is Step.TEXT_DONE and after < VOICE_DONE:
+                    yield Event(VOICE_DONE, None, events.audio_done_json)
                 if isinstance(entry, bytes):
                     yield Event(place, None, lambda seq, samples=entry: events.audio_json(seq, samples))
                     await asyncio.sleep(0)
