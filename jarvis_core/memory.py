@@ -215,6 +215,7 @@ class Memories:
             return
         interval_s, pause_s = (min(wait_s, self._settings.due_interval_s) for wait_s in (DUE_INTERVAL_S, DUE_PAUSE_S))
         while True:
+            self._work.clear()  # and not after the look, which may have missed what was added meanwhile
             try:
                 done = await self._embed_due(self._embedder)
             except RequestError as exc:
@@ -228,7 +229,6 @@ class Memories:
             if done:
                 await asyncio.sleep(interval_s)
                 continue
-            self._work.clear()
             with contextlib.suppress(TimeoutError):
                 async with cancellation.timeout(self._settings.due_interval_s):
                     await self._work.wait()
@@ -254,14 +254,22 @@ class Memories:
         by_owner: dict[str, list[tuple[str, str]]] = {}
         for memory_id, owner, content in due:
             by_owner.setdefault(owner, []).append((memory_id, content))
-        for owner, entries in by_owner.items():
-            try:
-                await self._embed_entries(embedder, owner, entries)
-            except BadGateway:
-                # One text may be what the model refuses, such as one that is too long for it: the others are not to wait.
-                if not await self._embed_one_by_one(embedder, owner, entries):
-                    raise
+        try:
+            for owner, entries in by_owner.items():
+                await self._embed_for(embedder, owner, entries)
+        except Exception:
+            # They wait for the pause that follows, and not for their claim to run out as well.
+            await self._store.release([memory_id for memory_id, _, _ in due])
+            raise
         return len(due)
+
+    async def _embed_for(self, embedder: Embedder, owner: str, entries: list[tuple[str, str]]) -> None:
+        try:
+            await self._embed_entries(embedder, owner, entries)
+        except BadGateway:
+            # One text may be what the model refuses, such as one that is too long for it: the others are not to wait.
+            if not await self._embed_one_by_one(embedder, owner, entries):
+                raise
 
     async def _embed_one_by_one(self, embedder: Embedder, owner: str, entries: list[tuple[str, str]]) -> int:
         done = 0

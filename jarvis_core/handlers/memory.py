@@ -51,7 +51,7 @@ class MemoryHandlers:
             source=None if request.source is None else text_field("$.source", request.source),
             supersedes=None if request.supersedes is None else request.supersedes.lower(),
         )
-        body = StoredMemory(*_fields(stored.memory), embedded=stored.memory.embedded, merged=stored.merged)
+        body = StoredMemory(*_fields(stored.memory), merged=stored.merged)
         return Reply(_encoder.encode(body))
 
     async def search_memories(self, call: Call) -> Reply:
@@ -101,8 +101,16 @@ class MemoryHandlers:
         return Reply(_encoder.encode(Deleted(call.path_param)))
 
 
-def _fields(memory: Memory) -> tuple[str, str, float, datetime, datetime, str | None]:
-    return memory.id, memory.content, memory.importance, memory.created_at, memory.updated_at, memory.source
+def _fields(memory: Memory) -> tuple[str, str, float, datetime, datetime, str | None, bool]:
+    return (
+        memory.id,
+        memory.content,
+        memory.importance,
+        memory.created_at,
+        memory.updated_at,
+        memory.source,
+        memory.embedded,
+    )
 
 
 def _body(memory: Memory) -> MemoryBody:

@@ -256,13 +256,13 @@ class MemoryBody(Struct, frozen=True):
     created_at: datetime
     updated_at: datetime
     source: str | None
+    embedded: bool
+    """Whether it has its vector; until then it is found by its words alone."""
 
 
 class StoredMemory(MemoryBody, frozen=True):
     """What became of an entry."""
 
-    embedded: bool
-    """Whether it is found by its meaning already."""
     merged: bool
     """Whether it says what an entry said before; that one is shown."""
 

@@ -19,7 +19,7 @@ from jarvis_core.models import Embedding, is_id
 from jarvis_core.models import Memory as Memory
 from jarvis_core.store.memory_search import MEMORY, MemorySearch, memory_of
 from jarvis_core.store.memory_search import Found as Found
-from jarvis_core.store.memory_vectors import CLAIM, STORE_VECTOR, MemoryVectors, literal
+from jarvis_core.store.memory_vectors import CLAIM, RELEASE, STORE_VECTOR, MemoryVectors, literal
 from jarvis_core.store.memory_words import (
     COUNT_WORDS,
     LOCK_OR_MAKE_OWNER,
@@ -300,7 +300,8 @@ class MemoryStore:
         """
         Return (id, owner, content) of at most *limit* entries of anybody that have no vector of *model*.
 
-        They are the caller's for *claim_s* seconds; nobody else gets them until then. Without *dimension* any of the
+        They are the caller's for *claim_s* seconds, or until it gives them back (``release``); nobody else gets them until
+        then. Without *dimension* any of the
         model's will do; while *model* is empty, because none has answered yet, any of any model's.
         """
         if not self.vectors_available:
@@ -308,6 +309,15 @@ class MemoryStore:
         parameters = {"model": model, "dimension": dimension, "limit": limit, "claim_s": claim_s}
         (rows,) = await fetch_as_planned(self._pool, (CLAIM, parameters))
         return [(memory_id, owner, content) for memory_id, owner, content in rows]
+
+    async def release(self, memory_ids: list[str]) -> None:
+        """
+        Give back what was due and has no vector yet, so that anybody may try again; it comes after what nobody has tried.
+
+        What has one of another model stays claimed: those that come next are not put in an order, and may be many.
+        """
+        if memory_ids:
+            await self._pool.execute(RELEASE, {"ids": memory_ids})
 
     async def store_vector(
         self, owner: str, memory_id: str, embedding: Embedding, *, content: str, near_threshold: float = 1.0

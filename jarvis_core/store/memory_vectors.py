@@ -90,6 +90,10 @@ where m.seq = mine.seq
 returning m.id::text, o.owner, m.content
 """
 
+RELEASE = """
+update memories set claimed_until = now() where id = any(%(ids)s::uuid[]) and not embedded and claimed_until > now()
+"""
+
 # The older of two that say the same stands; what the other superseded was superseded by what stands.
 STORE_VECTOR = f"""
 with target as materialized (

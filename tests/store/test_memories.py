@@ -679,6 +679,23 @@ async def test_due_again(store: MemoryStore) -> None:
     assert len(await store.due("m", 10)) == 1
 
 
+async def test_due_after_a_failure(store: MemoryStore) -> None:
+    """What is given back is due at once, after what nobody has tried; what has a vector by now is not."""
+    first = await add(store, "one")
+    await add(store, "two")
+    claimed = {memory_id: content for memory_id, _, content in await store.due("m", 10)}
+    await store.store_vector(OWNER, first.id, embedded(1, 0), content="one")
+    await store.release(list(claimed))
+    await store.release([])
+    await add(store, "three")
+    assert [(await store.due("m", 1))[0][2] for _ in range(2)] == ["three", "two"]
+    assert await store.due("m", 10) == []
+    old = await store.due("new", 10)
+    await store.release([memory_id for memory_id, _, _ in old])
+    assert [content for _, _, content in old] == ["one"]
+    assert await store.due("new", 10) == [], "what has an old vector stays claimed"
+
+
 async def test_due_for_many_workers(store: MemoryStore) -> None:
     """Each entry goes to one worker only, whoever asks at the same time."""
     for number in range(40):

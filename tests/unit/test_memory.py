@@ -12,6 +12,7 @@ from typing import Any, cast
 import pytest
 from structlog.testing import capture_logs
 
+from jarvis_core import memory as memory_module
 from jarvis_core.errors import BadGateway, DeadlineExceeded, NotFound, RateLimited, RequestError, Unavailable
 from jarvis_core.memory import EMBEDDED_CHARS, NOTHING_RECALLED, RECALL_HEAD, Memories
 from jarvis_core.models import Caller, Embedding, InputType, Memory
@@ -32,7 +33,7 @@ class Embedder:
         self.model = model
         self.dimension = dimension
         self.calls: list[tuple[list[str], str, Caller]] = []
-        self.error: RequestError | None = None
+        self.error: Exception | None = None
         self.refused = ""
         """A call that has this text is a BadGateway."""
         self.vector: tuple[float, ...] | None = None
@@ -62,6 +63,8 @@ class Store:
         self.searches: list[tuple[str, list[str], Embedding | None, int]] = []
         self.found: list[Found] = []
         self.waiting: list[tuple[str, str, str]] = []
+        self.claimed: list[tuple[str, str, str]] = []
+        self.released = 0
         self.asked_due: list[tuple[str, int | None]] = []
         self.claims_s: set[float] = set()
         self.stored: list[tuple[str, str, str]] = []
@@ -98,8 +101,16 @@ class Store:
         self.asked_due.append((model, dimension))
         self.claims_s.add(claim_s)
         given, self.waiting = self.waiting[:limit], self.waiting[limit:]
+        self.claimed += given
         self.changed.set()
         return given
+
+    async def release(self, memory_ids: list[str]) -> None:
+        """Have what was given wait again."""
+        self.released += 1
+        self.waiting += [one for one in self.claimed if one[0] in memory_ids]
+        self.claimed = [one for one in self.claimed if one[0] not in memory_ids]
+        self.changed.set()
 
     async def store_vector(
         self, owner: str, memory_id: str, embedding: Embedding, *, content: str, near_threshold: float
@@ -325,6 +336,29 @@ async def test_add_wakes_the_work(store: Store, embedder: Embedder) -> None:
         await until(store, lambda: bool(store.stored))
 
 
+async def test_add_while_it_is_looked(store: Store, embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An entry that comes while others are looked for, and was not seen, does not wait for the next interval."""
+    memories = make(store, embedder, due_interval_s=3_600.0)
+    looked, added = asyncio.Event(), asyncio.Event()
+    due = store.due
+
+    async def late(*arguments: Any, **fields: Any) -> list[tuple[str, str, str]]:
+        seen = await due(*arguments, **fields)
+        looked.set()
+        await added.wait()
+        return seen
+
+    monkeypatch.setattr(store, "due", late)
+    async with working(memories):
+        await looked.wait()
+        embedder.error = BadGateway("zeros")
+        await memories.add(ANN, "x")
+        embedder.error = None
+        store.waiting = [("1", "ann", "x")]
+        added.set()
+        await until(store, lambda: bool(store.stored))
+
+
 async def test_one_text_that_is_refused(store: Store, embedder: Embedder) -> None:
     """A text that the model does not take keeps its neighbours from nothing; nor does one that was deleted meanwhile."""
     store.waiting = [("1", "ann", "one"), ("2", "ann", "poison"), ("3", "ann", "three"), ("4", "ann", "four")]
@@ -353,6 +387,24 @@ async def test_work_goes_on_after_failures(store: Store, embedder: Embedder, mon
         monkeypatch.setattr(store, "due", defective)
         store.waiting = [("1", "ann", "one")]
         await until(store, lambda: bool(store.stored))
+
+
+@pytest.mark.parametrize("error", [Unavailable("away"), BadGateway("nonsense"), ValueError("a defect")])
+async def test_failure_gives_back(
+    store: Store, embedder: Embedder, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """What failed is tried again after the pause that follows a failure, and does not wait for its claim too."""
+    monkeypatch.setattr(memory_module, "DUE_PAUSE_S", 0.01)
+    memories = make(store, embedder, due_interval_s=3_600.0)
+    async with working(memories):
+        await until(store, lambda: bool(store.asked_due))
+        embedder.error = BadGateway("zeros")
+        await memories.add(ANN, "what wakes the work")
+        embedder.error = error
+        store.waiting = [("1", "ann", "one"), ("2", "bob", "two")]
+        await until(store, lambda: store.released == 2)
+        embedder.error = None
+        await until(store, lambda: len(store.stored) == 2)
 
 
 async def test_baseline(store: Store, embedder: Embedder) -> None:

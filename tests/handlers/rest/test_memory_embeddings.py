@@ -71,6 +71,8 @@ async def test_broken(ann: Api, embeddings: FakeBridges, name: str) -> None:
     other = await add(ann, "un brouillon")
     changed = await ann.ask("PATCH", entry(other), {"content": "La chaudière date de 2019"})
     assert changed.status == 200
+    assert await _embedded(ann, made) == {"list": False, "search": False, "entry": False}
+    assert changed.json["embedded"] is False
     assert await listed(ann) == ["La chaudière date de 2019", made["content"]]
     assert time.monotonic() - started < LATE_S, "each request waits for the deadline at most"
     embeddings.mode = WELL
@@ -78,6 +80,17 @@ async def test_broken(ann: Api, embeddings: FakeBridges, name: str) -> None:
         await until(partial(_near, ann, content))
     assert (await search(ann, "chaudière"))["mode"] == "hybrid"
     assert (await add(ann, made["content"]))["embedded"]
+    assert await _embedded(ann, made) == {"list": True, "search": True, "entry": True}
+
+
+async def _embedded(api: Api, memory: Any) -> dict[str, bool]:
+    """Return what each way to an entry says of its vector."""
+    entries = {
+        "list": (await api.get(LIST)).json["memories"],
+        "search": (await search(api, memory["content"]))["results"],
+        "entry": [(await api.get(entry(memory))).json],
+    }
+    return {way: one["embedded"] for way, found in entries.items() for one in found if one["id"] == memory["id"]}
 
 
 async def _near(api: Api, content: str) -> bool:
