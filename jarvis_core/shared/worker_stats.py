@@ -17,7 +17,7 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from jarvis_core.metrics import Counts
+from jarvis_core.metrics import Counts, Family
 
 State = Literal["healthy", "degraded", "unavailable"]
 
@@ -25,6 +25,10 @@ HEAD = struct.Struct("<II")
 """Length and checksum: a page may be read while it is written."""
 PAGE_LIMIT_BYTES = 1 << 20
 READ_ATTEMPTS = 3
+AGE_HELP = (
+    "How old the oldest of what other workers have counted is here, about a second at most; "
+    "what the worker that answers has counted is of now."
+)
 FRESH_S = 5.0
 """Whoever has not written for so long is not there, or stands still."""
 
@@ -64,8 +68,12 @@ class WorkerStats:
             os.pwrite(self._descriptors[self._mine], HEAD.pack(len(data), zlib.crc32(data)) + data, 0)
 
     def counts(self) -> list[Counts]:
-        """Return what the other workers have counted, and those before this one."""
-        return [self._before, *(page.counts for page in self.others())]
+        """Return what the other workers have counted, how old that is, and what those before this one counted."""
+        pages = self.others()
+        now = time.monotonic()
+        ages_s = [now - page.written_at for page in pages if now - page.written_at <= FRESH_S]
+        age = Family("gauge", "most", "worker_counts_age_seconds", AGE_HELP, {"": max(ages_s, default=0.0)})
+        return [self._before, Counts([], [age]), *(page.counts for page in pages)]
 
     def others(self) -> list[Note]:
         """Return the other workers' pages; of those who stand still only what stays counts."""

@@ -40,6 +40,7 @@ REQUESTS = ("jarvis_http_requests_total", (("method", "GET"), ("route", "/health
 BUCKET = ("jarvis_http_request_duration_seconds_bucket", (("le", "0.01"), ("method", "GET"), ("route", "/health")))
 RUNNING = ("jarvis_turns_running", ())
 REFUSED = ("jarvis_turns_refused_total", ())
+AGE = ("jarvis_worker_counts_age_seconds", ())
 UP = ("jarvis_service_up", (("service", "database"),))
 OPEN = ("jarvis_breaker_open", (("service", "llm"),))
 
@@ -82,6 +83,23 @@ def test_who_stands_still(pages: list[int], monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(notes_module, "FRESH_S", -1.0)
     assert (read(alive)[RUNNING], read(alive)[REQUESTS]) == (0, 4)
     assert [page.health for page in WorkerStats(pages, 1).others()] == [{}]
+
+
+def test_age(pages: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """How old the others' counts are is told beside them: of the oldest page of those who still write."""
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    alone = worker(1)
+    assert AGE not in read(alone), "what one process counts is of now"
+    alone.others = WorkerStats(pages, 2).counts
+    assert read(alone)[AGE] == 0
+    for number in range(2):
+        WorkerStats(pages, number).write(worker(3).take(), {})
+        now += 0.5
+    assert read(alone)[AGE] == 1
+    now += notes_module.FRESH_S - 0.75
+    assert read(alone)[AGE] == notes_module.FRESH_S - 0.25, "the first one writes no more"
+    assert read(alone)[REQUESTS] == 7
 
 
 def test_page_that_is_being_written(pages: list[int]) -> None:
