@@ -58,7 +58,7 @@ def test_what_is_set_is_a_setting(name: str) -> None:
 def test_the_version_is_the_packages() -> None:
     """Image, label and the README's commands are of this version."""
     assert f"ARG VERSION={__version__}\n" in CONTAINERFILE
-    assert SERVICES["core"]["image"] == f"jarvis-core:{__version__}"
+    assert SERVICES["jarvis-core"]["image"] == f"jarvis-core:{__version__}"
     assert SERVICES["bridges"]["image"] == f"jarvis-core:{__version__}-local"
     named = re.findall(r"jarvis-core:(\d[\w.]*)", (REPOSITORY / "README.md").read_text())
     assert named
@@ -95,9 +95,38 @@ def test_every_service_is_confined(name: str) -> None:
     assert re.search(r"^USER [1-9]\d*:\d+$", CONTAINERFILE, re.MULTILINE)
 
 
+def test_example_of_the_environment() -> None:
+    """Every variable of compose.yaml stands in .env.example under a comment: without a value where one is needed, else as it is."""
+    lines = (REPOSITORY / ".env.example").read_text().splitlines()
+    written = {}
+    for number, line in enumerate(lines):
+        if found := re.fullmatch(r"(#?)([A-Z_]+)=(.*)", line):
+            written[found[2]] = (found[1], found[3])
+            assert lines[number - 1].startswith("#"), f"{found[2]} has no comment"
+    read = VARIABLE.findall((REPOSITORY / "compose.yaml").read_text())
+    assert read
+    assert written == {name: ("", "") if kind == "?" else ("#", default) for name, kind, default in read}
+    assert ".env" in (REPOSITORY / ".gitignore").read_text().splitlines()
+
+
+def test_the_core_alone_is_the_whole() -> None:
+    """Starting the service of the core brings along all that it is reached through and needs, which stops after it."""
+    core = SERVICES["jarvis-core"]
+    assert core["depends_on"].keys() == SERVICES.keys() - {"jarvis-core"}
+    assert not any("depends_on" in service for name, service in SERVICES.items() if name != "jarvis-core")
+    optional = {name for name, how in core["depends_on"].items() if not how.get("required", True)}
+    assert optional == {name for name, service in SERVICES.items() if "profiles" in service}
+    for network, how in core["networks"].items():
+        assert network in COMPOSE["networks"]
+        assert how == {"aliases": ["core"]}, "its old name"
+    assert re.findall(r"^\s*name (\S+)$", (REPOSITORY / "config/Caddyfile").read_text(), re.MULTILINE) == [
+        "jarvis-core"
+    ]
+
+
 def test_turns_may_drain() -> None:
     """A stop leaves running turns the time that the core gives them, with compose and with an engine alone."""
-    core = SERVICES["core"]
+    core = SERVICES["jarvis-core"]
     patience_s = int(core["stop_grace_period"].removesuffix("s"))
     assert float(core["environment"]["DRAIN_TIMEOUT_S"]) + CLOSING_S <= patience_s
     assert float(image_environment()["DRAIN_TIMEOUT_S"]) + CLOSING_S <= ENGINE_PATIENCE_S
@@ -111,7 +140,7 @@ def test_the_stand_in_takes_its_command() -> None:
     options = bridges.parse([filled_in(argument) for argument in arguments])
     assert (options.host, str(options.port)) == ("0.0.0.0", service["environment"]["PORT"])
     assert options.audio
-    core = {name: filled_in(value) for name, value in SERVICES["core"]["environment"].items()}
+    core = {name: filled_in(value) for name, value in SERVICES["jarvis-core"]["environment"].items()}
     assert core["PYTHON_BRIDGES_URL"] == f"http://bridges:{options.port}"
     assert core["AUDIO_ENGINE_URL"] == f"http://bridges:{options.port}/audio"
 
