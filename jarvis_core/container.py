@@ -231,7 +231,7 @@ def _open_speech(
     )
     voices = Voices(kept, settings.speech)
     stack.push_async_callback(_quietly, "the voices", voices.close)
-    transcriber = Transcriber(codec, speech, engine, settings.speech)
+    transcriber = Transcriber(codec, speech, engine, voices, settings.speech)
     return _Speech(codec, transcriber, Synthesizer(codec, kept, voices), voices, kept)
 
 

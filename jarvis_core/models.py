@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Literal, Protocol
@@ -172,6 +172,10 @@ class Transcript(Struct, frozen=True):
     confidence: float
     """0..1."""
     segments: list[Segment]
+    language_confidence: float | None = None
+    """0..1, among the languages that it could be; None where it was named, or the neighbour does not say."""
+    enhanced: bool = False
+    """Whether the words are those of the samples without noise, where both were given."""
 
 
 class Voice(Struct, frozen=True):
@@ -199,12 +203,21 @@ class SpokenAudio(Struct, frozen=True):
 class SpeechToText(Protocol):
     """What listens: an adapter under ``services/``."""
 
-    async def transcribe(self, audio: bytes, language: str | None, caller: Caller) -> Transcript:
+    async def transcribe(
+        self,
+        audio: bytes,
+        language: str | None,
+        caller: Caller,
+        *,
+        languages: Sequence[str] = (),
+        enhanced: bytes | None = None,
+    ) -> Transcript:
         """
         Return what is said in *audio*: float32 little-endian mono samples at 16 kHz in base64, at most 117 s of them.
 
-        Without *language* the neighbour finds out. Raises ``Unavailable``, ``BadGateway``, ``DeadlineExceeded`` or
-        ``RateLimited``.
+        Without *language* the neighbour finds it in *audio*, among *languages* where it can, and takes the words from
+        *enhanced*, the same without its noise, where it can. Raises ``Unavailable``, ``BadGateway``,
+        ``DeadlineExceeded`` or ``RateLimited``.
         """
         ...
 

@@ -22,6 +22,8 @@ from jarvis_core.errors import SettingsError
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
+LanguageCode = Annotated[str, Meta(pattern="^[A-Za-z]{2,3}([-_][A-Za-z0-9]{1,8})*$", max_length=32)]
+"""ISO 639, with or without a region: ``fr``, ``pt-BR``."""
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -151,6 +153,8 @@ class Speech(Struct, frozen=True, forbid_unknown_fields=True):
 
     default_language: Annotated[str, Meta(min_length=2, max_length=10, extra={"env": "DEFAULT_LANGUAGE"})] = "fr"
     """What is heard and spoken where a request names no language; ``auto`` lets the speech model find out."""
+    languages: Annotated[tuple[LanguageCode, ...], Meta(max_length=32, extra={"env": "SPEECH_LANGUAGES"})] = ()
+    """What is spoken in this house: ``auto`` finds no other language. Empty: those that a voice speaks."""
     buffer_limit_bytes: Annotated[int, Meta(ge=36 << 20, le=1 << 40, extra={"env": "AUDIO_BUFFER_LIMIT_BYTES"})] = (
         256 << 20
     )

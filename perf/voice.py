@@ -157,7 +157,7 @@ async def _hold_loop(wav: bytes, bridges_url: str) -> list[Row]:
     codec = Codec(limit=1)
     voices = Voices(speech, Speech())
     handlers = VoiceHandlers(
-        Transcriber(codec, speech, None, Speech()),
+        Transcriber(codec, speech, None, voices, Speech()),
         Synthesizer(codec, speech, voices),
         voices,
         body_limit_bytes=1 << 20,

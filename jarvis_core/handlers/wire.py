@@ -191,6 +191,8 @@ class TranscribeReply(Struct, frozen=True):
     segments: list[SegmentBody]
     enhanced: bool
     """Whether the audio had passed through the audio engine."""
+    language_confidence: Annotated[float, Meta(ge=0, le=1)] | None = None
+    """How sure it is that it is this language, of those of the house; null where it was named, or nobody says."""
 
 
 class SynthesizeRequest(Struct, frozen=True):

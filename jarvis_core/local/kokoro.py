@@ -67,6 +67,11 @@ def voices(directory: Path) -> dict[str, str]:
     return found
 
 
+def languages(names: dict[str, str]) -> list[str]:
+    """Return the codes of what the voices speak, each once."""
+    return sorted({LANGUAGES[name[0]].partition("-")[0] for name in names})
+
+
 def favourite(names: dict[str, str]) -> str:
     """Return the voice for who names none."""
     return next((name for name in FAVOURITES if name in names), next(iter(names), ""))

@@ -35,6 +35,10 @@ class TranscribeRequest(msgspec.Struct, frozen=True):
     """Base64 of float32 little-endian mono samples at 16 kHz."""
     language: Annotated[str, msgspec.Meta(max_length=10)] = ""
     """Empty: whichever is spoken."""
+    languages: Annotated[list[Annotated[str, msgspec.Meta(max_length=10)]], msgspec.Meta(max_length=100)] = []
+    """Which it may be, by their codes, as the core knows the house; the voices' where nobody says."""
+    enhanced_audio_data: str = ""
+    """The same recording without its noise, for the words; the language is found in the other one."""
 
 
 class SynthesizeRequest(msgspec.Struct, frozen=True):
@@ -83,9 +87,10 @@ class Speech:
         if self._whisper is None:
             raise absent("speech recognition")
         asked = await read(request, _transcribe_decoder, AUDIO_BODY_LIMIT_BYTES)
-        samples = samples_of(asked.audio_data)
+        recordings = [samples_of(audio) for audio in (asked.audio_data, asked.enhanced_audio_data) if audio]
+        listen = whisper.Listen(asked.language, asked.languages or kokoro.languages(self._voices))
         async with self._line.turn():
-            heard, _ = await self._whisper.ask(whisper.Listen(asked.language), [samples], timeout_s=TRANSCRIBE_LIMIT_S)
+            heard, _ = await self._whisper.ask(listen, recordings, timeout_s=TRANSCRIBE_LIMIT_S)
         return answer(
             {
                 "text": heard.text,
@@ -93,6 +98,8 @@ class Speech:
                 "confidence": heard.confidence,
                 "duration_ms": heard.duration_ms,
                 "segments": heard.segments,
+                "language_confidence": heard.language_confidence,
+                "enhanced": len(recordings) > 1,
             }
         )
 

@@ -2,16 +2,20 @@
 Speech to text: Whisper through CTranslate2, as a process that ``engine.py`` asks.
 
 Whisper was trained on subtitles and hears some in any sound: what a voice detector does not take for speech it never
-gets, and what it repeats over and over is not believed where it doubts itself that somebody spoke.
+gets. What it repeats over and over is not believed where it doubts itself that somebody spoke; elsewhere it is cut to
+the words that took some time. It translates what is said in another language than it was told: where that is beyond
+doubt, and spoken in the house, the words are written down as they were said.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -27,6 +31,11 @@ BEAM_SIZE = 5
 """Takes no longer than 1 on short clips (the encoder does), has a third fewer wrong words and 60 MB more."""
 TOKENS_LIMIT = 224
 """Of half a minute, which is Whisper's window: more than anybody says, and where a loop ends after two seconds."""
+TOKENS_PER_S = 16
+TOKENS_FIRST = 16
+"""What may be said in a second of speech, and besides: three times as much as fast speech has, so that a loop ends early."""
+WINDOW_S = 30
+RATE_HZ = 16_000
 SILENCE = 1e-4
 """Peak of what is too quiet to hold a word even when it is amplified."""
 QUIET = 0.1
@@ -36,13 +45,26 @@ LOOP_RATIO = 2.4
 """How far text can be compressed that repeats itself; Whisper's own limit."""
 DOUBT = 0.4
 """``no_speech_prob``; measured 0.5..0.8 on hum, tones and babble, up to 0.37 on a faint voice."""
+OPENING, CLOSING = "\"'“¿([{-«", "\"'.。,，!！?？:：”)]}、»…"
+"""Marks that belong to the word behind, and before them."""
+CERTAIN = 0.9
+UNLIKELY = 0.02
+"""Probabilities of another language of the house, and of the one that was named, from which the named one is not believed;"""
+CERTAIN_S = 1.0
+"""in as much speech: a "non" alone is an English "no" for Whisper."""
 
 
 class Listen(msgspec.Struct, frozen=True, tag="listen"):
-    """Transcribe the payload: float32 little-endian, mono, 16 kHz."""
+    """
+    Transcribe the first payload: float32 little-endian, mono, 16 kHz.
+
+    A second payload is the same without its noise, for the words; the language is found in the first.
+    """
 
     language: str
     """Such as ``fr`` or ``fr-CA``; empty or ``auto``: find out, which takes as long as the rest."""
+    languages: list[str] = []
+    """Codes of those that are spoken in the house; empty: any."""
 
 
 class Segment(msgspec.Struct, frozen=True):
@@ -65,6 +87,8 @@ class Heard(msgspec.Struct, frozen=True, tag="heard"):
     duration_ms: float
     """Of the work."""
     segments: list[Segment]
+    language_confidence: float | None
+    """0..1, of a language that was found out, among those that it could be."""
 
 
 _decoder = msgspec.json.Decoder(Load | Listen)
@@ -76,7 +100,7 @@ def handle(message: Message, options: Options) -> Answer:
     model = load(options.directory, options.threads)
     if isinstance(request, Load):
         return Loaded(), ()
-    return transcribe(model, message[1], request.language), ()
+    return transcribe(model, message[1], message[2] if len(message) > 2 else None, request), ()
 
 
 @cache
@@ -85,40 +109,55 @@ def load(directory: Path, threads: int) -> WhisperModel:
     from faster_whisper import WhisperModel
 
     # A directory, always: a name would be looked up on the model hub.
-    return WhisperModel(str(directory), device="cpu", compute_type="int8", cpu_threads=threads, local_files_only=True)
+    model = WhisperModel(str(directory), device="cpu", compute_type="int8", cpu_threads=threads, local_files_only=True)
+    # Most of the work, and asked for twice of the same sounds: for their language, and for their words.
+    model.encode = _remembering(model.encode)
+    return model
 
 
-def transcribe(model: WhisperModel, samples: bytes, language: str) -> Heard:
-    """Return what is said in *samples*; raises ``BadRequest``."""
-    import numpy as np
+def _remembering(encode: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return *encode* with its last result kept for who asks the same again."""
+    last: tuple[Any, Any] | None = None
+
+    def remembering(features: Any) -> Any:
+        import numpy as np
+
+        nonlocal last
+        if last is None or not np.array_equal(last[0], features):
+            last = features, encode(features)
+        return last[1]
+
+    return remembering
+
+
+def transcribe(model: WhisperModel, samples: bytes, cleaned: bytes | None, asked: Listen) -> Heard:
+    """Return what is said in *samples*, which without their noise are *cleaned*; raises ``BadRequest``."""
+    from faster_whisper.transcribe import restore_speech_timestamps
     from faster_whisper.vad import get_speech_timestamps
 
     started = time.monotonic()
-    code = language.partition("-")[0].partition("_")[0].lower()
+    code = asked.language.partition("-")[0].partition("_")[0].lower()
     if code == "auto":
         code = ""
     if code and code not in model.supported_languages:
-        raise BadRequest(f"language: {language!r} is none that this model knows")
-    audio = audible(np.frombuffer(samples, "<f4"))
+        raise BadRequest(f"language: {asked.language!r} is none that this model knows")
+    recording = audible(samples)
+    audio = recording if cleaned is None else audible(cleaned)
+    if cleaned is not None and len(cleaned) != len(samples):
+        raise BadRequest("enhanced_audio_data: is not as long as audio_data")
+    confidence: float | None = None
     heard: list[Segment] = []
-    # Of what has no voice in it, the language would be guessed at length.
-    if audio is not None and (code or get_speech_timestamps(audio)):
-        segments, info = model.transcribe(
-            audio,
-            language=code or None,
-            beam_size=BEAM_SIZE,
-            temperature=0.0,
-            condition_on_previous_text=False,
-            vad_filter=True,
-            max_new_tokens=TOKENS_LIMIT,
-        )
-        code = info.language
-        for segment in segments:
-            text = segment.text.strip()
-            if text and not (segment.compression_ratio > LOOP_RATIO and segment.no_speech_prob > DOUBT):
-                confidence = round(math.exp(min(0.0, segment.avg_logprob)), 4)
-                times = round(segment.start, 2), round(segment.end, 2)
-                heard.append(Segment(len(heard), *times, text, confidence))
+    chunks = [] if audio is None or recording is None else get_speech_timestamps(audio)
+    if audio is not None and recording is not None and chunks:
+        speech = _speech(audio, chunks)
+        code, confidence = find_language(model, _speech(recording, chunks), code, asked.languages)
+        clip_s = len(samples) / 4 / RATE_HZ
+        for part in restore_speech_timestamps(iter(listen(model, speech, code)), chunks, RATE_HZ):
+            text = part.text.strip()
+            start, end = min(part.start, clip_s), min(part.end, clip_s)
+            if text:
+                certainty = round(math.exp(min(0.0, part.avg_logprob)), 4)
+                heard.append(Segment(len(heard), round(start, 2), round(end, 2), text, certainty))
     mean = sum(math.log(max(part.confidence, 1e-4)) for part in heard) / len(heard) if heard else -math.inf
     return Heard(
         text=" ".join(part.text for part in heard),
@@ -126,13 +165,88 @@ def transcribe(model: WhisperModel, samples: bytes, language: str) -> Heard:
         confidence=round(math.exp(mean), 4),
         duration_ms=round((time.monotonic() - started) * 1_000, 1),
         segments=heard,
+        language_confidence=confidence,
     )
 
 
-def audible(audio: NDArray[np.float32]) -> NDArray[np.float32] | None:
-    """Return *audio* with a loudness that the voice detector can judge, None when it is silence."""
+def find_language(
+    model: WhisperModel, speech: NDArray[np.float32], named: str, house: Sequence[str]
+) -> tuple[str, float | None]:
+    """
+    Return the language of *speech*, and how sure that is among those of the *house* (empty: all).
+
+    The *named* one is believed, and nothing said of it, but where it is beyond doubt another one of the house's.
+    """
+    if named and not {*house} - {named}:
+        return named, None
+    from faster_whisper.audio import pad_or_trim
+
+    # As they are encoded for the words: without the last frame.
+    features = model.feature_extractor(speech)[:, :-1][:, : model.feature_extractor.nb_max_frames]
+    (ranking,) = model.model.detect_language(model.encode(pad_or_trim(features)))
+    probabilities = {token[2:-2]: probability for token, probability in ranking}
+    candidates = {code: probabilities[code] for code in house if code in probabilities} or probabilities
+    best = max(candidates, key=candidates.__getitem__)
+    if named:
+        foreign = candidates[best] >= CERTAIN and probabilities[named] <= UNLIKELY
+        if not foreign or len(speech) < CERTAIN_S * RATE_HZ:
+            return named, None
+    return best, round(candidates[best] / max(sum(candidates.values()), 1e-9), 4)
+
+
+def listen(model: WhisperModel, speech: NDArray[np.float32], language: str) -> list[Any]:
+    """Return the segments of *speech*, in its own time, without what cannot have been said."""
+    speech_s = len(speech) / RATE_HZ
+    segments, _ = model.transcribe(
+        speech,
+        language=language,
+        beam_size=BEAM_SIZE,
+        temperature=0.0,
+        condition_on_previous_text=False,
+        max_new_tokens=min(TOKENS_LIMIT, TOKENS_FIRST + int(TOKENS_PER_S * min(speech_s, WINDOW_S))),
+    )
+    believed: list[Any] = []
+    for _, window in itertools.groupby(segments, key=lambda part: part.seek):
+        # What begins behind the end is heard in the silence that fills the window up.
+        parts = [part for part in window if part.start < speech_s]
+        if not parts or parts[0].compression_ratio <= LOOP_RATIO:
+            believed += parts
+        elif parts[0].no_speech_prob <= DOUBT:
+            believed += _cut_loop(model, speech, language, parts)
+    return believed
+
+
+def _cut_loop(model: WhisperModel, speech: NDArray[np.float32], language: str, parts: list[Any]) -> list[Any]:
+    """Return the *parts* of a window as one, with the words that took some time: the others were not said."""
+    from faster_whisper.audio import pad_or_trim
+    from faster_whisper.tokenizer import Tokenizer
+    from faster_whisper.transcribe import merge_punctuations
+
+    tokenizer = Tokenizer(model.hf_tokenizer, model.model.is_multilingual, task="transcribe", language=language)
+    features = model.feature_extractor(speech)[:, :-1][:, parts[0].seek :][:, : model.feature_extractor.nb_max_frames]
+    tokens = [token for part in parts for token in part.tokens if token < tokenizer.eot]
+    words = model.find_alignment(tokenizer, [tokens], model.encode(pad_or_trim(features)), features.shape[1])[0]
+    merge_punctuations(words, OPENING, CLOSING)
+    said = [word for word in words if word["word"] and word["end"] > word["start"]]
+    if not said:
+        return []
+    whole = parts[0]
+    whole.text = "".join(word["word"] for word in said)
+    whole.end = parts[0].seek / model.frames_per_second + float(said[-1]["end"])
+    return [whole]
+
+
+def _speech(audio: NDArray[np.float32], chunks: list[dict[str, int]]) -> NDArray[np.float32]:
     import numpy as np
 
+    return np.concatenate([audio[chunk["start"] : chunk["end"]] for chunk in chunks])
+
+
+def audible(samples: bytes) -> NDArray[np.float32] | None:
+    """Return *samples* with a loudness that the voice detector can judge, None when they are silence."""
+    import numpy as np
+
+    audio = np.frombuffer(samples, "<f4")
     if not np.isfinite(audio).all():
         raise BadRequest("audio_data: has samples that are no numbers")
     peak = float(np.abs(audio).max(initial=0.0))

@@ -125,6 +125,10 @@ class TranscribeAnswer(Struct):
     language: str | None = None
     confidence: float | None = None
     segments: list[TranscribedSegment] = []
+    language_confidence: float | None = None
+    """Ours, as is the next: how sure the local stand-in is of a language that it was to find out,"""
+    enhanced: bool = False
+    """and whether it took the words from ``enhanced_audio_data``."""
 
 
 class SynthesizeRequest(Struct, omit_defaults=True):

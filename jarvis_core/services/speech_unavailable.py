@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NoReturn
 
 from jarvis_core.errors import Unavailable
@@ -13,7 +14,15 @@ RETRY_AFTER_S = 60
 class NoSpeech:
     """``SpeechToText`` and ``TextToSpeech`` that are not there."""
 
-    async def transcribe(self, audio: bytes, language: str | None, caller: Caller) -> NoReturn:
+    async def transcribe(
+        self,
+        audio: bytes,
+        language: str | None,
+        caller: Caller,
+        *,
+        languages: Sequence[str] = (),
+        enhanced: bytes | None = None,
+    ) -> NoReturn:
         """Raise ``Unavailable``."""
         raise _nobody()
 

@@ -12,13 +12,15 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from typing import Literal
 
+import msgspec
 from msgspec import Struct
 
 from jarvis_core import cancellation, log
 from jarvis_core.codec.client import Clip, Codec, Window
 from jarvis_core.errors import Overloaded, RequestError
-from jarvis_core.models import Caller, Enhancer, Segment, SpeechToText
+from jarvis_core.models import Caller, Enhancer, Segment, SpeechToText, Transcript
 from jarvis_core.settings import Speech
+from jarvis_core.speech.synthesis import Voices
 from jarvis_core.words.languages import language_code
 
 logger = log.get(__name__)
@@ -42,16 +44,23 @@ class Heard(Struct, frozen=True):
     segments: list[Segment]
     enhanced: bool
     """Whether all that was transcribed had passed through the audio engine."""
+    language_confidence: float | None = None
+    """0..1: how sure it is that it is this language, of those of the house; None where it was named, or nobody says."""
 
 
 class Transcriber:
     """Hears; holds at most ``buffer_limit_bytes`` of audio at a time."""
 
-    def __init__(self, codec: Codec, listener: SpeechToText, enhancer: Enhancer | None, settings: Speech) -> None:
+    def __init__(
+        self, codec: Codec, listener: SpeechToText, enhancer: Enhancer | None, voices: Voices, settings: Speech
+    ) -> None:
         self._codec = codec
         self._listener = listener
         self._enhancer = enhancer
+        self._voices = voices
         self._settings = settings
+        self._languages = list(dict.fromkeys(code for code in map(language_code, settings.languages) if code))
+        """Of the house, as the settings name them."""
         self._held_bytes = 0
         self._reading: dict[str, tuple[asyncio.Lock, int]] = {}
         """By user: whose upload is being read, and how many of theirs are or wait."""
@@ -166,6 +175,12 @@ class Transcriber:
 
     async def _hear(self, clip: Clip, language: str | None, caller: Caller) -> Heard:
         asked = language_code(language or self._settings.default_language)
+        languages = self._languages
+        if asked is None and len(languages) == 1:
+            asked = languages[0]
+        elif asked is None and not languages and any(window.audio for window in clip.windows):
+            languages = await self._spoken_languages(caller)
+        found: Transcript | None = None
         texts: list[str] = []
         segments: list[Segment] = []
         spoken_ms = 0
@@ -175,20 +190,15 @@ class Transcriber:
         for window in clip.windows:
             if not window.audio:
                 continue
-            audio = await self._enhance(window)
-            enhanced = enhanced and audio is not None
-            transcript = await self._listener.transcribe(audio or window.audio, asked, caller)
+            transcript = await self._hear_window(window, asked, languages, caller)
+            enhanced = enhanced and transcript.enhanced
             if transcript.text:
                 texts.append(transcript.text)
-            segments += [
-                Segment(
-                    min(window.start_ms + max(part.start_ms, 0), clip.duration_ms),
-                    min(window.start_ms + max(part.end_ms, 0), clip.duration_ms),
-                    part.text,
-                )
-                for part in transcript.segments
-            ]
-            if not spoken_ms:
+                if asked is None:
+                    # The rest of a recording is in the language of its first words.
+                    found, asked = transcript, language_code(transcript.language) or None
+            segments += _within(window, transcript.segments)
+            if not spoken_ms or transcript is found:
                 heard_language = transcript.language or heard_language
             spoken_ms += window.duration_ms
             weighed += transcript.confidence * window.duration_ms
@@ -199,7 +209,39 @@ class Transcriber:
             duration_ms=clip.duration_ms,
             segments=segments,
             enhanced=enhanced and spoken_ms > 0,
+            language_confidence=None if found is None else found.language_confidence,
         )
+
+    async def _hear_window(
+        self, window: Window, language: str | None, languages: list[str], caller: Caller
+    ) -> Transcript:
+        """
+        Return what a window says, in *language* or else in one of *languages*, where there are any.
+
+        The language is found in the recording as it came: what takes the noise away takes something of the sounds, too.
+        """
+        audio = await self._enhance(window)
+        if language is None:
+            transcript = await self._listener.transcribe(
+                window.audio, None, caller, languages=languages, enhanced=audio
+            )
+            code = language_code(transcript.language)
+            # Some say "french" and not "fr": that is not judged.
+            if not languages or not code or len(code) > 3 or code in languages or not transcript.text:
+                return transcript
+            # Written down in a language that nobody speaks here, it is no more than a bad translation.
+            logger.info("a foreign language was heard", language=code, house=languages)
+            default = language_code(self._settings.default_language)
+            language = default if default in languages else languages[0]
+        transcript = await self._listener.transcribe(audio or window.audio, language, caller, languages=self._languages)
+        return msgspec.structs.replace(transcript, enhanced=audio is not None)
+
+    async def _spoken_languages(self, caller: Caller) -> list[str]:
+        """Return what the voices speak; empty where that is not known."""
+        try:
+            return [language.code for language in await self._voices.languages(caller)]
+        except RequestError:
+            return []
 
     async def _enhance(self, window: Window) -> bytes | None:
         """Return a window's samples without their noise; None where the engine is absent, late or wrong."""
@@ -220,3 +262,13 @@ class Transcriber:
             self._enhancer.reject(complaint)
             return None
         return checked
+
+
+def _within(window: Window, segments: list[Segment]) -> list[Segment]:
+    """Return *segments* in the clip's time, none beyond what was listened to, whatever the neighbour claims."""
+    bounded = []
+    for part in segments:
+        start_ms = min(max(part.start_ms, 0), window.duration_ms)
+        end_ms = min(max(part.end_ms, start_ms), window.duration_ms)
+        bounded.append(Segment(window.start_ms + start_ms, window.start_ms + end_ms, part.text))
+    return bounded

@@ -72,6 +72,10 @@ class BridgesMode(StreamMode, frozen=True, kw_only=True):
     """What is heard; None tells the length of the clip. On silence words are invented anyway."""
     confidence: float = 0.93
     """Of a transcript."""
+    detects: str = "fr"
+    """The language that is heard where none is named, whatever languages the house has."""
+    segment_end_s: float | None = None
+    """Where the only segment of a transcript ends; None is the clip's end."""
     sample_rate_hz: int = 22_050
     """Of the speech."""
     speech_s_per_char: float = 0.05
@@ -207,7 +211,7 @@ class FakeBridges(FakeServer[BridgesMode]):
     async def _transcribe(self, request: web.Request) -> web.Response:
         mode = self.mode
         body = await self._read(request)
-        language = _text(body, "language", 10) or "fr"
+        language = _text(body, "language", 10) or mode.detects
         audio = _audio(body)
         heard = hear(audio, INPUT_RATE_HZ)
         self.heard.append(heard)
@@ -219,7 +223,8 @@ class FakeBridges(FakeServer[BridgesMode]):
         text = mode.transcript if mode.transcript is not None else f"a clip of {heard.duration_s:.2f} seconds"
         if heard.rms < SILENCE_RMS:
             text = INVENTED_WORDS.get(language, INVENTED_WORDS["en"])
-        segment = {"id": 0, "start": 0.0, "end": heard.duration_s, "text": text, "confidence": mode.confidence}
+        end = heard.duration_s if mode.segment_end_s is None else mode.segment_end_s
+        segment = {"id": 0, "start": 0.0, "end": end, "text": text, "confidence": mode.confidence}
         return json_response(
             {
                 "text": text,

@@ -12,6 +12,7 @@ import pytest
 
 from jarvis_core.errors import BadGateway, DeadlineExceeded, InvalidRequest, RateLimited, RequestError, Unavailable
 from jarvis_core.models import Caller, Segment, SpokenAudio, Transcript, Voice
+from jarvis_core.services import bridges_speech
 from jarvis_core.services.bridges_speech import BridgesSpeech, voice_of
 from jarvis_core.services.tokens import TokenMint
 from jarvis_core.services.transport import Transport
@@ -72,6 +73,32 @@ async def test_language_is_left_out_where_it_is_to_be_found_out(bridges: FakeBri
     heard = await speech.transcribe(AUDIO, None, ANN)
     assert bridges.requests[-1].json.keys() == {"audio_data"}
     assert heard.language == "fr"
+
+
+async def test_language_to_be_found(bridges: FakeBridges, speech: BridgesSpeech) -> None:
+    """The recording as it came, the languages of the house and the recording without noise go in one request."""
+    clean = encode_base64(noise(0.2, 16_000)).encode()
+    heard = await speech.transcribe(AUDIO, None, ANN, languages=["fr", "en"], enhanced=clean)
+    assert bridges.requests[-1].json == {
+        "audio_data": AUDIO.decode(),
+        "languages": ["fr", "en"],
+        "enhanced_audio_data": clean.decode(),
+    }
+    assert (heard.language_confidence, heard.enhanced) == (None, False), "the reference does not say"
+    bridges.mode = BridgesMode(
+        faults={STT: Fault("raw", body=b'{"text":"a","language":"en","language_confidence":1.2,"enhanced":true}')}
+    )
+    heard = await speech.transcribe(AUDIO, None, ANN, languages=["fr", "en"], enhanced=clean)
+    assert (heard.language, heard.language_confidence, heard.enhanced) == ("en", 1.0, True)
+
+
+async def test_long_recording_is_sent_once(
+    bridges: FakeBridges, speech: BridgesSpeech, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What would be too much for one request with and without its noise goes as it came."""
+    monkeypatch.setattr(bridges_speech, "TWICE_LIMIT_BYTES", 2 * len(AUDIO) - 1)
+    await speech.transcribe(AUDIO, None, ANN, enhanced=AUDIO)
+    assert bridges.requests[-1].json.keys() == {"audio_data"}
 
 
 @pytest.mark.parametrize("language", ["a language that is too long", 'a"b', "é"])

@@ -51,7 +51,7 @@ class StubSpeaker:
         self.said.append((text, voice, speed))
         return SpokenAudio(b"AAAAAA==", "base64", 16_000, self.voice)
 
-    async def transcribe(self, audio: bytes, language: str | None, caller: Caller) -> Transcript:
+    async def transcribe(self, audio: bytes, language: str | None, caller: Caller, **_: object) -> Transcript:
         raise NotImplementedError
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import pytest
 
 from jarvis_core.codec.client import Clip, Window
-from jarvis_core.errors import Overloaded
+from jarvis_core.errors import Overloaded, Unavailable
 from jarvis_core.models import Caller, Segment, Transcript
 from jarvis_core.settings import Speech
 from jarvis_core.speech import transcription
+from jarvis_core.speech.synthesis import Language
 from jarvis_core.speech.transcription import Heard, Transcriber
 
 ANN = Caller("ann")
@@ -49,10 +52,34 @@ class StubListener:
     def __init__(self, *transcripts: Transcript) -> None:
         self.transcripts = list(transcripts)
         self.asked: list[tuple[bytes, str | None, Caller]] = []
+        self.languages: list[list[str]] = []
+        self.enhanced: list[bytes | None] = []
 
-    async def transcribe(self, audio: bytes, language: str | None, caller: Caller) -> Transcript:
+    async def transcribe(
+        self,
+        audio: bytes,
+        language: str | None,
+        caller: Caller,
+        *,
+        languages: Sequence[str] = (),
+        enhanced: bytes | None = None,
+    ) -> Transcript:
         self.asked.append((audio, language, caller))
+        self.languages.append(list(languages))
+        self.enhanced.append(enhanced)
         return self.transcripts.pop(0)
+
+
+class StubVoices:
+    """Voices that speak what the test says, or nobody knows what."""
+
+    def __init__(self, *codes: str) -> None:
+        self.codes = codes
+
+    async def languages(self, caller: Caller) -> list[Language]:
+        if not self.codes:
+            raise Unavailable("nobody knows")
+        return [Language(code, code) for code in self.codes]
 
 
 class StubEnhancer:
@@ -72,10 +99,15 @@ class StubEnhancer:
 
 
 def transcriber(
-    clip: Clip, listener: StubListener, enhancer: StubEnhancer | None = None, **settings: Any
+    clip: Clip,
+    listener: StubListener,
+    enhancer: StubEnhancer | None = None,
+    voices: StubVoices | None = None,
+    **settings: Any,
 ) -> tuple[Transcriber, StubCodec]:
     codec = StubCodec(clip)
-    return Transcriber(codec, listener, enhancer, Speech(**settings)), codec  # type: ignore[arg-type]
+    one = Transcriber(codec, listener, enhancer, voices or StubVoices("fr", "en"), Speech(**settings))  # type: ignore[arg-type]
+    return one, codec
 
 
 async def hear(one: Transcriber, language: str | None = None) -> Heard:
@@ -122,6 +154,21 @@ async def test_times_stay_within_the_clip() -> None:
     assert (await hear(transcriber(clip, listener)[0])).segments == [Segment(1_000, 2_000, "oh")]
 
 
+async def test_times_stay_within_what_was_heard() -> None:
+    """A segment that reaches far beyond its window ends with it, one behind it has no length, none ends before it begins."""
+    clip = Clip(20_000, [Window(0, 5_000, AUDIO), Window(5_000, 5_000, AUDIO)], None)
+    listener = StubListener(
+        said("a b c", Segment(0, 29_000, "a"), Segment(28_000, 29_000, "b"), Segment(3_000, 1_000, "c")),
+        said("d", Segment(-1_000, 6_000, "d")),
+    )
+    assert (await hear(transcriber(clip, listener)[0])).segments == [
+        Segment(0, 5_000, "a"),
+        Segment(5_000, 5_000, "b"),
+        Segment(3_000, 3_000, "c"),
+        Segment(5_000, 10_000, "d"),
+    ]
+
+
 async def test_silence() -> None:
     """Where no window has sound nobody is asked, and the language is the one that was asked for."""
     clip = Clip(2_000, [Window(0, 2_000, b"")], None)
@@ -149,6 +196,73 @@ async def test_language(named: str | None, asked: str | None, default: str, lang
     one, _ = transcriber(Clip(1_000, [Window(0, 1_000, AUDIO)], named), listener, default_language=default)
     await hear(one, asked)
     assert listener.asked == [(AUDIO, language, ANN)]
+
+
+ONE_WINDOW = Clip(1_000, [Window(0, 1_000, AUDIO)], None)
+
+
+async def test_language_is_found_in_the_recording_as_it_came() -> None:
+    """What has its noise taken away is for the words alone; the answer says how sure the language is."""
+    listener = StubListener(
+        msgspec.structs.replace(said("oui"), language_confidence=0.9, enhanced=True),
+        msgspec.structs.replace(said("oui"), language_confidence=0.9),
+    )
+    one, _ = transcriber(ONE_WINDOW, listener, StubEnhancer(ENHANCED, ENHANCED))
+    heard = await hear(one, "auto")
+    assert (heard.language, heard.language_confidence, heard.enhanced) == ("fr", 0.9, True)
+    assert (listener.asked, listener.enhanced) == ([(AUDIO, None, ANN)], [ENHANCED])
+    assert not (await hear(one, "auto")).enhanced, "whose ears know nothing of the second recording took the first"
+
+
+@pytest.mark.parametrize(
+    ("settings", "voices", "languages"),
+    [
+        ((), ("fr", "en"), ["fr", "en"]),
+        (("de-AT", "fr", "de"), ("fr", "en"), ["de", "fr"]),
+        ((), (), []),
+    ],
+)
+async def test_languages_of_the_house(settings: tuple[str, ...], voices: tuple[str, ...], languages: list[str]) -> None:
+    """What is found is one of the settings' languages, or else of the voices', or any where nobody knows those."""
+    listener = StubListener(said("oui"))
+    await hear(transcriber(ONE_WINDOW, listener, voices=StubVoices(*voices), languages=settings)[0], "auto")
+    assert listener.languages == [languages]
+
+
+async def test_house_of_one_language() -> None:
+    """Where the settings name one language there is nothing to be found out."""
+    listener = StubListener(said("ja"))
+    heard = await hear(transcriber(ONE_WINDOW, listener, languages=("de",))[0], "auto")
+    assert (listener.asked, heard.language_confidence) == ([(AUDIO, "de", ANN)], None)
+
+
+@pytest.mark.parametrize(("default", "second"), [("en", "en"), ("auto", "fr"), ("it", "fr")])
+async def test_language_of_nobody_here(default: str, second: str) -> None:
+    """A language that is not one of the house's is not believed: it is heard again in one that is."""
+    listener = StubListener(said("¿Qué es?", language="es"), said("Qu'est-ce ?", language=second))
+    one, _ = transcriber(ONE_WINDOW, listener, StubEnhancer(ENHANCED), default_language=default)
+    heard = await hear(one, "auto")
+    assert listener.asked == [(AUDIO, None, ANN), (ENHANCED, second, ANN)]
+    assert (heard.text, heard.language, heard.language_confidence) == ("Qu'est-ce ?", second, None)
+
+
+@pytest.mark.parametrize("told", ["", "french", "FR"])
+async def test_language_that_is_no_code(told: str) -> None:
+    """What a neighbour calls the language in its own way is left as it is."""
+    listener = StubListener(said("oui", language=told))
+    assert (await hear(transcriber(ONE_WINDOW, listener)[0], "auto")).language == told
+    assert len(listener.asked) == 1
+
+
+async def test_a_recording_is_in_one_language() -> None:
+    """The language of the first words is that of the windows behind them; one without words tells none."""
+    clip = Clip(3_000, [Window(start, 1_000, AUDIO) for start in (0, 1_000, 2_000)], None)
+    listener = StubListener(
+        said("", language="en"), msgspec.structs.replace(said("oui"), language_confidence=0.8), said("non")
+    )
+    heard = await hear(transcriber(clip, listener)[0], "auto")
+    assert [language for _, language, _ in listener.asked] == [None, None, "fr"]
+    assert (heard.text, heard.language, heard.language_confidence) == ("oui non", "fr", 0.8)
 
 
 async def test_pcm_is_heard_alike() -> None:
@@ -281,7 +395,7 @@ async def test_uploads_of_one_user_are_read_in_turn(monkeypatch: pytest.MonkeyPa
     """Who sends many recordings has one read at a time, and others' are read beside it; too long a wait is an error."""
     monkeypatch.setattr(transcription, "READING_TIMEOUT_S", 0.05)
     codec = SlowCodec(Clip(0, [], None))
-    one = Transcriber(codec, StubListener(), None, Speech())  # type: ignore[arg-type]
+    one = Transcriber(codec, StubListener(), None, StubVoices(), Speech())  # type: ignore[arg-type]
     callers = (ANN, ANN, Caller("bob"), ANN)
     asked = [asyncio.create_task(one.transcribe_upload([b"x"], "audio/wav", caller)) for caller in callers]
     await asyncio.sleep(0.01)

@@ -162,6 +162,7 @@ class PendingTranscriptions:
                 conversation_id,
                 heard.language,
                 heard.enhanced,
+                heard.language_confidence,
             )
         )
 

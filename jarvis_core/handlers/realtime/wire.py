@@ -267,6 +267,8 @@ class TranscriptionCompletedEvent(Struct):
     """Ours."""
     enhanced: bool
     """Ours: whether the audio had passed through the audio engine."""
+    language_confidence: float | None = None
+    """Ours: 0..1, how sure it is that it is this language; null where it was named, or nobody says."""
     content_index: int = 0
     type: Literal["conversation.item.input_audio_transcription.completed"] = (
         "conversation.item.input_audio_transcription.completed"

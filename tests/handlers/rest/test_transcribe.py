@@ -124,6 +124,24 @@ async def test_language(api: Api, bridges: FakeBridges, body: Callable[[], Body]
     assert heard["language"] == (language or "fr")
 
 
+async def test_language_of_the_house(api: Api, bridges: FakeBridges) -> None:
+    """What "auto" finds is a language that can be spoken: another one is heard again in one of those."""
+    bridges.mode = BridgesMode(detects="es")
+    heard = await hear(api, as_bytes(wav(clip()), language="auto"))
+    assert (heard["language"], heard["language_confidence"]) == ("fr", None)
+    first, second = (request.json for request in list(bridges.requests)[-2:])
+    assert "language" not in first
+    assert first["languages"] == ["fr"], "the bridges' only voices are French"
+    assert second["language"] == "fr"
+
+
+async def test_times_beyond_the_recording(api: Api, bridges: FakeBridges) -> None:
+    """A segment that ends at 29 s of a clip of 0.3 s ends with the clip."""
+    bridges.mode = BridgesMode(segment_end_s=29.0)
+    heard = await hear(api, as_bytes(wav(clip())))
+    assert [(part["start_ms"], part["end_ms"]) for part in heard["segments"]] == [(0, heard["duration_ms"])]
+
+
 # Nothing to be heard
 
 

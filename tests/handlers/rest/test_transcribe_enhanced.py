@@ -52,6 +52,23 @@ async def test_enhanced(enhanced: Api, listener: FakeBridges, engine: FakeAudioE
     assert abs(listener.heard[-1].peak - 0.125) < 0.01
 
 
+async def test_language_is_found_in_the_recording_as_it_came(
+    enhanced: Api, listener: FakeBridges, engine: FakeAudioEngine
+) -> None:
+    """
+    Where the language is to be found the bridge gets the recording as it came, and beside it what the engine made of it.
+
+    The reference bridges know nothing of the second one, and their words are those of the first.
+    """
+    await well(enhanced)
+    engine.mode = AudioEngineMode(gain=0.25)
+    heard = await hear(enhanced, CLIP._replace(query={"language": "auto"}))
+    assert (heard["enhanced"], heard["language"]) == (False, "fr")
+    assert abs(np.abs(samples_of(listener)).max() - 0.5) < 0.01
+    clean = np.frombuffer(base64.b64decode(listener.last("/api/stt").json["enhanced_audio_data"]), "<f4")
+    assert abs(np.abs(clean).max() - 0.125) < 0.01
+
+
 async def test_every_window_is_enhanced(enhanced: Api, listener: FakeBridges, engine: FakeAudioEngine) -> None:
     """Each window of a long recording passes through the engine; one that does not makes the whole unenhanced."""
     await well(enhanced)
