@@ -15,6 +15,7 @@ JarvisError
     ├── NotFound            unknown path or id
     ├── MethodNotAllowed    known path, other method
     ├── Conflict            another turn runs, or an idempotency key used for another request
+    ├── MisdirectedRequest  asked under a name that is not this server's
     ├── TooLarge            a body or message over its limit
     ├── UnsupportedMediaType
     ├── RateLimited         too many requests from one caller
@@ -128,6 +129,12 @@ class Conflict(RequestError):
     """Another turn runs in the conversation, or an idempotency key was used for another request."""
 
     code = "conflict"
+
+
+class MisdirectedRequest(RequestError):
+    """An open server was asked under a name that any page of the web may have."""
+
+    code = "misdirected_request"
 
 
 class TooLarge(RequestError):

@@ -67,6 +67,11 @@ class Server(Struct, frozen=True, forbid_unknown_fields=True):
     """Processes that answer, on this machine; about as many as it has cores."""
     cors_origins: Annotated[tuple[str, ...], Meta(extra={"env": "CORS_ORIGINS"})] = ("http://localhost:3000",)
     """Origins of browsers' pages that may call, each by itself, comma-separated in the environment; ``*`` is any."""
+    allowed_hosts: Annotated[tuple[str, ...], Meta(extra={"env": "ALLOWED_HOSTS"})] = ()
+    """
+    Names under which an open server may be asked, besides IP addresses, names without a dot, ``*.local`` and this machine's own:
+    ``jarvis.example.com``, or ``.example.com`` for all below; ``*`` is any.
+    """
     trusted_proxies: Annotated[tuple[str, ...], Meta(extra={"env": "TRUSTED_PROXIES"})] = ()
     """Addresses and networks of proxies whose X-Forwarded-For and -Proto are believed."""
     tls_cert_path: Annotated[str | None, Meta(extra={"env": "TLS_CERT_PATH"})] = None

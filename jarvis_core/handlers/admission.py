@@ -1,11 +1,13 @@
 """
 Who may come in and how much they may ask: what every call passes before its handler, and every WebSocket.
 
-In this order: the origin of a browser's page (403), credentials (401), the rate (429), connections (429).
+In this order: the name that is asked for, where the server is open (421), the origin of a browser's page (403), credentials
+(401), the rate (429), connections (429).
 """
 
 from __future__ import annotations
 
+import socket
 from urllib.parse import parse_qs
 
 from starlette.types import Scope
@@ -16,6 +18,7 @@ from jarvis_core.access.throttle import AuthThrottle
 from jarvis_core.errors import RateLimited, Unauthenticated
 from jarvis_core.handlers.call import Call
 from jarvis_core.handlers.client_address import ClientAddresses
+from jarvis_core.handlers.hosts import Hosts
 from jarvis_core.handlers.origin import Origins
 from jarvis_core.models import Caller
 from jarvis_core.settings import Limits, Server
@@ -43,6 +46,8 @@ class Admission:
     def __init__(self, credentials: Credentials, server: Server, limits: Limits, limiter: RateLimiter | None) -> None:
         self.addresses = ClientAddresses(server.trusted_proxies)
         self.origins = Origins(server.cors_origins, self.addresses)
+        self.hosts = Hosts(server.allowed_hosts, (server.host, socket.gethostname())) if credentials.open else None
+        """None where credentials are needed: a page has none, whatever its name."""
         self._credentials = credentials
         self._limiter = limiter
         self._policy = () if limiter is None else _policy(limiter.limit)
@@ -72,6 +77,8 @@ class Admission:
 
     async def admit_socket(self, scope: Scope) -> Admitted:
         """Let a WebSocket in, as ``admit`` does a call."""
+        if self.hosts is not None:
+            self.hosts.check(next((value for key, value in scope["headers"] if key == b"host"), b""))
         origin = next((value for key, value in scope["headers"] if key == b"origin"), b"")
         if origin:
             self.origins.check(scope, origin)

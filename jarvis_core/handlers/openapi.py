@@ -130,7 +130,7 @@ def _responses(route: Route) -> dict[str, Any]:
                 "content": {"application/json": {"schema": _reference(struct)}},
             }
     for status in sorted(set(STATUSES.values()) | {500}):
-        if route.public and status not in (405, 500):
+        if route.public and status not in (405, 421, 500):
             continue
         responses.setdefault(
             str(status),

@@ -31,7 +31,7 @@ ACCESS = "jarvis_core.access"
 """The logger with a line for each request, at the level debug."""
 access = logging.getLogger(ACCESS)
 
-HEARD = frozenset({b"x-request-id", b"origin", b"authorization", b"content-length", b"transfer-encoding"})
+HEARD = frozenset({b"host", b"x-request-id", b"origin", b"authorization", b"content-length", b"transfer-encoding"})
 """The headers that are looked at here."""
 CANCEL_TIMEOUT_S = 0.5
 """How long calls that a stop has cancelled may take to tell their clients."""
@@ -164,13 +164,16 @@ class Router:
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         started_s = time.perf_counter()
         metrics = self._metrics
+        hosts = self._admission.hosts
         metrics.in_flight += 1
         request_id = ""
-        origin = authorization = b""
+        host = origin = authorization = b""
         has_body = False
         for key, value in scope["headers"]:
             if key not in HEARD:
                 pass
+            elif key == b"host":
+                host = value
             elif key == b"x-request-id":
                 request_id = _sound_request_id(value)
             elif key == b"origin":
@@ -195,6 +198,8 @@ class Router:
         admitted = failed = False
         try:
             try:
+                if hosts is not None and host not in hosts.passed:
+                    hosts.check(host)
                 target = methods.get(method) if methods is not None else None
                 if target is not None:
                     counters = target.counters

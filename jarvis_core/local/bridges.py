@@ -44,7 +44,7 @@ from jarvis_core import __version__, cancellation
 from jarvis_core.errors import BadGateway, InvalidRequest, StartError
 from jarvis_core.local.audio import AudioEngine
 from jarvis_core.local.embedding import Embeddings
-from jarvis_core.local.http import absent, answer, encode, failures_as_json, log, read
+from jarvis_core.local.http import absent, answer, encode, failures_as_json, log, only_under_private_names, read
 from jarvis_core.local.llama import ChatMessage, Delta, Done, Engine, ModelOptions, fork_engine
 from jarvis_core.local.speech import Speech
 
@@ -92,7 +92,7 @@ def create_app(
 ) -> web.Application:
     """Return the HTTP side of the stand-in; None for what it is to be without."""
     model = LanguageModel(engine)
-    app = web.Application(client_max_size=BODY_LIMIT_BYTES, middlewares=[failures_as_json])
+    app = web.Application(client_max_size=BODY_LIMIT_BYTES, middlewares=[failures_as_json, only_under_private_names])
     app.router.add_get("/health", Health(engine, speech, embeddings).health)
     app.router.add_get("/ready", _ready)
     app.router.add_get("/api/llm/models", model.models)

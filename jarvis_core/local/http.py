@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import ipaddress
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -70,6 +71,25 @@ async def failures_as_json(
         if status >= 500 and not isinstance(exc, Overloaded):
             log(f"{request.path}: {exc}")
         return answer({"error": exc.message}, status)
+
+
+@web.middleware
+async def only_under_private_names(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """
+    Answer only who asks for an IP address or a name of one label: a container's, or ``localhost``.
+
+    Every other one may be the name of a page of the web that was pointed to this machine.
+    """
+    name = request.host.rpartition("@")[2]
+    name = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
+    if "." in name.rstrip("."):
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            return answer({"error": "the local stand-in does not answer under this name"}, 421)
+    return await handler(request)
 
 
 def status_of(error: RequestError) -> int:

@@ -503,3 +503,16 @@ def fetched(address: str) -> object:
             return json.loads(answer.read())
     except OSError:
         return None
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:8005", 200), ("localhost", 200), ("local-models:8005", 200), ("[::1]:8005", 200),
+        ("page.example:8005", 421), ("127.0.0.1.page.example", 421), ("[page.example]", 421),
+    ],
+)  # fmt: skip
+async def test_only_under_private_names(client: aiohttp.ClientSession, host: str, status: int) -> None:
+    """A page of the web whose name was pointed to this machine gets nothing out of the stand-in."""
+    async with client.get("/ready", headers={"Host": host}) as response:
+        assert response.status == status

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import aiohttp
 import pytest
 
 from tests.handlers.rest.api import Answer, Api
@@ -61,6 +62,40 @@ async def test_own_pages_may(api: Api) -> None:
         assert (await changed(api, origin)).status == 200
     answer = await api.ask("POST", "/api/memory/add", data=b'{"content": "remember me"}')
     assert answer.status == 200
+
+
+REBOUND = "page.example:8100"
+"""The name of a page of the web, pointed to this machine."""
+
+
+async def test_name_that_points_here(api: Api, strict: Api) -> None:
+    """A page whose own name is pointed to an open server reads nothing and changes nothing, on any route, nor opens a socket."""
+    page = {"Host": REBOUND, "Origin": f"http://{REBOUND}"}
+    before = (await api.get("/api/memory/list")).json["total"]
+    asked = [
+        *(await routes(api)),
+        ("GET", "/openapi.json"),
+        ("GET", "/no/such/path"),
+        ("OPTIONS", "/api/chat"),
+        ("GET", "/health"),
+    ]
+    for method, path in asked:
+        answer = await api.ask(method, path, BODIES.get(path), headers=page)
+        assert answer.error == (421, "misdirected_request"), (method, path)
+    with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+        await api.session.ws_connect("/ws", headers=page)
+    assert refused.value.status == 421
+    assert (await api.get("/api/memory/list")).json["total"] == before
+    # Where credentials are needed a page has none, whatever its name.
+    assert (await strict.get("/api/memory/list", headers={"Host": REBOUND})).status == 200
+
+
+@pytest.mark.parametrize("host", ["localhost:8100", "jarvis.local", "core:8100", "192.0.2.7", "[::1]:8100"])
+async def test_names_of_a_home(api: Api, host: str) -> None:
+    """Names that no page of the web can have are answered, to their own pages too."""
+    headers = {"Host": host, "Origin": f"http://{host}"}
+    assert (await api.get("/health", headers=headers)).status == 200
+    assert (await changed(api, f"http://{host}", Host=host)).status == 200
 
 
 async def test_foreign_page_may_look(api: Api) -> None:
