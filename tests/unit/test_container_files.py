@@ -56,11 +56,11 @@ def test_what_is_set_is_a_setting(name: str) -> None:
 
 
 def test_the_version_is_the_packages() -> None:
-    """Image, label and the README's commands are of this version."""
+    """Image, label and the commands that users are told are of this version."""
     assert f"ARG VERSION={__version__}\n" in CONTAINERFILE
     assert SERVICES["jarvis-core"]["image"] == f"jarvis-core:{__version__}"
     assert SERVICES["bridges"]["image"] == f"jarvis-core:{__version__}-local"
-    named = re.findall(r"jarvis-core:(\d[\w.]*)", (REPOSITORY / "README.md").read_text())
+    named = re.findall(r"jarvis-core:(\d[\w.]*)", (REPOSITORY / "docs" / "operations.md").read_text())
     assert named
     assert set(named) == {__version__}
 

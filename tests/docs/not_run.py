@@ -1,0 +1,27 @@
+"""The blocks of the pages that no test runs, and why; each has the same words in a comment before it."""
+
+from __future__ import annotations
+
+NOT_RUN = {
+    ("README.md", "make test"): "it runs these tests themselves",
+    ("docs/develop.md", "JARVIS_KILL_TURNS=1000 .venv/bin/python -m pytest tests/system/test_sharing.py -k kills"): (
+        "it is a test run of its own"
+    ),
+    (
+        "docs/develop.md",
+        '.venv/bin/python -m tests.fakes.python_bridges --port 8005 --mode \'{"shape": "ndjson", "delta_delay_s": 0.2}\'',
+    ): "it serves until it is stopped; tests/fakes holds the fakes against what they promise",
+    ("docs/develop.md", ".venv/bin/python -m perf health chat"): "it measures for half a minute and more",
+    ("docs/operations.md", "[Unit]"): "it is for a machine with systemd",
+    ("docs/operations.md", "location / {"): "nginx is not among what tests need",
+    ("docs/operations.md", "make image"): (
+        "it builds an image, which takes an engine; tests/image checks it by `make image`"
+    ),
+    ("docs/operations.md", "docker compose --profile local up --detach --scale jarvis-core=2"): (
+        "it takes Docker Compose and builds images; tests/unit/test_container_files.py holds compose.yaml against the settings"
+    ),
+    ("docs/voice.md", "arecord -q -f S16_LE -r 16000 -d 4 | curl -s localhost:8100/api/voice/transcribe -H 'content-type: audio/wav' --data-binary @-"): (
+        "it needs a microphone"
+    ),
+}  # fmt: skip
+"""By page and first line."""
