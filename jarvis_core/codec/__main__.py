@@ -18,9 +18,10 @@ from collections.abc import Sequence
 # Before numpy is imported: each of its threads would cost memory, and the other processor is the server's.
 os.putenv("OPENBLAS_NUM_THREADS", "1")
 
-from jarvis_core.codec.clip import RATE_HZ, Clip, check_enhanced, read_headerless, to_base64
-from jarvis_core.codec.decode import decode_audio
+from jarvis_core.codec.clip import RATE_HZ, Budget, Clip, CpuLimit, check_enhanced, to_base64
+from jarvis_core.codec.decode import CPU_LIMIT_S, decode_audio
 from jarvis_core.codec.encode import Streams
+from jarvis_core.codec.headerless import Headerless, read_headerless
 from jarvis_core.codec.messages import (
     Answer,
     Checked,
@@ -74,18 +75,15 @@ class Codec:
                 # The body is not needed beside the audio that was in it.
                 payloads.clear()
                 clip = decode_audio(
-                    upload.audio,
-                    upload.path,
-                    encoding=upload.encoding,
-                    headerless_hz=upload.headerless_hz,
-                    claim=upload.claim,
-                    limit_s=request.limit_s,
+                    upload.audio, upload.path, told=upload.told, claim=upload.claim, limit_s=request.limit_s
                 )
                 return _answer_clip(clip, request.window_s, upload.language)
             case DecodePcm():
                 data = b"".join(payloads)
                 payloads.clear()
-                clip = read_headerless(data, request.encoding, request.sample_rate_hz, "audio", request.limit_s)
+                told = Headerless(request.encoding, request.sample_rate_hz)
+                budget = Budget(request.limit_s, CpuLimit(CPU_LIMIT_S))
+                clip = read_headerless(data, told, "audio", request.limit_s, budget)
                 return _answer_clip(clip, request.window_s, None)
             case CheckEnhanced():
                 complaint, samples = check_enhanced(b"".join(payloads), request.samples)

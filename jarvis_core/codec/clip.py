@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import binascii
 import time
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import soxr
 
-from jarvis_core.codec.request import SAMPLE_RATE_MAX_HZ, SAMPLE_RATE_MIN_HZ
-from jarvis_core.errors import InvalidRequest, TooLarge
+from jarvis_core.errors import TooLarge
 
 Samples = npt.NDArray[np.float32]
-Encoding = Literal["f32", "pcm16", "pcm16be"]
 
 RATE_HZ = 16_000
 """What the speech models and the audio engine take."""
@@ -27,7 +25,10 @@ PIECE_SAMPLES = 1 << 16
 LOUDEST = 8.0
 """Float samples beyond this (18 dB over full scale) are something else than audio."""
 
-PRINTABLE = bytes(range(0x20, 0x7F)) + b"\t\n\r\f\v"
+VALUES_PER_S = 8 * 48_000
+"""Samples times channels that may be decoded for each second that a clip may have."""
+PARTS_PER_S = 1_000
+"""Packets and frames, together, likewise: Opus has 800 at most, where each lasts 2.5 ms."""
 
 
 class Clip(NamedTuple):
@@ -50,6 +51,33 @@ class CpuLimit:
             raise TooLarge(
                 f"The audio takes more than {self._limit_s:g} s of the processor's time.",
                 details={"limit_cpu_s": self._limit_s},
+            )
+
+
+class Budget:
+    """
+    What may be spent on one clip of at most *limit_s* seconds.
+
+    Raises ``TooLarge`` where there is more in it, or in more pieces, than in any honest one, or the processor's time is over.
+    """
+
+    def __init__(self, limit_s: float, cpu: CpuLimit) -> None:
+        self._cpu = cpu
+        self._parts_left = self._parts_limit = int(limit_s * PARTS_PER_S)
+        self._values_left = self._values_limit = int(limit_s * VALUES_PER_S)
+
+    def spend(self, *, parts: int = 1, values: int = 0) -> None:
+        """Take so many packets or frames, and so many samples on all channels."""
+        self._cpu.check()
+        self._parts_left -= parts
+        if self._parts_left < 0:
+            limit = self._parts_limit
+            raise TooLarge(f"The audio has more than {limit} packets and frames.", details={"limit_parts": limit})
+        self._values_left -= values
+        if self._values_left < 0:
+            limit = self._values_limit
+            raise TooLarge(
+                f"The audio has more than {limit} samples on its channels.", details={"limit_samples": limit}
             )
 
 
@@ -84,6 +112,18 @@ class ClipBuilder:
             samples = self._resampler.resample_chunk(samples)
         self._pieces.append(samples)
 
+    def pause(self, seconds: float) -> None:
+        """
+        Append silence, as a recording has it that was stopped for a while.
+
+        One that would make the clip too long is none: some clock was set anew.
+        """
+        samples = round(seconds * self._source_hz)
+        if self.duration_s + seconds > self._limit_s:
+            return
+        for start in range(0, samples, PIECE_SAMPLES):
+            self.add(np.zeros(min(PIECE_SAMPLES, samples - start), np.float32), self._source_hz)
+
     def finish(self) -> Clip:
         """Return the whole clip."""
         self._flush()
@@ -104,57 +144,6 @@ def too_long(limit_s: float) -> TooLarge:
     return TooLarge(f"The audio is longer than {limit} s.", details={"limit_s": limit})
 
 
-def read_headerless(data: bytes, encoding: Encoding, rate_hz: int, path: str, limit_s: float) -> Clip:
-    """
-    Return headerless mono samples as a clip at 16 kHz.
-
-    Raises ``InvalidRequest`` at *path* where *data* cannot be that, ``TooLarge`` over *limit_s* seconds.
-    """
-    if not SAMPLE_RATE_MIN_HZ <= rate_hz <= SAMPLE_RATE_MAX_HZ:
-        raise InvalidRequest.field(
-            path, f"has {rate_hz} samples a second, not {SAMPLE_RATE_MIN_HZ}..{SAMPLE_RATE_MAX_HZ}"
-        )
-    builder = ClipBuilder(RATE_HZ, limit_s)
-    if encoding == "f32":
-        _check_float32(data, path)
-        samples: npt.NDArray[np.float32 | np.int16] = np.frombuffer(data, "<f4")
-        scale = 1.0
-    else:
-        if len(data) % 2:
-            raise InvalidRequest.field(path, f"has {len(data)} bytes, which is no whole number of 16-bit samples")
-        samples = np.frombuffer(data, ">i2" if encoding == "pcm16be" else "<i2")
-        scale = 1 / 32_768
-    for start in range(0, len(samples), PIECE_SAMPLES):
-        piece = samples[start : start + PIECE_SAMPLES].astype(np.float32)
-        builder.add(piece * np.float32(scale), rate_hz)
-    return builder.finish()
-
-
-def _check_float32(data: bytes, path: str) -> None:
-    """
-    Raise ``InvalidRequest`` where *data* is not float32 audio.
-
-    Whatever else there is shows by its exponents: they make of text, compressed data and 16-bit samples numbers without
-    measure, except of digits and punctuation alone.
-    """
-    rule = "is neither a known kind of audio file nor float32 samples"
-    if len(data) % 4:
-        raise InvalidRequest.field(path, f"{rule}: {len(data)} bytes are no multiple of 4")
-    if is_text(data[:4_096]):
-        raise InvalidRequest.field(path, f"{rule}: it is text")
-    samples = np.frombuffer(data, "<f4")
-    for start in range(0, len(samples), PIECE_SAMPLES):
-        peak = np.abs(samples[start : start + PIECE_SAMPLES]).max()
-        # A NaN is no less than anything either.
-        if not peak <= LOUDEST:
-            raise InvalidRequest.field(path, f"{rule} between -1 and 1")
-
-
-def is_text(data: bytes) -> bool:
-    """Tell whether *data* is made of ASCII's printable characters and white space."""
-    return bool(data) and not data.translate(None, PRINTABLE)
-
-
 def check_enhanced(answer: bytes, count: int) -> tuple[str, bytes]:
     """
     Judge an audio engine's *answer*, the base64 of *count* samples.
@@ -170,6 +159,8 @@ def check_enhanced(answer: bytes, count: int) -> tuple[str, bytes]:
     samples = np.frombuffer(data, "<f4")
     if not np.isfinite(samples).all():
         return "some of its samples are not numbers", b""
+    if np.abs(samples).max(initial=0) > LOUDEST:
+        return f"some of its samples are beyond ±{LOUDEST:g}, which is no float32 audio", b""
     return "", to_base64(np.clip(samples, -1.0, 1.0))
 
 

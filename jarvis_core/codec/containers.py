@@ -1,19 +1,22 @@
 """
-The kinds of audio files there are, told by their first bytes, and what their headers say.
+The kinds of audio files there are, told by their first bytes.
 
-FFmpeg reads the files, but it is not asked what they are: its own probing would also find playlists and other kinds
-that lead to further files.
+FFmpeg reads most of them, but it is not asked what they are: its own probing would also find playlists and other kinds
+that lead to further files. What nobody records is known by its name at most, so that who sends it is told.
 """
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from jarvis_core.errors import InvalidRequest
+from jarvis_core.codec.frames import ADTS, FIRST_FRAMES, LOAS, MPEG, is_gsm
+from jarvis_core.errors import InvalidRequest, UnsupportedMediaType
 
-PCM = "pcm_u8,pcm_s16le,pcm_s24le,pcm_s32le,pcm_f32le,pcm_f64le"
+LINEAR = (
+    "pcm_u8,pcm_s8,pcm_s16le,pcm_s16be,pcm_s24le,pcm_s24be,pcm_s32le,pcm_s32be,"
+    "pcm_f32le,pcm_f32be,pcm_f64le,pcm_f64be,pcm_alaw,pcm_mulaw"
+)
+MPEG_AUDIO = "mp1,mp1float,mp2,mp2float,mp3,mp3float"
 
 
 class Container(NamedTuple):
@@ -24,75 +27,131 @@ class Container(NamedTuple):
     demuxer: str
     """FFmpeg's name of what reads it."""
     codecs: str
-    """FFmpeg's names of what may be in it."""
+    """FFmpeg's names of what may be in it; of WAV, AIFF, AU and CAF those that are no linear samples."""
 
 
-WAV = Container("WAV", "wav", f"{PCM},pcm_alaw,pcm_mulaw,adpcm_ms,adpcm_ima_wav")
+WAV = Container("WAV", "wav", f"adpcm_ms,adpcm_ima_wav,adpcm_yamaha,g722,g726,g723_1,gsm_ms,flac,{MPEG_AUDIO}")
 W64 = WAV._replace(demuxer="w64")
+AIFF = Container("AIFF", "aiff", "adpcm_ima_qt,g722,gsm")
+AU = Container("AU", "au", "g722,g726le")
+CAF = Container("CAF", "caf", f"aac,alac,opus,flac,adpcm_ima_qt,gsm,amrnb,{MPEG_AUDIO}")
 FLAC = Container("FLAC", "flac", "flac")
-MP3 = Container("MP3", "mp3", "mp3,mp3float")
+MP3 = Container("MP3", "mp3", MPEG_AUDIO)
 AAC = Container("AAC", "aac", "aac")
-OGG = Container("Ogg", "ogg", "opus,vorbis,flac")
-WEBM = Container("WebM", "matroska", f"opus,vorbis,flac,aac,mp3,mp3float,{PCM}")
-MP4 = Container("MP4", "mov", f"aac,alac,mp3,mp3float,opus,flac,amrnb,amrwb,{PCM},pcm_s16be,pcm_s24be")
+LATM = Container("AAC", "loas", "aac_latm")
+AMR = Container("AMR", "amr", "amrnb,amrwb")
+GSM = Container("GSM", "gsm", "gsm")
+OGG = Container("Ogg", "ogg", "opus,vorbis,flac,speex")
+WEBM = Container("WebM", "matroska", f"opus,vorbis,flac,aac,alac,{MPEG_AUDIO},{LINEAR}")
+MP4 = Container("MP4", "mov", f"aac,alac,opus,flac,amrnb,amrwb,adpcm_ima_qt,gsm,{MPEG_AUDIO},{LINEAR}")
+WMA = Container("WMA", "asf", f"wmav1,wmav2,wmapro,wmavoice,{MPEG_AUDIO},pcm_s16le")
+
+UNDERSTOOD = "WAV, AIFF, AU, CAF, FLAC, MP3, AAC, AMR, GSM, Ogg, WebM, MP4, QuickTime, 3GP and WMA are"
 
 CLAIMS = {
-    "wav": WAV, "x-wav": WAV, "wave": WAV, "vnd.wave": WAV,
+    "wav": WAV, "x-wav": WAV, "wave": WAV, "vnd.wave": WAV, "x-pn-wav": WAV, "bwf": WAV, "rf64": WAV, "w64": W64,
+    "aiff": AIFF, "x-aiff": AIFF, "aif": AIFF, "aifc": AIFF, "x-aifc": AIFF,
+    "au": AU, "x-au": AU, "snd": AU,
+    "caf": CAF, "x-caf": CAF,
     "flac": FLAC, "x-flac": FLAC,
-    "mp3": MP3, "mpeg": MP3,
-    "aac": AAC,
-    "ogg": OGG, "opus": OGG,
-    "webm": WEBM,
-    "mp4": MP4, "m4a": MP4, "x-m4a": MP4,
+    "mp3": MP3, "x-mp3": MP3, "mpeg": MP3, "x-mpeg": MP3, "mpeg3": MP3, "mpga": MP3, "mpa": MP3, "mp2": MP3,
+    "aac": AAC, "x-aac": AAC, "aacp": AAC, "vnd.dlna.adts": AAC, "adts": AAC,
+    "mp4a-latm": LATM, "latm": LATM, "loas": LATM,
+    "amr": AMR, "amr-wb": AMR, "awb": AMR, "x-amr": AMR,
+    "gsm": GSM, "x-gsm": GSM,
+    "ogg": OGG, "x-ogg": OGG, "oga": OGG, "opus": OGG, "vorbis": OGG, "speex": OGG, "x-speex": OGG, "spx": OGG,
+    "webm": WEBM, "x-matroska": WEBM, "matroska": WEBM, "mka": WEBM, "mkv": WEBM, "weba": WEBM,
+    "mp4": MP4, "m4a": MP4, "x-m4a": MP4, "m4b": MP4, "quicktime": MP4, "mov": MP4, "alac": MP4,
+    "3gpp": MP4, "3gpp2": MP4, "3gp": MP4, "3g2": MP4,
+    "x-ms-wma": WMA, "wma": WMA, "x-ms-asf": WMA, "vnd.ms-asf": WMA, "asf": WMA,
 }  # fmt: skip
 """What clients call them, in ``format`` and in media types."""
 
-FrameBytes = Callable[[bytes], int]
-
 W64_GUID = b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\x00\x00"
-WAV_BITS = {1: (8, 16, 24, 32), 3: (32, 64), 0xFFFE: (8, 16, 24, 32, 64)}
-"""Bits that a sample may have, by the format's tag: integers, floats, either."""
+ASF_GUID = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
+MAGICS = (
+    (b"OggS", OGG), (b"\x1a\x45\xdf\xa3", WEBM), (b"caff", CAF), (b".snd", AU), (b"dns.", AU), (b"fLaC", FLAC),
+    (b"#!AMR\n", AMR), (b"#!AMR-WB\n", AMR), (W64_GUID, W64), (ASF_GUID, WMA),
+)  # fmt: skip
+MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
+"""Which of them the file begins with; QuickTime's had no ``ftyp`` in their first years, and some recorders write none."""
+
+OTHERS = (
+    (0, b"wvpk", "WavPack"), (0, b"TTA1", "True Audio"), (0, b"TTA2", "True Audio"), (0, b"MAC ", "Monkey's Audio"),
+    (0, b"MPCK", "Musepack"), (0, b"MP+", "Musepack"), (0, b"OFR ", "OptimFROG"), (0, b"tBaK", "TAK"),
+    (0, b"ajkg", "Shorten"), (0, b"MThd", "MIDI"), (0, b"DSD ", "DSD"), (0, b"FRM8", "DSD"), (1, b"dss", "DSS"),
+    (1, b"ds2", "DSS"), (0, b".RMF", "RealMedia"), (0, b".ra\xfd", "RealAudio"), (0, b"FLV\x01", "Flash Video"),
+    (0, b"Creative Voice File\x1a", "VOC"), (0, b"NIST_1A\n", "NIST SPHERE"), (0, b"#!SILK_V3", "SILK"),
+    (1, b"#!SILK_V3", "SILK"), (0, b"#!AMR_MC", "AMR of several channels"), (0, b"#!AMR-WB_MC", "AMR of several channels"),
+    (0, b"#!iLBC", "iLBC"), (0, b"#!EVRC", "EVRC"), (8, b"QLCM", "QCP"), (8, b"AVI ", "AVI"),
+    (0, b"ADIF", "AAC in ADIF"), (0, b"\x00\x00\x01\xba", "an MPEG programme stream"), (0, b"\x7f\xfe\x80\x01", "DTS"),
+    (0, b"\x0b\x77", "AC-3"),
+)  # fmt: skip
+"""Where other kinds have which bytes; those of text that nobody would mistake for one are not among them."""
+TS_PACKET_BYTES = 188
+
 ID3_HEADER_BYTES = 10
+ID3_LIMIT = 10
 CHANNELS_MAX = 32
 RATE_MIN_HZ = 1_000
 RATE_MAX_HZ = 768_000
-
-BOXES_LIMIT = 10_000
-"""Chunks of a WAV, or boxes of an MP4, that are looked at; those of a recording in fragments go on after its index."""
 
 MISSING_SHARE = 0.05
 MISSING_S = 0.25
 """A file is cut short where more than both is missing of what its header declares."""
 
 
-def find_container(data: bytes) -> Container | None:
-    """Return what kind of file *data* is, None where it is none that is known."""
-    if data[:4] in (b"RIFF", b"RF64"):
-        return WAV if data[8:12] == b"WAVE" else None
-    if data[:16] == W64_GUID:
-        return W64
-    if data[:4] == b"OggS":
-        return OGG
-    if data[:4] == b"\x1a\x45\xdf\xa3":
-        return WEBM
-    if data[4:8] == b"ftyp":
-        return MP4
-    start = _skip_id3(data)
+class Found(NamedTuple):
+    """What data is."""
+
+    container: Container
+    start: int = 0
+    """Where that begins: a recording that was cut out of a longer one may begin in the middle of a frame."""
+
+
+def find_container(data: bytes, claim: str = "") -> Found | None:
+    """Return what kind of file *data* is, None where it is none that is known; *claim* says what it ought to be."""
+    for magic, container in MAGICS:
+        if data.startswith(magic):
+            return Found(container)
+    if data[:4] in (b"RIFF", b"RIFX", b"RF64", b"BW64"):
+        return Found(WAV) if data[8:12] == b"WAVE" else None
+    if data[:4] == b"FORM":
+        return Found(AIFF) if data[8:12] in (b"AIFF", b"AIFC") else None
+    if data[4:8] in MP4_BOXES:
+        return Found(MP4)
+    start = skip_id3(data)
     if data[start : start + 4] == b"fLaC":
-        return FLAC
-    if _has_frames(data, start, _adts_frame_bytes):
-        return AAC
-    if start or _has_frames(data, start, _mp3_frame_bytes):
-        return MP3
+        return Found(FLAC)
+    if ADTS.begins(data, start, FIRST_FRAMES):
+        return Found(AAC)
+    if start or MPEG.begins(data, start, FIRST_FRAMES):
+        return Found(MP3)
+    if LOAS.begins(data, start, FIRST_FRAMES):
+        return Found(LATM)
+    if is_gsm(data, claimed=claim == GSM.name):
+        return Found(GSM)
+    for kind, container in ((MPEG, MP3), (ADTS, AAC), (LOAS, LATM)):
+        if (start := kind.find(data)) >= 0:
+            return Found(container, start)
     return None
 
 
-def check_shape(container: Container, channels: int, rate_hz: int, path: str) -> None:
+def refuse_others(data: bytes) -> None:
+    """Raise ``UnsupportedMediaType`` where *data* is a kind of file that is known by its name alone."""
+    name = next((name for start, magic, name in OTHERS if data.startswith(magic, start)), "")
+    if not name and len(data) > 2 * TS_PACKET_BYTES and data[: 3 * TS_PACKET_BYTES : TS_PACKET_BYTES] == b"GGG":
+        name = "an MPEG transport stream"
+    if name:
+        raise UnsupportedMediaType(f"The audio is {name}, which is not understood; {UNDERSTOOD}.")
+
+
+def check_shape(container: Container, channels: int, rate_hz: float, path: str) -> None:
     """Raise ``InvalidRequest`` where no audio has that many channels, or samples a second."""
     if not 1 <= channels <= CHANNELS_MAX:
         raise InvalidRequest.field(path, f"is {container.name} with {channels} channels, not 1..{CHANNELS_MAX}")
     if not RATE_MIN_HZ <= rate_hz <= RATE_MAX_HZ:
-        rule = f"is {container.name} with {rate_hz} samples a second, not {RATE_MIN_HZ}..{RATE_MAX_HZ}"
+        rule = f"is {container.name} with {rate_hz:.10g} samples a second, not {RATE_MIN_HZ}..{RATE_MAX_HZ}"
         raise InvalidRequest.field(path, rule)
 
 
@@ -101,164 +160,16 @@ def is_cut(declared: float, found: float, second: float) -> bool:
     return declared - found > max(MISSING_S * second, MISSING_SHARE * declared)
 
 
-def check_wav(data: bytes, path: str) -> bool:
-    """
-    Tell whether the RIFF file *data* has any samples.
-
-    Raises ``InvalidRequest`` where its header makes no sense, or it ends before the samples that it declares. A size of
-    0 or of about 2 or 4 GiB is what writes a stream that does not know its own: the samples go to the end then.
-    """
-    long_size = 0
-    shape: tuple[int, int, int, int, int, int] | None = None
-    for name, position, size in _chunks(data, 12):
-        if name == b"ds64" and len(data) >= position + 16:
-            long_size = struct.unpack_from("<Q", data, position + 8)[0]
-        elif name == b"fmt " and len(data) >= position + 16:
-            shape = struct.unpack_from("<HHIIHH", data, position)
-            check_shape(WAV, shape[1], shape[2], path)
-            if shape[5] not in WAV_BITS.get(shape[0], (shape[5],)):
-                raise InvalidRequest.field(path, f"is WAV with samples of {shape[5]} bits")
-        elif name == b"data":
-            if shape is None:
-                raise InvalidRequest.field(path, "is WAV without a description of its samples")
-            long = data[:4] == b"RF64" and size == 0xFFFFFFFF
-            return _check_wav_data(data, position, long_size if long else size, shape, path)
-    raise InvalidRequest.field(path, "is WAV that ends before its samples")
-
-
-def _check_wav_data(
-    data: bytes, position: int, size: int, shape: tuple[int, int, int, int, int, int], path: str
-) -> bool:
-    found = len(data) - position
-    if size == 0 and _is_chunks(data, position):
-        return False
-    if 0 < size < 0x7FFF0000 or size > 0xFFFFFFFF:
-        _, channels, rate_hz, _, _, bits = shape
-        if is_cut(size, found, channels * rate_hz * bits / 8):
-            raise InvalidRequest.field(path, f"is WAV that ends before its samples do: {found} of {size} bytes")
-    return found > 0
-
-
-def _is_chunks(data: bytes, position: int) -> bool:
-    """Tell whether chunks, and nothing else, follow to the very end."""
-    for name, start, size in _chunks(data, position):
-        if not (name.isascii() and name.decode().isprintable()):
-            return False
-        position = start + size + size % 2
-    return position == len(data)
-
-
-def hide_empty_lists(data: bytes) -> bytes:
-    """
-    Return the RIFF file *data* with another name for each chunk LIST that says nothing, not even what it lists.
-
-    FFmpeg 8 refuses the whole file because of one (``wav_read_header``).
-    """
-    empty = [start for name, start, size in _chunks(data, 12) if name == b"LIST" and size < 4]
-    if not empty:
-        return data
-    named = bytearray(data)
-    for start in empty:
-        named[start - 8 : start - 4] = b"JUNK"
-    return bytes(named)
-
-
-def _chunks(data: bytes, position: int) -> Iterator[tuple[bytes, int, int]]:
-    """Give the name, the start and the size of each chunk of a RIFF file, the first of which begins at *position*."""
-    for _ in range(BOXES_LIMIT):
-        if position + 8 > len(data):
-            return
-        name, size = struct.unpack_from("<4sI", data, position)
-        yield name, position + 8, size
-        position += 8 + size + size % 2
-
-
-def check_mp4(data: bytes, path: str) -> None:
-    """Raise ``InvalidRequest`` where the MP4 file *data* is encrypted, or ends before its index."""
-    for name, start, end in _boxes(data):
-        if name == b"moov" and end <= len(data):
-            # ISO/IEC 14496-12, section 8.12: the kind of a protected track's samples is enca, and sinf says how.
-            index = data[start:end]
-            if b"enca" in index and b"sinf" in index:
-                raise InvalidRequest.field(path, "is MP4 that is encrypted")
-            return
-    raise InvalidRequest.field(path, "is MP4 that ends before its index")
-
-
-def _boxes(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Give the name, the start and the end of each box of an MP4 file, which may end after the file."""
+def skip_id3(data: bytes) -> int:
+    """Return where what follows all ID3v2 tags begins, 0 without one."""
     start = 0
-    for _ in range(BOXES_LIMIT):
-        if start + 8 > len(data):
-            return
-        size, name = struct.unpack_from(">I4s", data, start)
-        if size == 1 and start + 16 <= len(data):
-            size = struct.unpack_from(">Q", data, start + 8)[0]
-        end = start + size if size else len(data)
-        yield name, start, end
-        start = max(end, start + 8)
-
-
-def declares_length(container: Container, data: bytes) -> bool:
-    """
-    Tell whether the file's header says how long it is; what FFmpeg says of its length is only a guess otherwise.
-
-    Ogg never does. WAV has a check of its own.
-    """
-    if container is MP3:
-        start = _skip_id3(data)
-        frame = data[start : start + 200]
-        found = max(frame.find(b"Xing"), frame.find(b"Info"))
-        return found > 0 and len(frame) >= found + 8 and bool(frame[found + 7] & 1)
-    if container is WEBM:
-        # RFC 9559, section 5.1.2: Duration is a float of 8 or 4 bytes in Info, near the beginning.
-        return b"\x44\x89\x88" in data[:4_096] or b"\x44\x89\x84" in data[:4_096]
-    if container is MP4:
-        # In fragments it is what a recorder sends while it goes on.
-        return all(name != b"moof" for name, _, _ in _boxes(data))
-    # Of FLAC FFmpeg says what STREAMINFO has, or nothing.
-    return container is FLAC
-
-
-def _skip_id3(data: bytes) -> int:
-    """Return where what follows an ID3v2 tag begins, 0 without one."""
-    if data[:3] != b"ID3" or len(data) < ID3_HEADER_BYTES:
-        return 0
-    size = 0
-    for byte in data[6:10]:
-        size = size << 7 | byte & 0x7F
-    return ID3_HEADER_BYTES + size
-
-
-def _has_frames(data: bytes, start: int, frame_bytes: FrameBytes) -> bool:
-    """Tell whether a frame begins at *start*, and another one where it ends, unless nothing is there."""
-    length = frame_bytes(data[start : start + 7])
-    return length > 0 and (start + length + 7 > len(data) or frame_bytes(data[start + length : start + length + 7]) > 0)
-
-
-MP3_KBPS = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
-MP3_LSF_KBPS = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
-MP3_RATES_HZ = (44_100, 48_000, 32_000)
-
-
-def _mp3_frame_bytes(head: bytes) -> int:
-    """Return how long the frame of MPEG audio layer III is that *head* begins, 0 where it begins none."""
-    if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE0 != 0xE0:
-        return 0
-    version, layer = head[1] >> 3 & 3, head[1] >> 1 & 3
-    kbps, rate = head[2] >> 4, head[2] >> 2 & 3
-    if version == 1 or layer != 1 or kbps in (0, 15) or rate == 3 or head[3] & 3 == 2:
-        return 0
-    rate_hz = MP3_RATES_HZ[rate] >> {3: 0, 2: 1, 0: 2}[version]
-    padding = head[2] >> 1 & 1
-    if version == 3:
-        return 144_000 * MP3_KBPS[kbps] // rate_hz + padding
-    return 72_000 * MP3_LSF_KBPS[kbps] // rate_hz + padding
-
-
-def _adts_frame_bytes(head: bytes) -> int:
-    """Return how long the ADTS frame of AAC is that *head* begins, 0 where it begins none."""
-    if len(head) < 7 or head[0] != 0xFF or head[1] & 0xF6 != 0xF0 or head[2] >> 2 & 15 > 12:
-        return 0
-    length = (head[3] & 3) << 11 | head[4] << 3 | head[5] >> 5
-    return length if length >= 7 else 0
+    for _ in range(ID3_LIMIT):
+        head = data[start : start + ID3_HEADER_BYTES]
+        if head[:3] != b"ID3" or len(head) < ID3_HEADER_BYTES:
+            break
+        size = 0
+        for byte in head[6:]:
+            size = size << 7 | byte & 0x7F
+        # A footer, where there is one, is as long as the header.
+        start += ID3_HEADER_BYTES + size + (ID3_HEADER_BYTES if head[5] & 0x10 else 0)
+    return start

@@ -1,52 +1,57 @@
-"""Audio files to mono samples, with FFmpeg."""
+"""Audio to mono samples: files of every kind that is known, and samples without one."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from io import BytesIO
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import av
 import numpy as np
 import numpy.typing as npt
+from av.audio.codeccontext import AudioCodecContext
 from av.audio.fifo import AudioFifo
 from av.audio.frame import AudioFrame
 from av.audio.resampler import AudioResampler
 from av.audio.stream import AudioStream
+from av.codec import CodecContext
+from av.codec.codec import UnknownCodecError
 from av.container.input import InputContainer
 from av.stream import Disposition
 
-from jarvis_core.codec.clip import (
-    LOUDEST,
-    PIECE_SAMPLES,
-    RATE_HZ,
-    Clip,
-    ClipBuilder,
-    CpuLimit,
-    Encoding,
-    Samples,
-    read_headerless,
-)
+from jarvis_core.codec.asf import check_asf, declared_asf_s
+from jarvis_core.codec.clip import LOUDEST, PIECE_SAMPLES, RATE_HZ, Budget, Clip, ClipBuilder, CpuLimit
 from jarvis_core.codec.containers import (
+    AIFF,
+    AU,
+    CAF,
+    FLAC,
+    MP3,
     MP4,
+    W64,
     WAV,
+    WEBM,
+    WMA,
     Container,
-    check_mp4,
+    Found,
     check_shape,
-    check_wav,
-    declares_length,
     find_container,
-    hide_empty_lists,
     is_cut,
+    refuse_others,
+    skip_id3,
 )
-from jarvis_core.errors import InvalidRequest, TooLarge, UnsupportedMediaType
+from jarvis_core.codec.ebml import check_webm, declares_duration
+from jarvis_core.codec.frames import declares_mpeg_length
+from jarvis_core.codec.headerless import NOTHING_TOLD, Headerless, read_headerless
+from jarvis_core.codec.linear import Linear, rows_of
+from jarvis_core.codec.mix import Mixer
+from jarvis_core.codec.mp4 import check_mp4, is_fragmented
+from jarvis_core.codec.plain_files import read_plain
+from jarvis_core.codec.riff import read_riff
+from jarvis_core.errors import InvalidRequest, UnsupportedMediaType
 
 CPU_LIMIT_S = 10.0
 """For one file; ten minutes take one or two."""
-VALUES_PER_S = 8 * 48_000
-"""Samples times channels that may be decoded for each second that a clip may have."""
-PARTS_PER_S = 1_000
-"""Packets and frames, together, likewise: Opus has 800 at most, where each lasts 2.5 ms."""
 
 BAD_SHARE = 0.1
 BAD_PACKETS = 2
@@ -54,43 +59,85 @@ BAD_PACKETS = 2
 BAD_PATIENCE = 500
 """Those beyond that after which nothing better is waited for: each takes as long as a good one."""
 
+PAUSE_S = 0.1
+"""Between two frames, from which on it is a pause in the recording: clocks of recorders are off by less."""
+
 PLANES_LIMIT = 8
 
 OPTIONS = {"max_streams": "32", "max_probe_packets": "0"}
-"""Of FFmpeg: one look for compressed sound in the 16-bit samples of a WAV file is enough, the rest takes 0.2 s."""
+"""Of FFmpeg: one look for compressed sound in samples is enough, the rest takes 0.2 s."""
+
+BETTER_DECODERS = {"amrnb": "libopencore_amrnb", "amrwb": "libopencore_amrwb"}
+"""
+Instead of FFmpeg's own: those know nothing of silence that is only described (DTX), as phones record it.
+
+Where PyAV was built without them FFmpeg's own have to do.
+"""
 
 
-def decode_audio(
-    data: bytes, path: str, *, encoding: Encoding = "f32", headerless_hz: int = RATE_HZ, claim: str = "", limit_s: float
-) -> Clip:
+def decode_audio(data: bytes, path: str, *, told: Headerless = NOTHING_TOLD, claim: str = "", limit_s: float) -> Clip:
     """
-    Return what *data* holds as a clip at 16 kHz: a file of a known kind, else headerless samples.
+    Return what *data* holds as a clip at 16 kHz: a file of a known kind, else headerless samples, as was *told*.
 
     *claim* is the kind of file that it is said to be. Raises ``InvalidRequest`` at *path*, ``UnsupportedMediaType`` of
-    a video, ``TooLarge`` over *limit_s* seconds.
+    a video and of what is known but not understood, ``TooLarge`` over *limit_s* seconds.
     """
     if not data:
         return ClipBuilder(RATE_HZ, limit_s).finish()
-    container = find_container(data)
-    if container is not None:
-        cpu = CpuLimit(CPU_LIMIT_S)
-        return decode_file(container, data, path, rate_hz=RATE_HZ, limit_s=limit_s, cpu=cpu)
+    cpu = CpuLimit(CPU_LIMIT_S)
+    found = find_container(data, claim)
+    if found is not None:
+        return decode_file(found, data, path, rate_hz=RATE_HZ, limit_s=limit_s, cpu=cpu)
     if claim:
+        refuse_others(data)
         raise InvalidRequest.field(path, f"is not {claim}, nor another known kind of audio file")
-    return read_headerless(data, encoding, headerless_hz, path, limit_s)
+    try:
+        return read_headerless(data, told, path, limit_s, Budget(limit_s, cpu))
+    except InvalidRequest:
+        refuse_others(data)
+        raise
 
 
-def decode_file(
-    container: Container, data: bytes, path: str, *, rate_hz: int | None, limit_s: float, cpu: CpuLimit
-) -> Clip:
-    """As ``decode_audio``, of a file whose kind is known, within *cpu*; *rate_hz* None keeps its own."""
-    builder = ClipBuilder(rate_hz, limit_s)
-    if container is WAV:
-        if not check_wav(data, path):
+def decode_file(found: Found, data: bytes, path: str, *, rate_hz: int | None, limit_s: float, cpu: CpuLimit) -> Clip:
+    """As ``decode_audio``, of a file whose kind was *found*, within *cpu*; *rate_hz* None keeps its own."""
+    container = found.container
+    if found.start:
+        data = data[found.start :]
+    builder, budget = ClipBuilder(rate_hz, limit_s), Budget(limit_s, cpu)
+    linear: Linear | None = None
+    if container in (WAV, W64):
+        riff = read_riff(container, data, path)
+        if riff is None:
             return builder.finish()
-        data = hide_empty_lists(data)
-    if container is MP4:
-        check_mp4(data, path)
+        linear = riff.linear(path)
+        if linear is None:
+            container, data = WAV, riff.rebuilt(data)
+    elif container in (AIFF, AU, CAF):
+        linear = read_plain(container, data, path)
+    elif container is MP4:
+        data = check_mp4(data, path)
+    elif container is WEBM:
+        check_webm(data, path)
+    elif container is WMA:
+        check_asf(data, path)
+    if linear is None:
+        _decode_coded(container, data, path, builder, budget)
+    else:
+        _decode_linear(linear, container, data, path, builder, budget)
+    return builder.finish()
+
+
+def _decode_linear(
+    linear: Linear, container: Container, data: bytes, path: str, builder: ClipBuilder, budget: Budget
+) -> None:
+    mixer = Mixer(linear.layout.channels)
+    for rows in rows_of(data, linear, path, container.name):
+        budget.spend(values=rows.size)
+        builder.add(mixer.mix(rows), round(linear.layout.rate_hz))
+
+
+def _decode_coded(container: Container, data: bytes, path: str, builder: ClipBuilder, budget: Budget) -> None:
+    """Have FFmpeg read what is compressed."""
     try:
         with av.open(
             BytesIO(data),
@@ -102,15 +149,14 @@ def decode_file(
             io_open=_refuse,
         ) as source:
             stream = _find_stream(source, container, path)
-            declared_s = _declared_s(source, stream) if declares_length(container, data) else 0.0
-            frames = _Frames(source, stream, limit_s, cpu)
+            declared_s = _declared_s(container, data, source, stream)
+            frames = _Frames(source, stream, budget)
             reached_s = _decode_frames(frames, container, path, builder)
     except av.FFmpegError as exc:
         raise InvalidRequest.field(path, f"is {container.name} that cannot be read") from exc
     if is_cut(declared_s, reached_s, 1.0):
         rule = f"is {container.name} that ends before its time: {reached_s:.2f} of {declared_s:.2f} s"
         raise InvalidRequest.field(path, rule)
-    return builder.finish()
 
 
 def _refuse(*_: Any) -> NoReturn:
@@ -130,12 +176,31 @@ def _find_stream(source: InputContainer, container: Container, path: str) -> Aud
     # None where FFmpeg does not know the codec at all.
     name = context.name if context else ""
     if name not in container.codecs.split(","):
-        raise InvalidRequest.field(path, f"is {container.name} with {name or 'a codec'} inside, which is not supported")
+        raise UnsupportedMediaType(
+            f"The {container.name} file has {name or 'a codec'} inside, which is not understood."
+        )
     context.thread_count = 1
     return stream
 
 
-def _declared_s(source: InputContainer, stream: AudioStream) -> float:
+def _declared_s(container: Container, data: bytes, source: InputContainer, stream: AudioStream) -> float:
+    """
+    Return how long the file's header says that it is, 0 where it does not say; what FFmpeg says may be but a guess.
+
+    Ogg never does. WAV has a check of its own. Of FLAC and CAF FFmpeg says what the header has, or nothing.
+    """
+    if container is WMA:
+        return declared_asf_s(data)
+    if container is MP3:
+        declares = declares_mpeg_length(data, skip_id3(data))
+    elif container is WEBM:
+        declares = declares_duration(data)
+    elif container is MP4:
+        declares = not is_fragmented(data)
+    else:
+        declares = container in (FLAC, CAF)
+    if not declares:
+        return 0.0
     if stream.duration is not None and stream.time_base is not None:
         return float(stream.duration * stream.time_base)
     return (source.duration or 0) / av.time_base
@@ -143,29 +208,62 @@ def _declared_s(source: InputContainer, stream: AudioStream) -> float:
 
 def _decode_frames(frames: _Frames, container: Container, path: str, builder: ClipBuilder) -> float:
     """Move *frames* to *builder*; return the time at which the last of them ends, in seconds."""
-    fifo = AudioFifo()
-    packer: AudioResampler | None = None
-    kind = None
-    end_s = 0.0
+    channel = _Channel(container, path, builder)
+    end_s: float | None = None
     for frame in frames:
-        new_kind = (frame.format.name, frame.layout.name, frame.sample_rate)
-        if new_kind != kind:
-            _drain(fifo, builder, container, path)
-            check_shape(container, frame.layout.nb_channels, frame.sample_rate, path)
-            kind, fifo = new_kind, AudioFifo()
-            packer = _open_packer(frame)
         if frame.time is not None:
+            if end_s is not None and frame.time - end_s > PAUSE_S:
+                channel.pause(frame.time - end_s)
             end_s = frame.time + frame.samples / frame.sample_rate
-        # The queue would insist on an unbroken clock.
-        frame.pts = None
-        for one in [frame] if packer is None else packer.resample(frame):
-            fifo.write(one)
-        if fifo.samples >= PIECE_SAMPLES:
-            _drain(fifo, builder, container, path)
-    _drain(fifo, builder, container, path)
+        channel.add(frame)
+    channel.drain()
     if frames.bad and (not builder.duration_s or frames.bad > BAD_SHARE * frames.good + BAD_PACKETS):
         raise InvalidRequest.field(path, f"is {container.name} that cannot be decoded")
-    return max(end_s, builder.duration_s)
+    return max(end_s or 0.0, builder.duration_s)
+
+
+class _Channel:
+    """Where frames become mono pieces of a good size."""
+
+    def __init__(self, container: Container, path: str, builder: ClipBuilder) -> None:
+        self._container = container
+        self._path = path
+        self._builder = builder
+        self._fifo = AudioFifo()
+        self._kind: tuple[str, str, int] | None = None
+        self._packer: AudioResampler | None = None
+        self._mixer = Mixer(1)
+
+    def add(self, frame: AudioFrame) -> None:
+        """Append *frame*."""
+        kind = (frame.format.name, frame.layout.name, frame.sample_rate)
+        if kind != self._kind:
+            self.drain()
+            check_shape(self._container, frame.layout.nb_channels, frame.sample_rate, self._path)
+            self._kind, self._fifo = kind, AudioFifo()
+            self._packer = _open_packer(frame)
+            self._mixer = Mixer(frame.layout.nb_channels)
+        # The queue would insist on an unbroken clock.
+        frame.pts = None
+        for one in [frame] if self._packer is None else self._packer.resample(frame):
+            self._fifo.write(one)
+        if self._fifo.samples >= PIECE_SAMPLES:
+            self.drain()
+
+    def pause(self, seconds: float) -> None:
+        """Append what was not recorded, so that all that follows stands at its time."""
+        self.drain()
+        self._builder.pause(seconds)
+
+    def drain(self) -> None:
+        """Move all samples to the clip."""
+        frame = self._fifo.read() if self._fifo.samples else None
+        if frame is None:
+            return
+        values = frame.to_ndarray()
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise InvalidRequest.field(self._path, f"is {self._container.name} with samples that are not numbers")
+        self._builder.add(self._mixer.mix(_rows(values, frame.layout.nb_channels)), frame.sample_rate)
 
 
 def _open_packer(frame: AudioFrame) -> AudioResampler | None:
@@ -180,20 +278,15 @@ def _open_packer(frame: AudioFrame) -> AudioResampler | None:
 
 
 class _Frames:
-    """
-    The frames of *stream*, and how many packets gave some or could not be decoded.
+    """The frames of *stream*, within a *budget*, and how many packets gave some or could not be decoded."""
 
-    Raises ``TooLarge`` where there are more of them, or more in them, than in any honest clip of *limit_s* seconds.
-    """
-
-    def __init__(self, source: InputContainer, stream: AudioStream, limit_s: float, cpu: CpuLimit) -> None:
+    def __init__(self, source: InputContainer, stream: AudioStream, budget: Budget) -> None:
         self.good = 0
         self.bad = 0
         self._source = source
         self._stream = stream
-        self._cpu = cpu
-        self._parts_left = self._parts_limit = int(limit_s * PARTS_PER_S)
-        self._values_left = self._values_limit = int(limit_s * VALUES_PER_S)
+        self._budget = budget
+        self._decoder = _open_decoder(stream)
 
     @property
     def hopeless(self) -> bool:
@@ -203,7 +296,7 @@ class _Frames:
     def __iter__(self) -> Iterator[AudioFrame]:
         packets = self._source.demux(self._stream)
         while not self.hopeless:
-            self._spend()
+            self._budget.spend()
             try:
                 packet = next(packets)
             except StopIteration:
@@ -213,54 +306,35 @@ class _Frames:
                 self.bad += 1
                 return
             try:
-                frames = self._stream.decode(packet)
+                frames = self._decoder.decode(packet)
             except av.FFmpegError:
                 self.bad += 1
                 continue
             self.good += 1
             for frame in frames:
-                self._spend(frame.samples * frame.layout.nb_channels)
+                self._budget.spend(values=frame.samples * frame.layout.nb_channels)
                 yield frame
 
-    def _spend(self, values: int = 0) -> None:
-        self._cpu.check()
-        self._parts_left -= 1
-        if self._parts_left < 0:
-            limit = self._parts_limit
-            raise TooLarge(f"The audio has more than {limit} packets and frames.", details={"limit_parts": limit})
-        self._values_left -= values
-        if self._values_left < 0:
-            limit = self._values_limit
-            raise TooLarge(
-                f"The audio has more than {limit} samples on its channels.", details={"limit_samples": limit}
-            )
+
+def _open_decoder(stream: AudioStream) -> AudioCodecContext:
+    """Return what decodes *stream*: FFmpeg's own decoder, or a better one."""
+    context = stream.codec_context
+    try:
+        decoder = cast("AudioCodecContext", CodecContext.create(BETTER_DECODERS[context.name], "r"))
+    except (KeyError, UnknownCodecError):
+        return context
+    decoder.sample_rate = context.sample_rate
+    decoder.layout = context.layout
+    return decoder
 
 
-def _drain(fifo: AudioFifo, builder: ClipBuilder, container: Container, path: str) -> None:
-    """Move all samples from *fifo* to *builder*, as mono."""
-    frame = fifo.read() if fifo.samples else None
-    if frame is None:
-        return
-    values = frame.to_ndarray()
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise InvalidRequest.field(path, f"is {container.name} with samples that are not numbers")
-    builder.add(_mix(values, frame.layout.nb_channels), frame.sample_rate)
-
-
-def _mix(values: npt.NDArray[Any], channels: int) -> Samples:
-    """Return the mean of all channels, which are rows of *values* or take turns in the only one."""
-    scale = np.float32(1 / channels)
-    offset = np.float32(0)
-    if values.dtype.kind == "f":
-        values = np.clip(values, -LOUDEST, LOUDEST)
-    elif values.dtype == np.uint8:
-        scale, offset = scale / np.float32(128), np.float32(-1)
-    else:
-        scale /= np.float32(2 ** (8 * values.dtype.itemsize - 1))
+def _rows(values: npt.NDArray[Any], channels: int) -> npt.NDArray[np.float32]:
+    """Return all channels, full scale at ±1; they are rows of *values* or take turns in the only one."""
     rows = values if len(values) == channels else values.reshape(-1, channels).T
-    mono: Samples = rows[0].astype(np.float32)
-    for row in rows[1:]:
-        mono += row.astype(np.float32)
-    mono *= scale
-    mono += offset
-    return mono
+    if values.dtype.kind == "f":
+        floats: npt.NDArray[np.float32] = np.clip(rows, -LOUDEST, LOUDEST).astype(np.float32)
+    elif values.dtype == np.uint8:
+        floats = (rows.astype(np.float32) - np.float32(128)) / np.float32(128)
+    else:
+        floats = np.multiply(rows, np.float32(1 / 2 ** (8 * values.dtype.itemsize - 1)), dtype=np.float32)
+    return floats

@@ -17,7 +17,7 @@ from av.audio.frame import AudioFrame
 from av.codec import CodecContext
 from av.filter import Graph
 
-from jarvis_core.codec.clip import PIECE_SAMPLES, Clip, CpuLimit, Samples
+from jarvis_core.codec.clip import LOUDEST, PIECE_SAMPLES, Clip, CpuLimit, Samples
 from jarvis_core.codec.containers import find_container
 from jarvis_core.codec.decode import decode_file
 from jarvis_core.codec.messages import Encode, Encoded, OutputFormat
@@ -119,18 +119,18 @@ def _read_piece(request: Encode, payload: bytes, cpu: CpuLimit) -> Clip:
     if request.encoding == "container":
         clip = _read_file(payload, cpu)
     else:
-        clip = _read_base64(payload, request.sample_rate_hz)
+        clip = _read_base64(payload, request.sample_rate_hz, cpu)
     if len(clip.samples) > PIECE_LIMIT_S * clip.rate_hz * min(request.tempo, 1.0):
         raise BadGateway(f"The speech is longer than {PIECE_LIMIT_S:g} s.")
     return change_tempo(clip, request.tempo, cpu)
 
 
 def _read_file(payload: bytes, cpu: CpuLimit) -> Clip:
-    container = find_container(payload)
-    if container is None:
+    found = find_container(payload)
+    if found is None:
         raise BadGateway("The speech is no known kind of audio file.")
     try:
-        clip = decode_file(container, payload, "speech", rate_hz=None, limit_s=PIECE_LIMIT_S, cpu=cpu)
+        clip = decode_file(found, payload, "speech", rate_hz=None, limit_s=PIECE_LIMIT_S, cpu=cpu)
     except RequestError as exc:
         raise BadGateway(f"The speech cannot be used. {exc.message}") from exc
     if not len(clip.samples):
@@ -138,18 +138,23 @@ def _read_file(payload: bytes, cpu: CpuLimit) -> Clip:
     return clip
 
 
-def _read_base64(payload: bytes, rate_hz: int) -> Clip:
-    if not RATE_MIN_HZ <= rate_hz <= RATE_MAX_HZ:
-        raise BadGateway(f"The speech has {rate_hz} samples a second.")
+def _read_base64(payload: bytes, rate_hz: int, cpu: CpuLimit) -> Clip:
+    """Return float32 samples, or what is in a file that came in their place; anything else would be noise."""
     try:
         data = binascii.a2b_base64(payload, strict_mode=True)
     except ValueError as exc:
         raise BadGateway("The speech is not base64.") from exc
+    if find_container(data) is not None:
+        return _read_file(data, cpu)
+    if not RATE_MIN_HZ <= rate_hz <= RATE_MAX_HZ:
+        raise BadGateway(f"The speech has {rate_hz} samples a second.")
     if len(data) % 4:
         raise BadGateway(f"The speech is no float32 samples: {len(data)} bytes are no multiple of 4.")
     samples = np.frombuffer(data, "<f4")
     if not np.isfinite(samples).all():
         raise BadGateway("The speech has samples that are not numbers.")
+    if np.abs(samples).max(initial=0) > LOUDEST:
+        raise BadGateway(f"The speech is no float32 samples: some are beyond ±{LOUDEST:g}.")
     return Clip(np.clip(samples, -1.0, 1.0), rate_hz)
 
 

@@ -91,6 +91,20 @@ def wav(
     return b"RIFF" + struct.pack("<I", len(body) if riff_size is None else riff_size) + body
 
 
+def interleave(*channels: Floats) -> Floats:
+    """Return samples of several channels, which take turns."""
+    return np.stack(channels, axis=1).ravel()
+
+
+def to_width(samples: Floats, width: int, bits: int, *, low: bool = False, big_endian: bool = False) -> bytes:
+    """Return *samples* as integers of *bits* in the upper bits of so many bytes, or in the *low* ones."""
+    values = np.rint(np.asarray(samples, np.float64) * (2 ** (bits - 1) - 1)).astype("<i8")
+    if not low:
+        values <<= 8 * width - bits
+    digits = values.view(np.uint8).reshape(-1, 8)[:, :width]
+    return bytes((digits[:, ::-1] if big_endian else digits).tobytes())
+
+
 def flac_bomb(size: int) -> bytes:
     """Return a FLAC file of at most *size* bytes that holds silence for nine seconds in every KiB."""
     whole = encode(silence(20, 48_000), "flac", "flac", 48_000)
@@ -132,14 +146,18 @@ def encode(
     codec_options: dict[str, str] | None = None,
     video: bool = False,
     pause_s: tuple[float, float] = (0.0, 0.0),
+    interleaved: bool = False,
+    metadata: dict[str, str] | None = None,
 ) -> bytes:
     """
     Return *samples* in a file that FFmpeg makes; a *live* one cannot go back and write its length.
 
-    In a *pause_s*, from when to when, there is none of its packets.
+    In a *pause_s*, from when to when, there is none of its packets. All channels have the same, unless *samples* are
+    *interleaved* ones.
     """
     sink: Any = _Unseekable() if live else BytesIO()
     with av.open(sink, "w", format=container, container_options=options or {}) as output:
+        output.metadata.update(metadata or {})
         stream = cast("AudioStream", output.add_stream(codec, rate=rate_hz, layout=layout, options=codec_options or {}))
         if bit_rate:
             stream.bit_rate = bit_rate
@@ -160,9 +178,12 @@ def encode(
                     output.mux(packet)
 
         channels = stream.codec_context.layout.nb_channels
-        for start in range(0, len(samples), rate_hz):
-            piece = np.asarray(samples[start : start + rate_hz], np.float32)
-            audio = av.AudioFrame.from_ndarray(np.repeat(piece, channels)[np.newaxis], format="flt", layout=layout)
+        values = (
+            np.asarray(samples, np.float32) if interleaved else np.repeat(np.asarray(samples, np.float32), channels)
+        )
+        for start in range(0, len(values) // channels, rate_hz):
+            piece = values[start * channels : (start + rate_hz) * channels]
+            audio = av.AudioFrame.from_ndarray(piece[np.newaxis], format="flt", layout=layout)
             audio.rate = rate_hz
             audio.pts = start
             audio.time_base = Fraction(1, rate_hz)

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 from jarvis_core.codec import decode as decode_module
-from jarvis_core.codec.clip import Encoding
-from jarvis_core.codec.containers import BOXES_LIMIT, _boxes, _chunks
 from jarvis_core.codec.decode import decode_audio
+from jarvis_core.codec.headerless import Encoding, Headerless
+from jarvis_core.codec.mp4 import BOXES_LIMIT, boxes
+from jarvis_core.codec.riff import CHUNKS_LIMIT, chunks
 from jarvis_core.errors import InvalidRequest, RequestError, TooLarge, UnsupportedMediaType
 from tests.codec.sounds import chunk, encode, flac_bomb, to_pcm, tone, wav
 
@@ -25,10 +26,10 @@ CENC = {"encryption_scheme": "cenc-aes-ctr", "encryption_key": "00" * 15 + "01",
 FRAGMENTS = {"movflags": "frag_keyframe+empty_moov"}
 
 
-def refuse(data: bytes, *, limit_s: float = 600.0, claim: str = "", encoding: Encoding = "f32") -> RequestError:
+def refuse(data: bytes, *, limit_s: float = 600.0, claim: str = "", encoding: Encoding = "untold") -> RequestError:
     """Return the error that *data* gives."""
     with pytest.raises(RequestError) as caught:
-        decode_audio(data, "$.audio_data", limit_s=limit_s, claim=claim, encoding=encoding)
+        decode_audio(data, "$.audio_data", limit_s=limit_s, claim=claim, told=Headerless(encoding))
     return caught.value
 
 
@@ -59,7 +60,6 @@ NOT_AUDIO = {
     "pdf": b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n1 0 obj\n" * 8,
     "zip": zipped(),
     "gzip": b"\x1f\x8b\x08\0\0\0\0\0" + random.Random(2).randbytes(4_000),
-    "avi": b"RIFF\x00\x10\x00\x00AVI LIST" + random.Random(3).randbytes(4_000),
     "pcm16": to_pcm(tone(1.0), "s16"),
     "nan": np.array([0.1, np.nan] * 100, "<f4").tobytes(),
     "inf": np.array([0.1, np.inf] * 100, "<f4").tobytes(),
@@ -72,11 +72,6 @@ NOT_AUDIO = {
 def test_not_audio(name: str) -> None:
     """What is no audio is told from float32 samples."""
     assert_invalid(refuse(NOT_AUDIO[name]), "neither a known kind of audio file nor float32 samples")
-
-
-def test_half_a_sample() -> None:
-    """An odd number of bytes is no 16-bit samples."""
-    assert_invalid(refuse(to_pcm(tone(1.0), "s16")[:-1], encoding="pcm16"), "31999 bytes", "16-bit")
 
 
 @pytest.mark.parametrize("claim", ["WAV", "WebM"])
@@ -103,7 +98,6 @@ def patched(position: int, form: str, value: int) -> bytes:
         (patched(24, "<I", 0xFFFFFFFF), "WAV with 4294967295 samples a second"),
         (patched(34, "<H", 0), "WAV with samples of 0 bits"),
         (patched(34, "<H", 17), "WAV with samples of 17 bits"),
-        (patched(20, "<H", 0x1234), "WAV with a codec inside, which is not supported"),
         (b"RIFF\x04\0\0\0WAVE", "WAV that ends before its samples"),
         (wav(tone(1.0))[:30], "WAV that ends before its samples"),
         (b"RIFF\xff\xff\xff\xffWAVE" + chunk(b"data", b"abcd"), "WAV without a description"),
@@ -116,7 +110,6 @@ def patched(position: int, form: str, value: int) -> bytes:
         (b"ID3\x04\0\0\0\0\0\0" + random.Random(7).randbytes(2_000), "MP3 that cannot be"),
         (encode(tone(1.0, rate_hz=44_100), "adts", "aac", 44_100)[:60], "AAC that cannot be decoded"),
         (encode(tone(1.0, rate_hz=44_100), "mp4", "aac", 44_100, options=CENC), "MP4 that is encrypted"),
-        (encode(tone(1.0, rate_hz=44_100), "matroska", "ac3", 44_100), "WebM with ac3 inside"),
     ],
 )  # fmt: skip
 def test_broken_files(data: bytes, words: str) -> None:
@@ -300,13 +293,12 @@ def test_bomb_of_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_bomb_of_boxes() -> None:
     """Of millions of empty boxes or chunks only so many are looked at."""
-    count = BOXES_LIMIT * 2
-    boxes = b"\0\0\0\x08ftyp" + b"\0\0\0\x08free" * count
-    assert len(list(_boxes(boxes))) == BOXES_LIMIT
-    assert_invalid(refuse(boxes + encode(tone(0.1), "mp4", "aac", 16_000)), "MP4 that ends before its index")
-    chunks = chunk(b"junk", b"") * count
-    assert len(list(_chunks(chunks, 0))) == BOXES_LIMIT
-    assert_invalid(refuse(wav(tone(0.1), before=chunks)), "WAV that ends before its samples")
+    many = b"\0\0\0\x08ftyp" + b"\0\0\0\x08free" * BOXES_LIMIT * 2
+    assert len(list(boxes(many, 0, len(many)))) == BOXES_LIMIT
+    assert_invalid(refuse(many + encode(tone(0.1), "mp4", "aac", 16_000)), "MP4 that ends before its index")
+    many = chunk(b"junk", b"") * CHUNKS_LIMIT * 2
+    assert len(list(chunks(many, 0))) == CHUNKS_LIMIT
+    assert_invalid(refuse(wav(tone(0.1), before=many)), "WAV that ends before its samples")
 
 
 def test_damage_is_never_a_crash() -> None:

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from jarvis_core.codec import encode as encode_module
-from jarvis_core.codec.clip import Clip, CpuLimit, Encoding, Samples, to_base64
+from jarvis_core.codec.clip import Clip, CpuLimit, Samples, to_base64
 from jarvis_core.codec.decode import decode_audio
 from jarvis_core.codec.encode import STREAMS_LIMIT, Streams, change_tempo
+from jarvis_core.codec.headerless import Headerless
 from jarvis_core.codec.messages import Encode, OutputFormat
 from jarvis_core.errors import BadGateway, InvalidRequest, Overloaded, Unavailable
 from tests.codec.sounds import amplitude, encode, peak_hz, silence, tone, wav
@@ -42,8 +43,8 @@ def encode_pieces(
 
 def play(data: bytes, output_format: OutputFormat, rate_hz: int) -> Samples:
     """Return what is heard, at 16 kHz."""
-    encoding: Encoding = "pcm16" if output_format == "pcm16" else "f32"
-    return decode_audio(data, "body", encoding=encoding, headerless_hz=rate_hz, limit_s=600.0).samples
+    told = Headerless("pcm16" if output_format == "pcm16" else "f32", rate_hz)
+    return decode_audio(data, "body", told=told, limit_s=600.0).samples
 
 
 def cut(samples: Samples, count: int) -> list[Samples]:

@@ -122,7 +122,7 @@ async def test_nothing_said(workers: SubprocessPool) -> None:
         (DecodeUpload("application/json"), b"{", "invalid_json", "JSON"),
         (DecodeUpload("audio/webm"), tone(1.0).tobytes(), "invalid_request", "body: is not WebM"),
         (DecodeUpload("", limit_bytes=100), bytes(101), "too_large", "100 bytes"),
-        (DecodePcm("pcm16", 16_000), b"abc", "invalid_request", "audio: has 3 bytes"),
+        (DecodePcm("f32", 16_000), b"abc", "invalid_request", "audio: is neither a known kind"),
         (DecodePcm("f32", 999), bytes(4), "invalid_request", "999 samples a second"),
         (DecodePcm("f32", 16_000, limit_s=1.0), bytes(4 * 17_000 * 2), "too_large", "longer than 1 s"),
         (Encode(1, "wav", sample_rate_hz=16_000, first=True), b"nonsense!", "bad_gateway", "base64"),

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from jarvis_core.codec.headerless import Encoding, Headerless
 from jarvis_core.codec.messages import DecodeUpload
 from jarvis_core.codec.upload import Upload, read_upload
 from jarvis_core.errors import InvalidJson, InvalidRequest, RequestError, TooLarge, UnsupportedMediaType
@@ -64,8 +65,10 @@ FILE = part("file", SOUND, file=True, headers="Content-Type: audio/x-wav\r\n")
 def test_json(content_type: str) -> None:
     """JSON brings the audio in base64 and says what is known of it; unknown fields are ignored."""
     body = to_json(language="fr", sample_rate=44_100, format="pcm16", model="whisper")
-    assert read(body, content_type) == Upload(SOUND, "$.audio_data", "", "pcm16", 44_100, "fr")
-    assert read(to_json(), content_type, sample_rate_hz=8_000) == Upload(SOUND, "$.audio_data", headerless_hz=8_000)
+    assert read(body, content_type) == Upload(SOUND, "$.audio_data", "", Headerless("pcm16", 44_100), "fr")
+    assert read(to_json(), content_type, sample_rate_hz=8_000) == Upload(
+        SOUND, "$.audio_data", told=Headerless(rate_hz=8_000)
+    )
     assert read(to_json(language=None, format=None, sample_rate=None), content_type) == Upload(SOUND, "$.audio_data")
 
 
@@ -78,7 +81,8 @@ def test_base64(size: int, change: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["_-8=", "a", "ab=", "abc==", "a=bc", "é", "ab\0d", "ab!d", "data:audio/wav;base64,UklG"]
+    "text",
+    ["_-8=", "a", "ab=", "abc==", "a=bc", "é", "ab\0d", "ab!d", "data:audio/wav;base64,*", "data:audio/wav,UklG"],
 )
 def test_bad_base64(text: str) -> None:
     """Whatever else there is in it is not skipped."""
@@ -118,7 +122,9 @@ def test_not_json(body: bytes) -> None:
     [
         ("", ""),
         ("application/octet-stream", ""),
-        ("audio/basic", ""),
+        ("binary/octet-stream", ""),
+        ("Application/X-Octet-Stream", ""),
+        ("audio/unheard-of", ""),
         ("audio/wav", "WAV"),
         ("audio/x-wav", "WAV"),
         ("Audio/WebM;codecs=opus", "WebM"),
@@ -129,18 +135,97 @@ def test_not_json(body: bytes) -> None:
         ("audio/ogg; codecs=opus", "Ogg"),
         ("audio/flac", "FLAC"),
         ("audio/x-m4a", "MP4"),
+        ("video/quicktime", "MP4"),
+        ("video/3gpp", "MP4"),
+        ("audio/3gpp2", "MP4"),
+        ("audio/AMR", "AMR"),
+        ("audio/AMR-WB", "AMR"),
+        ("audio/x-caf", "CAF"),
+        ("audio/aiff", "AIFF"),
+        ("audio/x-gsm", "GSM"),
+        ("audio/x-ms-wma", "WMA"),
+        ("audio/aacp", "AAC"),
     ],
 )
 def test_bytes_themselves(content_type: str, claim: str) -> None:
     """A body of audio is taken as it is, with what its type claims it to be."""
-    assert read(SOUND, content_type, sample_rate_hz=22_050) == Upload(SOUND, "body", claim, headerless_hz=22_050)
+    assert read(SOUND, content_type, sample_rate_hz=22_050) == Upload(SOUND, "body", claim, Headerless(rate_hz=22_050))
 
 
-def test_linear_pcm() -> None:
-    """``audio/L16`` is big-endian, at the rate that is its parameter."""
-    assert read(b"\0\1", "audio/L16; rate=44100") == Upload(b"\0\1", "body", "", "pcm16be", 44_100)
-    assert "whole number" in refuse_field("content-type.rate", b"\0\1", "audio/L16; rate=fast")
-    assert "whole number" in refuse_field("content-type.rate", b"\0\1", "audio/L16; rate=1")
+SAMPLE_TYPES: dict[str, tuple[Encoding, int, int]] = {
+    "audio/L16; rate=44100": ("pcm16be", 44_100, 1),
+    "audio/L16;rate=8000;channels=2": ("pcm16be", 8_000, 2),
+    'Audio/l16; Rate="48000"; Channels="6"': ("pcm16be", 48_000, 6),
+    "audio/L16": ("pcm16be", 16_000, 1),
+    "audio/l16; rate=22050; endianness=little-endian": ("pcm16", 22_050, 1),
+    "audio/L24;rate=96000;channels=2": ("pcm24be", 96_000, 2),
+    "audio/L8;rate=11025": ("u8", 11_025, 1),
+    "audio/PCMU": ("mulaw", 8_000, 1),
+    "audio/PCMA;rate=16000;channels=2": ("alaw", 16_000, 2),
+    "audio/basic": ("mulaw", 8_000, 1),
+    "audio/pcm; rate=24000; channels=1": ("pcm", 24_000, 1),
+    "audio/x-float32; rate=22050; channels=2": ("f32", 22_050, 2),
+}
+
+
+@pytest.mark.parametrize("content_type", SAMPLE_TYPES)
+def test_types_of_samples(content_type: str) -> None:
+    """A type of samples says how wide they are, how many a second there are and on how many channels, in each way to send."""
+    told = Headerless(*SAMPLE_TYPES[content_type])
+    assert read(b"\0\1", content_type) == Upload(b"\0\1", "body", "", told)
+    body = form(part("file", b"\0\1", file=True, headers=f"Content-Type: {content_type}\r\n"))
+    assert read(body, FORM) == Upload(b"\0\1", "file", "", told)
+    body = to_json(audio_data=f"data:{content_type};base64,AAE=")
+    assert read(body, "application/json") == Upload(b"\0\1", "$.audio_data", "", told)
+
+
+def test_rate_of_samples_beside_their_type() -> None:
+    """A rate that is told elsewhere is that of samples whose type names none."""
+    assert read(b"", "audio/L16", sample_rate_hz=48_000).told == Headerless("pcm16be", 48_000)
+    assert read(b"", "audio/PCMU", sample_rate_hz=16_000).told == Headerless("mulaw", 16_000)
+    assert read(b"", "audio/L16;rate=8000", sample_rate_hz=48_000).told == Headerless("pcm16be", 8_000)
+    assert read(b"", "audio/L16;channels=2", format="pcm16").told == Headerless("pcm16", 16_000, 2)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "path"),
+    [
+        ("rate=fast", "content-type.rate"),
+        ("rate=1", "content-type.rate"),
+        ("channels=0", "content-type.channels"),
+        ("channels=33", "content-type.channels"),
+        ("channels=both", "content-type.channels"),
+    ],
+)
+def test_bad_parameters(parameters: str, path: str) -> None:
+    """A rate or a number of channels that no samples have is refused."""
+    assert "whole number" in refuse_field(path, b"\0\1", f"audio/L16; {parameters}")
+
+
+def test_samples_of_20_bits() -> None:
+    """Samples that are not on whole bytes are refused by their name."""
+    error = refuse(b"\0\1", "audio/L20; rate=48000")
+    assert isinstance(error, UnsupportedMediaType)
+    assert "audio/L20" in error.message
+
+
+@pytest.mark.parametrize(
+    ("head", "claim"),
+    [
+        ("data:audio/wav;base64,", "WAV"),
+        ("DATA:Audio/WebM;codecs=opus;BASE64,", "WebM"),
+        (' \ndata:audio/mp4; codecs="mp4a.40.2" ;base64,', "MP4"),
+        ("data:;base64,", ""),
+        ("data:application/octet-stream;base64,", ""),
+    ],
+)
+def test_data_url(head: str, claim: str) -> None:
+    """What a page reads a recording as, a URL with all of it, is the recording."""
+    text = head + base64.b64encode(SOUND).decode()
+    assert read(to_json(audio_data=text), "application/json") == Upload(SOUND, "$.audio_data", claim)
+    sent = text.strip().encode()
+    assert read(form(part("file", sent, file=True)), FORM) == Upload(SOUND, "file", claim)
+    assert read(sent, "application/octet-stream") == Upload(SOUND, "body", claim)
 
 
 @pytest.mark.parametrize(
@@ -166,10 +251,10 @@ def test_rate_of_the_query(rate_hz: int) -> None:
 def test_form() -> None:
     """A form brings the audio as ``file``, and what is known of it in text fields around that."""
     body = form(part("language", b"fr"), FILE, part("sample_rate", b"8000"), part("other", b"x" * 5_000))
-    assert read(body, FORM) == Upload(SOUND, "file", "WAV", "f32", 8_000, "fr")
-    assert read(form(FILE, part("format", b"pcm16")), FORM) == Upload(SOUND, "file", "", "pcm16")
+    assert read(body, FORM) == Upload(SOUND, "file", "WAV", Headerless(rate_hz=8_000), "fr")
+    assert read(form(FILE, part("format", b"pcm16")), FORM) == Upload(SOUND, "file", "", Headerless("pcm16"))
     empty = form(FILE, part("language", b""), part("format", b""), part("sample_rate", b""))
-    assert read(empty, FORM, sample_rate_hz=8_000) == Upload(SOUND, "file", "WAV", headerless_hz=8_000)
+    assert read(empty, FORM, sample_rate_hz=8_000) == Upload(SOUND, "file", "WAV", Headerless(rate_hz=8_000))
 
 
 def test_form_with_awkward_bytes() -> None:
