@@ -36,6 +36,10 @@ PIECE_LIMIT_S = 600.0
 PIECE_CPU_LIMIT_S = 5.0
 """Half of what the core waits for a piece; a few sentences take a fraction of a second."""
 
+DATA_HEAD_BYTES = 200
+"""Of a ``data:`` URL, in front of what it holds."""
+WHITE_SPACE = b" \t\r\n"
+
 TEMPO_MIN, TEMPO_MAX = 0.1, 10.0
 
 MP3_RATES_HZ = (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000)
@@ -140,8 +144,11 @@ def _read_file(payload: bytes, cpu: CpuLimit) -> Clip:
 
 def _read_base64(payload: bytes, rate_hz: int, cpu: CpuLimit) -> Clip:
     """Return float32 samples, or what is in a file that came in their place; anything else would be noise."""
+    head, comma, rest = payload[:DATA_HEAD_BYTES].partition(b",")
+    if comma and head.lower().startswith(b"data:"):
+        payload = rest + payload[DATA_HEAD_BYTES:]
     try:
-        data = binascii.a2b_base64(payload, strict_mode=True)
+        data = binascii.a2b_base64(payload.translate(None, WHITE_SPACE), strict_mode=True)
     except ValueError as exc:
         raise BadGateway("The speech is not base64.") from exc
     if find_container(data) is not None:
@@ -152,7 +159,7 @@ def _read_base64(payload: bytes, rate_hz: int, cpu: CpuLimit) -> Clip:
         raise BadGateway(f"The speech is no float32 samples: {len(data)} bytes are no multiple of 4.")
     samples = np.frombuffer(data, "<f4")
     if not np.isfinite(samples).all():
-        raise BadGateway("The speech has samples that are not numbers.")
+        raise BadGateway("The speech is no float32 samples: some are not numbers.")
     if np.abs(samples).max(initial=0) > LOUDEST:
         raise BadGateway(f"The speech is no float32 samples: some are beyond ±{LOUDEST:g}.")
     return Clip(np.clip(samples, -1.0, 1.0), rate_hz)

@@ -22,6 +22,7 @@ from jarvis_core.services.contract import (
 from jarvis_core.services.tokens import TokenMint
 from jarvis_core.services.transport import Answer, Refused, Transport
 from jarvis_core.settings import Neighbours
+from jarvis_core.words.languages import language_code
 
 T = TypeVar("T")
 
@@ -104,7 +105,8 @@ class BridgesSpeech:
             raise self._failed("transcription", heard.text)
         return Transcript(
             text=heard.text.strip(),
-            language=heard.language or language or "",
+            # Some speech models answer with a language's name.
+            language=language_code(heard.language or language or "") or "",
             confidence=_share(heard.confidence) or 0.0,
             segments=[
                 Segment(round(1_000 * part.start), round(1_000 * part.end), part.text.strip())
@@ -194,7 +196,7 @@ def voice_of(name: str, label: str) -> Voice:
     else:
         code = name.replace("-", "_").partition("_")[0]
         if len(code) == 2 and code.isalpha():
-            language = code.lower()
+            language = language_code(code) or ""
     words = label.lower().replace("(", " ").replace(")", " ").split()
     if gender == "f" or any(word in words for word in FEMALE):
         return Voice(name, label or name, language, "female")

@@ -17,7 +17,7 @@ from jarvis_core.codec.encode import STREAMS_LIMIT, Streams, change_tempo
 from jarvis_core.codec.headerless import Headerless
 from jarvis_core.codec.messages import Encode, OutputFormat
 from jarvis_core.errors import BadGateway, InvalidRequest, Overloaded, Unavailable
-from tests.codec.sounds import amplitude, encode, peak_hz, silence, tone, wav
+from tests.codec.sounds import amplitude, encode, peak_hz, silence, to_pcm, tone, wav
 
 FORMATS: tuple[OutputFormat, ...] = get_args(OutputFormat)
 SLACK_S = {"wav": 0.0001, "pcm16": 0.0001, "f32": 0.0001, "mp3": 0.2, "opus": 0.001}
@@ -229,10 +229,40 @@ def test_file_as_a_piece(payload: bytes, rate_hz: int) -> None:
     assert peak_hz(np.frombuffer(data, "<i2").astype(float), rate_hz) == pytest.approx(440.0, abs=1.0)
 
 
+SPOKEN = tone(2.0, rate_hz=22_050)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        base64.b64encode(wav(SPOKEN, 22_050)),
+        base64.b64encode(encode(SPOKEN, "mp3", "libmp3lame", 22_050)),
+        base64.b64encode(encode(SPOKEN, "flac", "flac", 22_050)),
+        b"data:audio/wav;base64," + base64.b64encode(wav(SPOKEN, 22_050)),
+        b"data:audio/x-float32;base64," + to_base64(SPOKEN),
+        base64.encodebytes(SPOKEN.tobytes()),
+    ],
+    ids=["wav", "mp3", "flac", "url", "url_of_samples", "lines"],
+)
+def test_file_in_place_of_samples(payload: bytes) -> None:
+    """A file in base64, where samples were promised, is what it is, at its own rate."""
+    encoded, data = Streams().encode(Encode(1, "pcm16", sample_rate_hz=22_050, first=True, last=True), payload)
+    assert encoded.sample_rate_hz == 22_050
+    assert encoded.duration_ms == pytest.approx(2_000, abs=10)
+    samples = np.frombuffer(data, "<i2") / 32_767
+    assert peak_hz(samples, 22_050) == pytest.approx(440.0, abs=1.0)
+    assert amplitude(samples) == pytest.approx(0.5, rel=0.06)
+
+
 @pytest.mark.parametrize(
     ("payload", "options", "words"),
     [
         (b"", {}, "is empty"),
+        (base64.b64encode(to_pcm(SPOKEN, "s16")), {}, "is no float32 samples"),
+        (base64.b64encode(to_pcm(SPOKEN, "s32")), {}, "no"),
+        (base64.b64encode(to_pcm(SPOKEN, "f64")), {}, "no"),
+        (to_base64(SPOKEN * np.float32(32_767)), {}, "some are beyond ±8"),
+        (base64.b64encode(wav(SPOKEN)[:20_000]), {}, "ends before its samples"),
         (b"not base64!!", {}, "is not base64"),
         (base64.b64encode(b"abcde"), {}, "5 bytes are no multiple of 4"),
         (to_base64(np.array([0.1, np.nan], np.float32)), {}, "not numbers"),

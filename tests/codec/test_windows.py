@@ -121,6 +121,7 @@ def test_enhanced_window() -> None:
         (b"Internal Server Error", "not base64"),
         (to_base64(np.array([np.nan] + [0.0] * 99, np.float32)), "not numbers"),
         (to_base64(np.array([0.0] * 99 + [-np.inf], np.float32)), "not numbers"),
+        (to_base64(tone(1.0)[:100] * np.float32(32_767)), "beyond ±8"),
     ],
 )
 def test_useless_enhanced_window(answer: bytes, words: str) -> None:

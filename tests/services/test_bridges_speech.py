@@ -121,6 +121,15 @@ async def test_language_that_the_model_does_not_know(bridges: FakeBridges, speec
         await speech.transcribe(AUDIO, "fr", ANN)
 
 
+@pytest.mark.parametrize(("told", "language"), [("french", "fr"), ("German", "de"), ("nb", "no"), ("en-US", "en")])
+async def test_language_that_was_found_out(
+    bridges: FakeBridges, speech: BridgesSpeech, told: str, language: str
+) -> None:
+    """However the speech model calls what it heard, it is known by its code."""
+    bridges.mode = BridgesMode(faults={STT: Fault("raw", body=b'{"text":"x","language":"%s"}' % told.encode())})
+    assert (await speech.transcribe(AUDIO, None, ANN)).language == language
+
+
 @pytest.mark.parametrize(("told", "confidence"), [(1.7, 1.0), (-0.2, 0.0), (0, 0.0)])
 async def test_confidence_is_from_0_to_1(
     bridges: FakeBridges, speech: BridgesSpeech, told: float, confidence: float
@@ -306,6 +315,8 @@ async def test_voices(bridges: FakeBridges, speech: BridgesSpeech) -> None:
         ("en_GB-alan", "Alan (male)", "en", "male"),
         ("en-us", "Woman", "en", "female"),
         ("DE", "Thorsten", "de", "unknown"),
+        ("nb_NO-talesyntese", "Talesyntese", "no", "unknown"),
+        ("iw_IL-saspeech", "Saspeech", "he", "unknown"),
         ("ff_siwis", "Siwis", "fr", "female"),
         ("af_heart", "Heart", "en", "female"),
         ("am_adam", "Adam", "en", "male"),

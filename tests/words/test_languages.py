@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jarvis_core.words.languages import language_code
+from jarvis_core.words.languages import ENGLISH_NAMES, LANGUAGE_NAMES, OTHER_CODES, language_code
 
 
 @pytest.mark.parametrize(
@@ -17,8 +17,49 @@ from jarvis_core.words.languages import language_code
         ("zh-Hans-CN", "zh"),
         ("auto", None),
         ("AUTO", None),
+        ("und", None),
+        ("mul-Latn", None),
+        ("nb", "no"),
+        ("nb-NO", "no"),
+        ("nob", "no"),
+        ("nn", "nn"),
+        ("nno", "nn"),
+        ("iw", "he"),
+        ("iw_IL", "he"),
+        ("heb", "he"),
+        ("in", "id"),
+        ("ji", "yi"),
+        ("jv", "jw"),
+        ("fra", "fr"),
+        ("fre", "fr"),
+        ("FRA-CA", "fr"),
+        ("eng", "en"),
+        ("deu", "de"),
+        ("ger", "de"),
+        ("nld", "nl"),
+        ("dut", "nl"),
+        ("zho", "zh"),
+        ("chi", "zh"),
+        ("cmn-Hans", "zh"),
+        ("por", "pt"),
+        ("fil", "tl"),
+        ("haw", "haw"),
+        ("yue", "yue"),
+        ("french", "fr"),
+        ("English", "en"),
+        (" fr ", "fr"),
+        ("xx", "xx"),
+        ("klingon", "klingon"),
+        ("", ""),
     ],
 )
 def test_language_code(language: str, code: str | None) -> None:
     """A language is known by the code in front; "auto" is none."""
     assert language_code(language) == code
+
+
+def test_no_code_is_another_ones() -> None:
+    """Each other code stands for one of two letters that stands for itself, and every language that has a name is among them."""
+    assert all(language_code(code) == code and len(code) == 2 for code in OTHER_CODES.values())
+    assert set(LANGUAGE_NAMES) <= set(OTHER_CODES.values())
+    assert set(ENGLISH_NAMES.values()) == set(LANGUAGE_NAMES)
