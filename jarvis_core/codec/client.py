@@ -27,7 +27,7 @@ from jarvis_core.codec.messages import (
     encoder,
 )
 from jarvis_core.models import SpokenAudio
-from jarvis_core.processes.subprocess_pool import Session, SubprocessPool, WorkerDied
+from jarvis_core.processes.subprocess_pool import Session, SubprocessDied, SubprocessPool
 
 T = TypeVar("T", Decoded, Checked, Encoded)
 
@@ -81,13 +81,13 @@ class Codec:
 
     def __init__(self, *, limit: int) -> None:
         self._uploads = SubprocessPool("audio decoder", MODULE, limit=limit, idle_s=PROCESS_IDLE_S)
-        self._workers = SubprocessPool("audio codec", MODULE, limit=limit, idle_s=PROCESS_IDLE_S)
+        self._pool = SubprocessPool("audio codec", MODULE, limit=limit, idle_s=PROCESS_IDLE_S)
         self._streams = itertools.count(1)
 
     @property
     def processes(self) -> int:
         """How many processes there are."""
-        return self._uploads.running + self._workers.running
+        return self._uploads.running + self._pool.running
 
     def expect_upload(self) -> None:
         """Start a process for uploads if there is none: one is on its way."""
@@ -95,12 +95,12 @@ class Codec:
 
     def start(self) -> None:
         """Start a process for all else if there is none."""
-        self._workers.start()
+        self._pool.start()
 
     async def close(self) -> None:
         """End every process."""
         await self._uploads.close()
-        await self._workers.close()
+        await self._pool.close()
 
     async def decode_upload(
         self,
@@ -124,11 +124,11 @@ class Codec:
         self, parts: Sequence[bytes], encoding: Literal["pcm16", "f32"], sample_rate_hz: int, *, limit_s: float
     ) -> Clip:
         """Return the clip that *parts* are; raises ``InvalidRequest`` or ``TooLarge``."""
-        return await self._decode(self._workers, DecodePcm(encoding, sample_rate_hz, limit_s=limit_s), parts)
+        return await self._decode(self._pool, DecodePcm(encoding, sample_rate_hz, limit_s=limit_s), parts)
 
     async def check_enhanced(self, answer: bytes, samples: int) -> tuple[bytes, str]:
         """Return an enhanced window's samples in base64, within ±1, or else what is wrong with them."""
-        message = await self._workers.call(encoder.encode(CheckEnhanced(samples)), [answer], timeout_s=PIECE_TIMEOUT_S)
+        message = await self._pool.call(encoder.encode(CheckEnhanced(samples)), [answer], timeout_s=PIECE_TIMEOUT_S)
         checked = _answer(message[0], Checked)
         return (b"", checked.complaint) if checked.complaint else (message[1], "")
 
@@ -137,25 +137,25 @@ class Codec:
         self, output_format: OutputFormat, *, output_rate_hz: int | None = None, tempo: float = 1.0
     ) -> AsyncIterator[SpeechEncoder]:
         """Lend an encoder of one stream of speech."""
-        async with self._workers.session() as session:
+        async with self._pool.session() as session:
             speech_encoder = SpeechEncoder(session, next(self._streams), output_format, output_rate_hz, tempo)
             try:
                 yield speech_encoder
             finally:
                 await speech_encoder.drop()
 
-    async def _decode(self, workers: SubprocessPool, request: Request, parts: Sequence[bytes]) -> Clip:
+    async def _decode(self, pool: SubprocessPool, request: Request, parts: Sequence[bytes]) -> Clip:
         header = encoder.encode(request)
         try:
             try:
-                message = await workers.call(header, parts, timeout_s=DECODE_TIMEOUT_S)
-            except WorkerDied as exc:
+                message = await pool.call(header, parts, timeout_s=DECODE_TIMEOUT_S)
+            except SubprocessDied as exc:
                 if not exc.crashed:
                     raise
                 # Once may be chance: what it died of is in the file if it dies of it again.
-                message = await workers.call(header, parts, timeout_s=DECODE_TIMEOUT_S)
-        except (WorkerDied, errors.DeadlineExceeded) as exc:
-            if isinstance(exc, WorkerDied) and not exc.crashed:
+                message = await pool.call(header, parts, timeout_s=DECODE_TIMEOUT_S)
+        except (SubprocessDied, errors.DeadlineExceeded) as exc:
+            if isinstance(exc, SubprocessDied) and not exc.crashed:
                 raise
             raise errors.InvalidRequest("The audio cannot be decoded.", details={"path": "$"}) from exc
         decoded = _answer(message[0], Decoded)

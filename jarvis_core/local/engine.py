@@ -65,7 +65,7 @@ class Engine(Generic[ReplyT]):
         *,
         kill_cancelled: bool = True,
     ) -> None:
-        self._workers = SubprocessPool(
+        self._pool = SubprocessPool(
             name, module, ["--threads", str(threads), str(directory)], kill_cancelled=kill_cancelled
         )
         self._decoder: msgspec.json.Decoder[ReplyT | Loaded | Failed] = msgspec.json.Decoder(reply | Loaded | Failed)
@@ -84,7 +84,7 @@ class Engine(Generic[ReplyT]):
         ``DeadlineExceeded``.
         """
         try:
-            answer = await self._workers.call(msgspec.json.encode(request), payloads, timeout_s=timeout_s)
+            answer = await self._pool.call(msgspec.json.encode(request), payloads, timeout_s=timeout_s)
         except (asyncio.CancelledError, DeadlineExceeded):
             self._load()
             raise
@@ -105,14 +105,14 @@ class Engine(Generic[ReplyT]):
         """End the process."""
         for task in self._loading:
             task.cancel()
-        await self._workers.close()
+        await self._pool.close()
 
     def _load(self) -> None:
         """Have the next process load its model in the background, in place of the one that was killed."""
 
         async def load() -> None:
             with suppress(RequestError):
-                await self._workers.call(msgspec.json.encode(Load()), timeout_s=LOAD_LIMIT_S)
+                await self._pool.call(msgspec.json.encode(Load()), timeout_s=LOAD_LIMIT_S)
 
         task = asyncio.get_running_loop().create_task(load())
         self._loading.add(task)

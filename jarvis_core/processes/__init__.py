@@ -1,1 +1,1 @@
-"""The processes of this machine: workers, services, and what they run."""
+"""Processes of this machine: workers, the services beside them, and the subprocesses of both."""

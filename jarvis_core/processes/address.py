@@ -39,8 +39,8 @@ def reserve_address(address: str, port: int) -> Iterator[socket.socket]:
     """
     Keep the address for the workers, whose sockets the kernel then spreads connections over.
 
-    One socket that all accept from would be simpler, and leaves idle workers idle: of 8 quiet connections one worker
-    got 7 or all, where each having its own gave 3 and 5 (two workers of Granian 2.8.7).
+    One socket that all workers accept from would be simpler, but leaves idle workers idle: of 8 quiet connections one
+    worker got 7 or all, where a socket for each worker gave 3 and 5 (two workers of Granian 2.8.7).
     """
     family, kind, protocol, _, found = _resolve(address, port)[0]
     with socket.socket(family, kind, protocol) as reservation:
@@ -56,7 +56,7 @@ def authority(host: str, port: int) -> str:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether only this machine reaches what listens on *address*."""
+    """Return whether a server on *address* is reached from this machine only."""
     return ipaddress.ip_address(address).is_loopback
 
 

@@ -1,9 +1,9 @@
 """
-Child processes that end with their parent, however that ends.
+Starts child processes that end with their parent, however the parent ends.
 
-Linux sends a child the signal that it chose with ``PR_SET_PDEATHSIG`` when the *thread* that forked it ends, so a
-child is started from a thread that lives as long as the process (the main one). The setting is lost when the child
-changes its user (prctl(2)): it is made after that, and before exec.
+Linux sends a child the signal that it chose with ``PR_SET_PDEATHSIG`` when the *thread* that forked it ends, so
+children are forked from a thread that lives as long as the process (the main one). A change of user clears the setting
+(prctl(2)): it is made after that, and before exec.
 """
 
 from __future__ import annotations
@@ -36,17 +36,34 @@ class Child(Protocol):
 
     @property
     def name(self) -> str:
-        """What people call it."""
+        """The name that people know it by."""
         ...
 
     @property
     def process(self) -> subprocess.Popen[bytes] | None:
-        """What was started last."""
+        """The process that was started last."""
         ...
 
     def start(self) -> str:
         """Start it again if it has ended, also from another thread; raises ``StartError``."""
         ...
+
+
+YOUNG_S = 30.0
+"""A process that lives longer has not failed to start: its death counts as the first failure."""
+
+
+class Backoff:
+    """Delays before the restarts of one process, which grow with each failure in a row; the last of *delays_s* repeats."""
+
+    def __init__(self, delays_s: Sequence[float]) -> None:
+        self._delays_s = delays_s
+        self._failures = 0
+
+    def delay_s(self, lived_s: float = 0.0) -> float:
+        """Count the failure of a process that lived *lived_s* seconds; return how long to wait before its restart."""
+        self._failures = 1 if lived_s > YOUNG_S else self._failures + 1
+        return self._delays_s[min(self._failures, len(self._delays_s)) - 1]
 
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -56,14 +73,17 @@ class Identity(NamedTuple):
     """A process, told from all others that are, were or will be."""
 
     machine: str
-    """What can tell whether it lives: the kernel since its boot, the pid namespace, and the user."""
+    """The scope in which *pid* has a meaning: the kernel since its boot, the pid namespace, and the user."""
     pid: int
     started: int
     """In clock ticks since that boot."""
 
 
 def own_identity() -> Identity:
-    """Return this process's identity; one without /proc shares its machine with nobody."""
+    """
+    Return this process's identity; without /proc its *machine* is random, so that no other process compares pids with
+    it.
+    """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         # Other users' processes may be hidden (proc(5), hidepid), and would look dead.
@@ -79,7 +99,7 @@ def lives(pid: int, started: int) -> bool:
 
 
 def _started(pid: int) -> int | None:
-    """Return when the process was started; None where there is none, or one that only waits for its parent."""
+    """Return when the process was started; None where there is none, or where it is a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
     except OSError:
@@ -160,12 +180,12 @@ def spawn(
 
     A terminal's Ctrl-C then reaches only the parent, which stops its children in order.
 
-    *user* is who to become, which needs root; None stays as it is. *source* is stdin; *output* takes both stdout and
-    stderr; None leaves it this process' own. *inherited* are descriptors that it has under the same numbers. Raises
-    ``OSError`` when the program cannot be executed, ``subprocess.SubprocessError`` when *user* cannot be become.
+    *user* is the user to become, which needs root; None keeps this process' own. *source* is stdin; *output* takes both
+    stdout and stderr, None inherits them. *inherited* are descriptors that the child gets under the same numbers.
+    Raises ``OSError`` when the program cannot be executed, ``subprocess.SubprocessError`` when *user* cannot be become.
 
-    Where this process is *threaded*, as it is when something is started again, it is done by ``pdeathsig.py``: the program is a path then, and what goes wrong is
-    told by its exit status and on its stderr.
+    Where this process is *threaded*, as it is at a restart, the child first runs ``pdeathsig.py``: the program has to
+    be a path then, and errors show in the child's exit status and on its stderr.
     """
     parent_pid = os.getpid()
     if threaded:

@@ -1,10 +1,10 @@
 """
-What a child does before it becomes the program that it is for: see to it that it ends with its parent.
+Sets the parent-death signal in a child, changes its user where one is given, and executes the child's program.
 
-Run as a file of its own, with nothing else of this package: a parent with many threads must not run Python between fork
-and exec, where whatever the other threads held locked stays locked, and finalizers would work on its connections.
+Runs as a script, without the rest of this package: a parent with threads must not run Python between fork and exec,
+because locks that other threads held stay locked there, and finalizers would work on the parent's connections.
 
-``python -I -S pdeathsig.py PARENT SIGNAL UID:GID PROGRAM ARGUMENT…``; without a user to become in place of the third ``-``.
+``python -I -S pdeathsig.py PARENT SIGNAL UID:GID PROGRAM ARGUMENT…``, with ``-`` in place of UID:GID to keep the user.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PR_SET_PDEATHSIG = 1
 
 
 def main() -> int:
-    """Become the program; return what shells return for one that cannot be executed."""
+    """Execute the program; return 126, as shells do, where it cannot be executed."""
     parent, number, user, *arguments = sys.argv[1:]
     if user != "-":
         uid, gid = map(int, user.split(":"))

@@ -1,9 +1,10 @@
 """
-Child processes for what would hold up the event loop, or could take the whole server with it: codecs and engines.
+Runs codecs and engines in child processes: in this one they would hold up the event loop, or take the server down with
+them.
 
-A worker answers one request after another over a socket pair. It is started when first needed, replaced when it dies,
-and ended when it has been idle for long. In a process of its own a decoder that crashes on a hostile file harms one
-request, one that does not end can be killed, and Python's global lock is nobody else's.
+A child answers one request after another over a socket pair. It is started when first needed, replaced when it dies,
+and ended when it has been idle for long. A decoder that crashes on a hostile file then harms one request, a decoder
+that does not end can be killed, and no other code waits for its global interpreter lock.
 
 A message is ``<count of parts><length of each>`` (unsigned 64-bit, little-endian), then the parts; the first is the
 header, in whatever form the two sides agree on.
@@ -21,6 +22,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
 from jarvis_core import cancellation, log
 from jarvis_core.errors import DeadlineExceeded, Overloaded, RequestError, Unavailable
@@ -32,21 +34,23 @@ PARTS_LIMIT = 1 << 16
 LENGTH = struct.Struct("<Q")
 END_LOOK_INTERVAL_S = 0.01
 END_LOOKS = 50
-"""A worker that is told to end does nothing but end: it is killed after half a second."""
+"""A child that is told to end does nothing but end: it is killed after half a second."""
 
 CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE}
-"""What a process does to itself; SIGKILL comes from remote_turns: the system's memory is short, or somebody has a reason."""
+"""
+Signals that a process brings on itself; SIGKILL comes from outside, such as from a kernel that is short of memory.
+"""
 
 Part = bytes | bytearray | memoryview
 Message = list[bytes]
 """The header and the payloads."""
 
 
-class WorkerDied(Unavailable):
+class SubprocessDied(Unavailable):
     """
-    The process ended in the middle of a request, or, when that was not *begun*, before it.
+    A subprocess ended in the middle of a request, or before it where the request was not *begun*.
 
-    *crashed* says that a signal ended it, not its own defect.
+    *crashed* tells that one of ``CRASHES`` ended it.
     """
 
     def __init__(self, *, crashed: bool, begun: bool = True) -> None:
@@ -56,27 +60,30 @@ class WorkerDied(Unavailable):
 
 
 class _Subprocess:
-    """One process; its requests wait for one another."""
+    """One process of the pool, which answers its requests one after another."""
 
     def __init__(self, process: subprocess.Popen[bytes], connection: socket.socket) -> None:
         self.process = process
         self.pending = 0
-        """Requests that it answers or that wait for it."""
+        """Requests that it is answering or that wait for it."""
         self.sessions = 0
         self.idle_timer: asyncio.TimerHandle | None = None
         self.dead = False
         self.current: asyncio.Task[Message] | None = None
-        """Of the requests the one that it answers now; the others can still be taken back."""
+        """The request that it is answering; the others can still be cancelled without harm."""
         self._connection = connection
         self._lock = asyncio.Lock()
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
 
     async def ask(self, message: Sequence[Part], begin: Callable[[], None]) -> Message:
-        """Send *message* once its turn has come, which *begin* is told, and return the answer; raises ``WorkerDied``."""
+        """
+        Wait until the earlier requests are answered, call *begin*, send *message* and return the answer; raises
+        ``SubprocessDied``.
+        """
         async with self._lock:
             if self.dead:
-                raise WorkerDied(crashed=False, begun=False)
+                raise SubprocessDied(crashed=False, begun=False)
             self.current = asyncio.current_task()
             begin()
             if self._reader is None or self._writer is None:
@@ -86,9 +93,9 @@ class _Subprocess:
             except (OSError, EOFError) as exc:
                 status = await self.ended()
                 self.kill()
-                raise WorkerDied(crashed=-status in CRASHES) from exc
+                raise SubprocessDied(crashed=-status in CRASHES) from exc
             except BaseException:
-                # In the middle of a message nobody else can follow.
+                # Half a message is in the socket: no other request can be sent over it.
                 self.kill()
                 raise
             finally:
@@ -113,7 +120,7 @@ class _Subprocess:
         return [await reader.readexactly(length) for length in lengths]
 
     def stay(self) -> None:
-        """Do not end for having been idle: there is something to do."""
+        """Cancel the end that the process was to have for being idle."""
         if self.idle_timer is not None:
             self.idle_timer.cancel()
 
@@ -123,7 +130,7 @@ class _Subprocess:
         self.process.kill()
 
     async def ended(self) -> int:
-        """Wait for the end of a process that was told to end, and kill it when it does not; return its exit status."""
+        """Wait for the process to end, kill it when that takes too long, and return its exit status."""
         for _ in range(END_LOOKS):
             if (status := self.process.poll()) is not None:
                 return status
@@ -132,7 +139,7 @@ class _Subprocess:
         return await asyncio.to_thread(self.process.wait)
 
     def close(self) -> None:
-        """Take leave of the process: it ends when it sees its socket closed."""
+        """Close the socket, upon which the process ends by itself."""
         self.dead = True
         self.stay()
         if self._writer is not None:
@@ -141,31 +148,58 @@ class _Subprocess:
             self._connection.close()
 
 
-class Session:
-    """One worker for requests that build on one another; lent by ``SubprocessPool.session``."""
+class _AnswerTimer:
+    """
+    Kills *child* when it has not answered *limit_s* seconds after ``start``.
 
-    def __init__(self, workers: SubprocessPool, worker: _Subprocess) -> None:
-        self._workers = workers
-        self._worker = worker
+    Runs apart from the caller's own deadline: a caller may leave, and a process that hangs is killed all the same.
+    """
+
+    def __init__(self, child: _Subprocess, limit_s: float) -> None:
+        self._child = child
+        self._limit_s = limit_s
+        self._handle: asyncio.TimerHandle | None = None
+        self.expired = False
+
+    def start(self) -> None:
+        """Count from now on."""
+        self._handle = asyncio.get_running_loop().call_later(self._limit_s, self._expire)
+
+    def stop(self) -> None:
+        """Count no longer; safe to call before ``start``."""
+        if self._handle is not None:
+            self._handle.cancel()
+
+    def _expire(self) -> None:
+        self.expired = True
+        self._child.kill()
+
+
+class Session:
+    """Sends requests that build on one another to the same subprocess; lent by ``SubprocessPool.session``."""
+
+    def __init__(self, pool: SubprocessPool, child: _Subprocess) -> None:
+        self._pool = pool
+        self._child = child
 
     async def call(self, header: bytes, payloads: Sequence[Part] = (), *, timeout_s: float) -> Message:
         """
-        As ``SubprocessPool.call``, but always of the same worker, and never refused: it was let in with the session.
+        Ask the session's subprocess as ``SubprocessPool.call`` does; never refused, because the session was admitted.
 
-        Raises ``WorkerDied`` once that worker is gone.
+        Raises ``SubprocessDied`` once that process is gone.
         """
         deadline = asyncio.get_running_loop().time() + timeout_s
-        return await self._workers._call(self._worker, [header, *payloads], deadline, timeout_s)
+        return await self._pool._call(self._child, [header, *payloads], deadline, timeout_s)
 
 
 class SubprocessPool:
     """
-    A pool of at most *limit* processes that each run ``python -m MODULE ARGUMENTS``, whose ``main`` calls ``serve``.
+    Keeps at most *limit* processes that each run ``python -m MODULE ARGUMENTS``, whose ``main`` calls ``serve``.
 
-    *idle_s* seconds after its last request a process is ended; None keeps it. More than *waiting_limit* requests at a
-    time, and more than *session_limit* sessions, are refused. With *kill_cancelled* a process whose request was cancelled is killed, so that it does not work on
-    for nobody; otherwise it finishes, and the answer is thrown away. Use it from one event loop, in the main thread: a
-    child ends with the thread that made it.
+    Ends a process *idle_s* seconds after its last request; None keeps it. Refuses more than *waiting_limit* requests at
+    a time, and more than *session_limit* sessions. With *kill_cancelled* a process whose request was cancelled is
+    killed; without it the process finishes the request and the answer is thrown away. Use it from one event loop, in
+    the main thread: a child ends with the thread that made it.
     """
 
     def __init__(
@@ -187,7 +221,7 @@ class SubprocessPool:
         self._waiting_limit = waiting_limit
         self._session_limit = session_limit
         self._kill_cancelled = kill_cancelled
-        self._workers: list[_Subprocess] = []
+        self._subprocesses: list[_Subprocess] = []
         self._leaving: set[_Subprocess] = set()
         self._reapers: set[asyncio.Task[None]] = set()
         self._calls: set[asyncio.Task[Message]] = set()
@@ -195,25 +229,25 @@ class SubprocessPool:
 
     @property
     def running(self) -> int:
-        """How many processes there are."""
-        return len(self._workers)
+        """The number of processes."""
+        return len(self._subprocesses)
 
     @property
     def pending(self) -> int:
-        """How many requests are being answered or wait."""
-        return sum(worker.pending for worker in self._workers)
+        """The number of requests that are being answered or wait."""
+        return sum(child.pending for child in self._subprocesses)
 
     def start(self) -> None:
         """Start a process if there is none, so that the first request need not wait for it."""
-        if not self._workers and not self._closed:
+        if not self._subprocesses and not self._closed:
             self._rest(self._spawn())
 
     async def call(self, header: bytes, payloads: Sequence[Part] = (), *, timeout_s: float) -> Message:
         """
-        Have a worker answer *header* with *payloads*; return the answer's header and payloads.
+        Send *header* with *payloads* to the least busy process; return the answer's header and payloads.
 
         Waits at most *timeout_s* seconds for its turn, and as long again for the answer. Raises ``DeadlineExceeded``
-        (the process is killed), ``WorkerDied``, ``Overloaded`` when too many wait or its turn did not come in time,
+        (the process is killed), ``SubprocessDied``, ``Overloaded`` when too many wait or its turn did not come in time,
         ``Unavailable`` when no process can be started.
         """
         if self.pending >= self._waiting_limit:
@@ -223,111 +257,98 @@ class SubprocessPool:
         while True:
             try:
                 return await self._call(self._pick(), message, deadline, timeout_s)
-            except WorkerDied as exc:
-                # What the process died of was another request, behind which this one waited.
+            except SubprocessDied as exc:
+                # The process died of an earlier request while this one waited: send it to another process.
                 if exc.begun:
                     raise
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[Session]:
         """
-        Lend one worker for several requests that build on one another; others may use it in between.
+        Lend one subprocess for several requests that build on one another; other requests may use it in between.
 
         Raises ``Overloaded`` when there are too many sessions, ``Unavailable`` when no process can be started.
         """
-        if sum(worker.sessions for worker in self._workers) >= self._session_limit:
+        if sum(child.sessions for child in self._subprocesses) >= self._session_limit:
             raise self._overloaded()
-        worker = self._pick()
-        worker.sessions += 1
-        worker.stay()
+        child = self._pick()
+        child.sessions += 1
+        child.stay()
         try:
-            yield Session(self, worker)
+            yield Session(self, child)
         finally:
-            worker.sessions -= 1
-            self._rest(worker)
+            child.sessions -= 1
+            self._rest(child)
 
     async def close(self) -> None:
         """End every process; requests that run fail."""
         self._closed = True
-        for worker in [*self._workers, *self._leaving]:
-            worker.close()
-        for worker in [*self._workers, *self._leaving]:
-            await self._reap(worker)
-        self._workers.clear()
+        for child in [*self._subprocesses, *self._leaving]:
+            child.close()
+        for child in [*self._subprocesses, *self._leaving]:
+            await self._reap(child)
+        self._subprocesses.clear()
         if tasks := self._calls | self._reapers:
             await asyncio.wait(tasks)
 
-    async def _call(self, worker: _Subprocess, message: Sequence[Part], deadline: float, work_s: float) -> Message:
-        """Wait until *deadline* for the worker's turn, and *work_s* seconds from then for its answer."""
-        loop = asyncio.get_running_loop()
+    async def _call(self, child: _Subprocess, message: Sequence[Part], deadline: float, work_s: float) -> Message:
+        """
+        Wait until *deadline* for the process to begin with *message*, and *work_s* seconds from then for its answer.
+        """
         limit = cancellation.timeout_at(deadline)
-        expiry: asyncio.TimerHandle | None = None
-        expired = False
-
-        def begin() -> None:
-            # A timer of its own: whoever waits may have left, but no process is to hang for ever.
-            nonlocal expiry
-            expiry = loop.call_later(work_s, expire)
-
-        def expire() -> None:
-            nonlocal expired
-            expired = True
-            worker.kill()
-
-        worker.stay()
-        worker.pending += 1
-        task = loop.create_task(worker.ask(message, begin))
+        timer = _AnswerTimer(child, work_s)
+        child.stay()
+        child.pending += 1
+        task = asyncio.get_running_loop().create_task(child.ask(message, timer.start))
         self._calls.add(task)
-
-        def done(_: asyncio.Task[Message]) -> None:
-            if expiry is not None:
-                expiry.cancel()
-            self._done(worker, task)
-
-        task.add_done_callback(done)
+        task.add_done_callback(partial(self._done, child, timer))
         try:
             while True:
                 try:
                     async with limit:
                         return await asyncio.shield(task)
                 except TimeoutError as exc:
-                    if worker.current is not task:
+                    if child.current is not task:
                         task.cancel()
                         raise self._overloaded() from exc
-                    # Its turn has come meanwhile: from here on its own time counts.
+                    # The process has begun with it meanwhile: from here on ``timer`` bounds the wait.
                     limit = cancellation.timeout(None)
-        except WorkerDied as exc:
-            if expired:
+        except SubprocessDied as exc:
+            if timer.expired:
                 raise DeadlineExceeded(f"The {self.name} did not answer within {work_s:g} s.") from exc
             raise
         except asyncio.CancelledError:
-            if worker.current is not task:
+            if child.current is not task:
                 task.cancel()
             elif self._kill_cancelled:
-                worker.kill()
+                child.kill()
             raise
 
     def _overloaded(self) -> Overloaded:
         return Overloaded(f"Too many requests wait for the {self.name}.", retry_after_s=1)
 
-    def _done(self, worker: _Subprocess, task: asyncio.Task[Message]) -> None:
+    def _done(self, child: _Subprocess, timer: _AnswerTimer, task: asyncio.Task[Message]) -> None:
+        timer.stop()
         self._calls.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, RequestError):
-            logger.error("a worker's request failed", worker=self.name, error=repr(error))
-        worker.pending -= 1
-        self._rest(worker)
+            logger.error("a subprocess' request failed", pool=self.name, error=repr(error))
+        child.pending -= 1
+        self._rest(child)
 
     def _pick(self) -> _Subprocess:
-        """Return the worker with the least to do, a new one while that is allowed; raises ``Unavailable``."""
+        """
+        Return the process with the least to do, a new one where all are busy and *limit* allows it; raises
+        ``Unavailable``.
+        """
         if self._closed:
             raise Unavailable("The server is stopping.", retry_after_s=5)
-        for worker in [*self._workers]:
-            if not worker.pending and worker.process.poll() is not None:
-                # It died, or somebody killed it, while it had nothing to do.
-                worker.dead = True
-                self._rest(worker)
-        alive = [worker for worker in self._workers if not worker.dead]
-        least = min(alive, key=lambda worker: worker.pending + worker.sessions, default=None)
+        for child in [*self._subprocesses]:
+            if not child.pending and child.process.poll() is not None:
+                # It died, or was killed from outside, while it was idle.
+                child.dead = True
+                self._rest(child)
+        alive = [child for child in self._subprocesses if not child.dead]
+        least = min(alive, key=lambda child: child.pending + child.sessions, default=None)
         if least is None or (least.pending + least.sessions and len(alive) < self._limit):
             return self._spawn()
         return least
@@ -343,35 +364,35 @@ class SubprocessPool:
         except OSError as exc:
             ours.close()
             raise Unavailable(f"The {self.name} cannot be started.", retry_after_s=5) from exc
-        worker = _Subprocess(process, ours)
-        self._workers.append(worker)
-        return worker
+        child = _Subprocess(process, ours)
+        self._subprocesses.append(child)
+        return child
 
-    def _rest(self, worker: _Subprocess) -> None:
-        """See what becomes of a worker that has done something: dead ones are buried, idle ones may go."""
-        if worker not in self._workers:
+    def _rest(self, child: _Subprocess) -> None:
+        """Remove *child* where it is dead; arm its idle timer where it has nothing to do."""
+        if child not in self._subprocesses:
             return
-        if worker.dead:
-            self._dismiss(worker)
-        elif self._idle_s is not None and not worker.pending and not worker.sessions:
-            worker.stay()
-            worker.idle_timer = asyncio.get_running_loop().call_later(self._idle_s, self._dismiss, worker)
+        if child.dead:
+            self._dismiss(child)
+        elif self._idle_s is not None and not child.pending and not child.sessions:
+            child.stay()
+            child.idle_timer = asyncio.get_running_loop().call_later(self._idle_s, self._dismiss, child)
 
-    def _dismiss(self, worker: _Subprocess) -> None:
-        if worker in self._workers:
-            self._workers.remove(worker)
+    def _dismiss(self, child: _Subprocess) -> None:
+        if child in self._subprocesses:
+            self._subprocesses.remove(child)
         if self._closed:
             return
-        worker.close()
-        self._leaving.add(worker)
-        task = asyncio.get_running_loop().create_task(self._reap(worker))
+        child.close()
+        self._leaving.add(child)
+        task = asyncio.get_running_loop().create_task(self._reap(child))
         self._reapers.add(task)
         task.add_done_callback(self._reapers.discard)
 
-    async def _reap(self, worker: _Subprocess) -> None:
-        """Wait for the end of a process that was told to end."""
-        await worker.ended()
-        self._leaving.discard(worker)
+    async def _reap(self, child: _Subprocess) -> None:
+        """Wait until *child*, which was told to end, has ended."""
+        await child.ended()
+        self._leaving.discard(child)
 
 
 Handle = Callable[[Message], Sequence[Part]]

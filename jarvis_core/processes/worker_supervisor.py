@@ -1,9 +1,10 @@
 """
-The parent of several workers: starts them, starts again what dies, and ends all together.
+Starts several worker processes, restarts those that die, and ends all together.
 
-It answers no request and has no event loop: what it needs is signals, its workers' ends, and a line from each. A
-worker's control socket carries ``ready`` once it serves, or ``failed`` with the reason for a person; its end comes with
-the worker's. The workers are forked from the main thread, whose end would be theirs (``child.py``).
+The supervising process answers no request and has no event loop: it waits for signals, for workers that end, and for a
+line from each worker. A worker writes ``ready`` to its control socket once it serves, or ``failed`` and the reason as a
+sentence; the socket closes when the worker ends. Workers are forked from the main thread, because Linux ends them with
+the thread that forked them (``child.py``).
 """
 
 from __future__ import annotations
@@ -19,49 +20,50 @@ from types import FrameType
 
 from jarvis_core import log
 from jarvis_core.errors import StartError
+from jarvis_core.processes.child import Backoff
 
 logger = log.get(__name__)
 
 RESTART_DELAYS_S = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0)
-"""Before a worker that died is started again, for each time that it died young; the last repeats."""
+"""
+How long to wait before a restart, by the number of deaths in a row soon after a start; the last repeats.
+"""
 READY_DELAY_S = 1.0
-"""The longest of them for one that had come to serve."""
-YOUNG_S = 30.0
+"""The longest of these delays for a worker that had written ``ready``."""
 LINGER_S = 5.0
 """How much longer than draining may take the workers have to end before they are killed."""
 LINE_LIMIT_BYTES = 16_384
 PULSE_INTERVAL_S = 1.0
-STILL_LOOKS = 30
-"""A worker whose pulse has stood still at so many looks is killed: it would keep clients and serve none."""
+STILL_CHECKS = 30
+"""A worker whose pulse has not changed at so many checks is killed: it holds connections and serves none of them."""
 
 
 Pulse = Callable[[int], float]
-"""Gives a number that changes while the worker with that number is alive."""
+"""Returns, for a worker's number, a value that changes for as long as the worker's event loop runs."""
 
 
 Spawn = Callable[[int, socket.socket], "subprocess.Popen[bytes]"]
-"""Starts the worker with this number, which has its end of the control socket as its own."""
+"""Starts the worker with this number, which inherits its end of the control socket."""
 
 
 class _Slot:
-    """One worker's place: whoever fills it now."""
+    """One worker by its number: the process that runs as this worker now, and its history."""
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.process: subprocess.Popen[bytes] | None = None
         self.control: socket.socket | None = None
-        self.said = b""
+        self.unread = b""
         self.ready = False
         self.failure = ""
         self.started_at = 0.0
-        self.deaths = 0
-        """One after another of workers that had not lived long."""
+        self.backoff = Backoff(RESTART_DELAYS_S)
         self.restart_at: float | None = None
         self.pulse = 0.0
-        self.still_looks = 0
+        self.still_checks = 0
 
     def poll(self) -> bool:
-        """Whether a worker is here that has not ended."""
+        """Return whether the worker's process runs."""
         return self.process is not None and self.process.poll() is None
 
 
@@ -69,8 +71,8 @@ class WorkerSupervisor:
     """
     Keeps *workers* processes running until a signal.
 
-    *on_ready* is called once, when all of them serve. *drain_timeout_s* is how long they may take to end. *pulse* tells
-    whether one that runs does anything.
+    Calls *on_ready* once, when all of them serve. Gives them *drain_timeout_s* to end after a signal. Kills a worker
+    whose *pulse* stands still.
     """
 
     def __init__(
@@ -90,7 +92,7 @@ class WorkerSupervisor:
         self._pulse_at = 0.0
         self._announced = False
         self._stops = 0
-        """How many signals to stop have come."""
+        """The number of signals to stop that have come."""
         self._kill_at = float("inf")
         self._selector = selectors.DefaultSelector()
 
@@ -98,7 +100,8 @@ class WorkerSupervisor:
         """
         Serve until SIGTERM or SIGINT, the second of which ends all at once; return the exit code.
 
-        Raises ``StartError`` where a worker cannot start; one that had started is started again for as long as it takes.
+        Raises ``StartError`` where a worker cannot start at first; once all have served, a worker is restarted without
+        limit.
         """
         with contextlib.ExitStack() as stack:
             stack.callback(self._selector.close)
@@ -108,7 +111,7 @@ class WorkerSupervisor:
                 self._start(slot)
             while not (self._stops and not any(slot.poll() for slot in self._slots)):
                 self._wait()
-                self._check_pulses()
+                self._check_workers()
             return 0 if self._announced else 130
 
     @contextlib.contextmanager
@@ -141,8 +144,8 @@ class WorkerSupervisor:
 
     def _start(self, slot: _Slot) -> None:
         slot.restart_at = None
-        slot.ready, slot.said, slot.failure = False, b"", ""
-        slot.still_looks = 0
+        slot.ready, slot.unread, slot.failure = False, b"", ""
+        slot.still_checks = 0
         ours, theirs = socket.socketpair()
         try:
             with theirs:
@@ -159,7 +162,7 @@ class WorkerSupervisor:
         slot.control = ours
         self._selector.register(ours, selectors.EVENT_READ, slot)
         if self._stops:
-            # The signal came before there was anybody to tell.
+            # The signal came before this process was there to be sent it.
             slot.process.send_signal(signal.SIGTERM)
 
     def _wait(self) -> None:
@@ -169,43 +172,43 @@ class WorkerSupervisor:
         moments = [self._kill_at] if self._stops else [*moments, self._pulse_at]
         for key, _ in self._selector.select(max(0.0, min(moments) - now)):
             if isinstance(key.data, _Slot):
-                self._hear(key.data)
+                self._read_control(key.data)
             elif isinstance(key.fileobj, socket.socket):
                 with contextlib.suppress(BlockingIOError):
                     key.fileobj.recv(4_096)
 
-    def _hear(self, slot: _Slot) -> bool:
-        """Take what the worker says; return whether there was anything, and let go of a socket that it has closed."""
+    def _read_control(self, slot: _Slot) -> bool:
+        """Read the worker's control socket, and close it where the worker has; return whether anything was read."""
         if slot.control is None:
             return False
         try:
-            said = slot.control.recv(LINE_LIMIT_BYTES)
+            received = slot.control.recv(LINE_LIMIT_BYTES)
         except BlockingIOError:
             return False
         except OSError:
-            said = b""
-        slot.said = (slot.said + said)[-LINE_LIMIT_BYTES:]
-        while b"\n" in slot.said:
-            line, _, slot.said = slot.said.partition(b"\n")
+            received = b""
+        slot.unread = (slot.unread + received)[-LINE_LIMIT_BYTES:]
+        while b"\n" in slot.unread:
+            line, _, slot.unread = slot.unread.partition(b"\n")
             word, _, rest = line.decode(errors="replace").partition(" ")
             slot.ready = slot.ready or word == "ready"
             slot.failure = rest if word == "failed" else slot.failure
-        if not said:
-            self._let_go(slot)
-        return bool(said)
+        if not received:
+            self._close_control(slot)
+        return bool(received)
 
-    def _let_go(self, slot: _Slot) -> None:
+    def _close_control(self, slot: _Slot) -> None:
         if slot.control is not None:
             self._selector.unregister(slot.control)
             slot.control.close()
             slot.control = None
 
-    def _check_pulses(self) -> None:
-        """Do what is due."""
+    def _check_workers(self) -> None:
+        """Restart, announce or kill workers where that is due."""
         now = time.monotonic()
         for slot in self._slots:
             if slot.process is not None and not slot.poll():
-                self._bury(slot, now)
+                self._reap(slot, now)
             if slot.restart_at is not None and now >= slot.restart_at and not self._stops:
                 self._start(slot)
         if not self._announced and not self._stops and all(slot.ready for slot in self._slots):
@@ -215,34 +218,36 @@ class WorkerSupervisor:
             self._kill()
         if not self._stops and now >= self._pulse_at:
             self._pulse_at = now + PULSE_INTERVAL_S
-            self._take_pulses()
+            self._check_pulses()
 
-    def _take_pulses(self) -> None:
-        """Kill workers that stand still: the clock alone would not do, as the whole machine may have stood still."""
+    def _check_pulses(self) -> None:
+        """
+        Kill workers whose pulse stands still; checks are counted, not seconds, because the whole machine may have been
+        suspended.
+        """
         for slot in self._slots:
             if not slot.ready or slot.process is None:
                 continue
             pulse = self._pulse(slot.number)
-            slot.still_looks = slot.still_looks + 1 if pulse == slot.pulse else 0
+            slot.still_checks = slot.still_checks + 1 if pulse == slot.pulse else 0
             slot.pulse = pulse
-            if slot.still_looks >= STILL_LOOKS:
+            if slot.still_checks >= STILL_CHECKS:
                 logger.error("a worker stands still and is killed", worker=slot.number)
-                slot.still_looks = 0
+                slot.still_checks = 0
                 slot.process.kill()
 
-    def _bury(self, slot: _Slot, now: float) -> None:
-        while self._hear(slot):
+    def _reap(self, slot: _Slot, now: float) -> None:
+        while self._read_control(slot):
             pass
-        self._let_go(slot)
+        self._close_control(slot)
         process, slot.process = slot.process, None
         if self._stops or process is None:
             return
         if not self._announced:
             raise StartError(slot.failure or f"a worker ended with {process.returncode}; the log above may say why")
-        slot.deaths = 1 if now - slot.started_at > YOUNG_S else slot.deaths + 1
-        delay_s = RESTART_DELAYS_S[min(slot.deaths, len(RESTART_DELAYS_S)) - 1]
+        delay_s = slot.backoff.delay_s(now - slot.started_at)
         if slot.ready:
-            # It can start, so the next one serves at least for a while.
+            # It could start, so the next process is likely to serve at least for a while.
             delay_s = min(delay_s, READY_DELAY_S)
         slot.restart_at = now + delay_s
         logger.error(
@@ -254,10 +259,10 @@ class WorkerSupervisor:
         )
 
     def _kill(self) -> None:
-        """End at once what is left."""
+        """Kill every worker that still runs."""
         for slot in self._slots:
             if slot.process is not None:
                 if slot.poll():
                     slot.process.kill()
                 slot.process.wait()
-            self._let_go(slot)
+            self._close_control(slot)

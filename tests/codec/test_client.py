@@ -7,13 +7,13 @@ import pytest
 from jarvis_core.codec.client import Codec
 from jarvis_core.codec.messages import Decoded, encoder
 from jarvis_core.errors import InvalidRequest, Unavailable
-from jarvis_core.processes.subprocess_pool import Message, WorkerDied
+from jarvis_core.processes.subprocess_pool import Message, SubprocessDied
 
 
 class Dying:
     """Processes that die of their requests as the test says, and then answer."""
 
-    def __init__(self, *deaths: WorkerDied) -> None:
+    def __init__(self, *deaths: SubprocessDied) -> None:
         self.deaths = list(deaths)
 
     async def call(self, header: bytes, payloads: object, *, timeout_s: float) -> Message:
@@ -22,12 +22,12 @@ class Dying:
         return [encoder.encode(Decoded(0, []))]
 
 
-def crash() -> WorkerDied:
-    return WorkerDied(crashed=True)
+def crash() -> SubprocessDied:
+    return SubprocessDied(crashed=True)
 
 
-def kill() -> WorkerDied:
-    return WorkerDied(crashed=False)
+def kill() -> SubprocessDied:
+    return SubprocessDied(crashed=False)
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def kill() -> WorkerDied:
         ([crash(), kill()], Unavailable),
     ],
 )
-async def test_death(deaths: list[WorkerDied], error: type[Exception] | None) -> None:
+async def test_death(deaths: list[SubprocessDied], error: type[Exception] | None) -> None:
     """A file of which two processes crash is not to be decoded; one death is chance, and a kill is nobody's fault."""
     codec = Codec(limit=1)
     codec._uploads = Dying(*deaths)  # type: ignore[assignment]
@@ -49,4 +49,4 @@ async def test_death(deaths: list[WorkerDied], error: type[Exception] | None) ->
     else:
         with pytest.raises(error):
             await asking
-    await codec._workers.close()
+    await codec._pool.close()

@@ -43,36 +43,36 @@ MIB = 1 << 20
 
 
 @pytest.fixture
-async def workers() -> AsyncIterator[SubprocessPool]:
+async def pool() -> AsyncIterator[SubprocessPool]:
     """Give a pool of one codec process."""
-    workers = SubprocessPool("codec", "jarvis_core.codec")
-    yield workers
-    await workers.close()
+    pool = SubprocessPool("codec", "jarvis_core.codec")
+    yield pool
+    await pool.close()
 
 
-def threads(workers: SubprocessPool) -> int:
+def threads(pool: SubprocessPool) -> int:
     """Return how many threads the process has."""
-    (worker,) = workers._workers
-    return len(list(Path(f"/proc/{worker.process.pid}/task").iterdir()))
+    (codec,) = pool._subprocesses
+    return len(list(Path(f"/proc/{codec.process.pid}/task").iterdir()))
 
 
-async def ask(workers: SubprocessPool, request: Request, *payloads: bytes) -> tuple[Answer, list[bytes]]:
-    header, *answered = await workers.call(encoder.encode(request), payloads, timeout_s=30.0)
+async def ask(pool: SubprocessPool, request: Request, *payloads: bytes) -> tuple[Answer, list[bytes]]:
+    header, *answered = await pool.call(encoder.encode(request), payloads, timeout_s=30.0)
     return answer_decoder.decode(header), answered
 
 
-def memory_bytes(workers: SubprocessPool) -> int:
+def memory_bytes(pool: SubprocessPool) -> int:
     """Return the most memory that the process ever had."""
-    (worker,) = workers._workers
-    status = Path(f"/proc/{worker.process.pid}/status").read_text(encoding="ascii")
+    (codec,) = pool._subprocesses
+    status = Path(f"/proc/{codec.process.pid}/status").read_text(encoding="ascii")
     (line,) = [line for line in status.splitlines() if line.startswith("VmHWM:")]
     return int(line.split()[1]) * 1024
 
 
-async def test_speech(workers: SubprocessPool) -> None:
+async def test_speech(pool: SubprocessPool) -> None:
     """A recording comes back as one window of samples in base64."""
     data = (AUDIO / "fx16k_fr_1.webm").read_bytes()
-    answer, payloads = await ask(workers, DecodeUpload("audio/webm"), data[:1_000], data[1_000:])
+    answer, payloads = await ask(pool, DecodeUpload("audio/webm"), data[:1_000], data[1_000:])
     assert isinstance(answer, Decoded)
     assert answer.duration_ms == pytest.approx(2_250, abs=20)
     assert answer.windows == [Window(0, answer.duration_ms, False)]
@@ -83,17 +83,17 @@ async def test_speech(workers: SubprocessPool) -> None:
     assert 0.1 < np.abs(samples).max() <= 1.0
 
 
-async def test_json_with_a_language(workers: SubprocessPool) -> None:
+async def test_json_with_a_language(pool: SubprocessPool) -> None:
     """What the request's own fields name comes back with the clip."""
     body = json.dumps({"audio_data": base64.b64encode(wav(tone(1.0))).decode(), "language": "fr"}).encode()
-    answer, _ = await ask(workers, DecodeUpload("application/json"), body)
+    answer, _ = await ask(pool, DecodeUpload("application/json"), body)
     assert answer == Decoded(1_000, [Window(0, 1_000, False)], "fr")
 
 
-async def test_windows(workers: SubprocessPool) -> None:
+async def test_windows(pool: SubprocessPool) -> None:
     """A long clip comes in windows that follow one another; a silent one has no samples."""
     clip = np.concatenate([tone(2.0), silence(3.0), tone(1.5)])
-    answer, payloads = await ask(workers, DecodePcm("pcm16", 16_000, window_s=2.5), to_pcm(clip, "s16"))
+    answer, payloads = await ask(pool, DecodePcm("pcm16", 16_000, window_s=2.5), to_pcm(clip, "s16"))
     assert isinstance(answer, Decoded)
     assert answer.duration_ms == 6_500
     assert [window.silent for window in answer.windows] == [False, True, False]
@@ -104,12 +104,12 @@ async def test_windows(workers: SubprocessPool) -> None:
     assert len(base64.b64decode(payloads[0])) == answer.windows[0].duration_ms * 64
 
 
-async def test_nothing_said(workers: SubprocessPool) -> None:
+async def test_nothing_said(pool: SubprocessPool) -> None:
     """An empty body is a clip without windows, one sample and silence have a silent one."""
-    assert await ask(workers, DecodeUpload("audio/wav"), b"") == (Decoded(0, []), [])
-    assert await ask(workers, DecodeUpload("audio/wav"), wav(silence(0.0))) == (Decoded(0, []), [])
-    assert await ask(workers, DecodePcm("f32", 16_000), bytes(4)) == (Decoded(0, [Window(0, 0, True)]), [b""])
-    assert await ask(workers, DecodePcm("f32", 8_000), silence(1.0, 8_000).tobytes()) == (
+    assert await ask(pool, DecodeUpload("audio/wav"), b"") == (Decoded(0, []), [])
+    assert await ask(pool, DecodeUpload("audio/wav"), wav(silence(0.0))) == (Decoded(0, []), [])
+    assert await ask(pool, DecodePcm("f32", 16_000), bytes(4)) == (Decoded(0, [Window(0, 0, True)]), [b""])
+    assert await ask(pool, DecodePcm("f32", 8_000), silence(1.0, 8_000).tobytes()) == (
         Decoded(1_000, [Window(0, 1_000, True)]),
         [b""],
     )
@@ -129,62 +129,62 @@ async def test_nothing_said(workers: SubprocessPool) -> None:
         (Encode(1, "wav", sample_rate_hz=16_000), to_base64(tone(0.1)), "unavailable", "was lost"),
     ],
 )
-async def test_complaints(workers: SubprocessPool, request_: Request, payload: bytes, code: str, words: str) -> None:
+async def test_complaints(pool: SubprocessPool, request_: Request, payload: bytes, code: str, words: str) -> None:
     """What is wrong is an answer, and the process goes on."""
-    answer, payloads = await ask(workers, request_, payload)
+    answer, payloads = await ask(pool, request_, payload)
     assert isinstance(answer, Failed)
     assert (answer.code, payloads) == (code, [])
     assert words in answer.message
-    assert await ask(workers, DecodeUpload(""), b"") == (Decoded(0, []), [])
-    assert workers.running == 1
+    assert await ask(pool, DecodeUpload(""), b"") == (Decoded(0, []), [])
+    assert pool.running == 1
 
 
-async def test_stream_of_speech(workers: SubprocessPool) -> None:
+async def test_stream_of_speech(pool: SubprocessPool) -> None:
     """Pieces make a file across requests, until the stream is dropped."""
     begin = Encode(5, "wav", sample_rate_hz=24_000, first=True)
     request = Encode(5, "wav", sample_rate_hz=24_000)
     piece = to_base64(tone(0.5, rate_hz=24_000))
-    answer, first = await ask(workers, begin, piece)
+    answer, first = await ask(pool, begin, piece)
     assert answer == Encoded(500.0, 24_000)
-    _, second = await ask(workers, request, piece)
+    _, second = await ask(pool, request, piece)
     assert first[0][:4] == b"RIFF"
     assert first[0][44:] == second[0]
-    assert await ask(workers, DropStream(5)) == (Encoded(0.0, 0), [])
-    answer, _ = await ask(workers, request, piece)
+    assert await ask(pool, DropStream(5)) == (Encoded(0.0, 0), [])
+    answer, _ = await ask(pool, request, piece)
     assert isinstance(answer, Failed)
-    _, again = await ask(workers, begin, piece)
+    _, again = await ask(pool, begin, piece)
     assert again == first
 
 
-async def test_enhanced_window(workers: SubprocessPool) -> None:
+async def test_enhanced_window(pool: SubprocessPool) -> None:
     """What the audio engine answers is checked there too."""
     samples = tone(0.1)
-    assert await ask(workers, CheckEnhanced(1_600), to_base64(samples)) == (Checked(), [to_base64(samples)])
-    answer, payloads = await ask(workers, CheckEnhanced(1_601), to_base64(samples))
+    assert await ask(pool, CheckEnhanced(1_600), to_base64(samples)) == (Checked(), [to_base64(samples)])
+    answer, payloads = await ask(pool, CheckEnhanced(1_601), to_base64(samples))
     assert isinstance(answer, Checked)
     assert answer.complaint
     assert payloads == []
 
 
-async def test_bomb_in_little_memory(workers: SubprocessPool) -> None:
+async def test_bomb_in_little_memory(pool: SubprocessPool) -> None:
     """Days of silence in 24 MiB are refused at ten minutes, in the memory of ten minutes."""
-    answer, _ = await ask(workers, DecodeUpload("audio/flac"), flac_bomb(24 * MIB))
+    answer, _ = await ask(pool, DecodeUpload("audio/flac"), flac_bomb(24 * MIB))
     assert answer == Failed("too_large", "The audio is longer than 600 s.", {"limit_s": 600})
-    assert memory_bytes(workers) < 250 * MIB
+    assert memory_bytes(pool) < 250 * MIB
 
 
-async def test_longest_clip_in_bounded_memory(workers: SubprocessPool) -> None:
+async def test_longest_clip_in_bounded_memory(pool: SubprocessPool) -> None:
     """Ten minutes in the largest JSON body that is taken need a fraction of the process's limit."""
     sound = np.random.default_rng(1).integers(-9_000, 9_000, 600 * 16_000, dtype="<i2").tobytes()
     head = wav(tone(1.0)[:0], data_size=len(sound), riff_size=len(sound) + 36)
     note = b"junk" + (6 * MIB).to_bytes(4, "little") + bytes(6 * MIB)
     body = b'{"audio_data": "' + base64.b64encode(head[:12] + note + head[12:] + sound) + b'"}'
     assert len(body) > 32 * MIB
-    answer, payloads = await ask(workers, DecodeUpload("application/json"), body)
+    answer, payloads = await ask(pool, DecodeUpload("application/json"), body)
     assert isinstance(answer, Decoded)
     assert answer.duration_ms == 600_000
     assert sum(len(payload) for payload in payloads) > 48 * MIB
-    assert memory_bytes(workers) < child.MEMORY_LIMIT_BYTES // 2
+    assert memory_bytes(pool) < child.MEMORY_LIMIT_BYTES // 2
 
 
 def serve_once(requests: Sequence[list[bytes]]) -> tuple[list[list[bytes]], str]:
@@ -299,19 +299,19 @@ def without_memory(monkeypatch: pytest.MonkeyPatch) -> child.Codec:
     return child.Codec()
 
 
-async def test_limits(workers: SubprocessPool) -> None:
+async def test_limits(pool: SubprocessPool) -> None:
     """The process has a limit of memory and leaves no core file, and numpy starts no threads in it."""
-    await ask(workers, DecodeUpload(""), b"")
-    (worker,) = workers._workers
-    pid = worker.process.pid
+    await ask(pool, DecodeUpload(""), b"")
+    (codec,) = pool._subprocesses
+    pid = codec.process.pid
     assert resource.prlimit(pid, resource.RLIMIT_AS)[0] == child.MEMORY_LIMIT_BYTES
     assert resource.prlimit(pid, resource.RLIMIT_CORE) == (0, 0)
-    assert threads(workers) == 1
+    assert threads(pool) == 1
 
 
-async def test_interrupts_are_ignored(workers: SubprocessPool) -> None:
+async def test_interrupts_are_ignored(pool: SubprocessPool) -> None:
     """Ctrl-C is the parent's business."""
-    await ask(workers, DecodeUpload(""), b"")
-    (worker,) = workers._workers
-    worker.process.send_signal(signal.SIGINT)
-    assert await ask(workers, DecodeUpload(""), b"") == (Decoded(0, []), [])
+    await ask(pool, DecodeUpload(""), b"")
+    (codec,) = pool._subprocesses
+    codec.process.send_signal(signal.SIGINT)
+    assert await ask(pool, DecodeUpload(""), b"") == (Decoded(0, []), [])

@@ -14,32 +14,32 @@ from pathlib import Path
 import pytest
 
 from jarvis_core.errors import DeadlineExceeded, Overloaded, RequestError, Unavailable
-from jarvis_core.processes.subprocess_pool import Message, Part, Session, SubprocessPool, WorkerDied
+from jarvis_core.processes.subprocess_pool import Message, Part, Session, SubprocessDied, SubprocessPool
 from tests.system.server import REPOSITORY, Process, family_of, wait_gone
 
-CHILD = "tests.fakes.worker"
+CHILD = "tests.fakes.pooled_process"
 LONG_S = 20.0
-MakeWorkers = Callable[..., SubprocessPool]
+MakePool = Callable[..., SubprocessPool]
 
 
 @pytest.fixture
-async def make_workers() -> AsyncIterator[MakeWorkers]:
+async def make_pool() -> AsyncIterator[MakePool]:
     """Make pools of the test's own; afterwards they are closed and none of their processes is left."""
     made: list[SubprocessPool] = []
 
     def make(module: str = CHILD, **options: object) -> SubprocessPool:
-        made.append(SubprocessPool("test worker", module, **options))  # type: ignore[arg-type]
+        made.append(SubprocessPool("test process", module, **options))  # type: ignore[arg-type]
         return made[-1]
 
     yield make
-    for workers in made:
-        await workers.close()
-        assert workers.running == 0
+    for pool in made:
+        await pool.close()
+        assert pool.running == 0
     assert not children()
 
 
 def children() -> set[Process]:
-    """Return this process' workers."""
+    """Return this process' pool."""
     mine = {process for process in family_of(os.getpid()) if process.pid != os.getpid()}
     return {one for one in mine if CHILD.encode() in _command(one.pid)}
 
@@ -51,9 +51,9 @@ def _command(pid: int) -> bytes:
         return b""
 
 
-async def ask(workers: SubprocessPool | Session, header: str = "echo", timeout_s: float = LONG_S) -> tuple[int, int]:
+async def ask(pool: SubprocessPool | Session, header: str = "echo", timeout_s: float = LONG_S) -> tuple[int, int]:
     """Return the pid of who answered, and the how many-th request it was."""
-    pid, _, number = (await workers.call(header.encode(), timeout_s=timeout_s))[0].partition(b" ")
+    pid, _, number = (await pool.call(header.encode(), timeout_s=timeout_s))[0].partition(b" ")
     return int(pid), int(number)
 
 
@@ -67,9 +67,9 @@ async def gone(pid: int) -> None:
 class Held:
     """A request that is being answered until ``release``."""
 
-    def __init__(self, workers: SubprocessPool | Session, path: Path, timeout_s: float = LONG_S) -> None:
+    def __init__(self, pool: SubprocessPool | Session, path: Path, timeout_s: float = LONG_S) -> None:
         self._path = path
-        self.task = asyncio.create_task(ask(workers, f"wait {path}", timeout_s))
+        self.task = asyncio.create_task(ask(pool, f"wait {path}", timeout_s))
 
     def release(self) -> None:
         self._path.touch()
@@ -79,65 +79,65 @@ class Held:
 def hold(tmp_path: Path) -> Callable[..., Held]:
     """Make requests that are answered when the test says so."""
     numbers = iter(range(100))
-    return lambda workers, timeout_s=LONG_S: Held(workers, tmp_path / str(next(numbers)), timeout_s)
+    return lambda pool, timeout_s=LONG_S: Held(pool, tmp_path / str(next(numbers)), timeout_s)
 
 
 # Answers
 
 
-async def test_answers_come_back(make_workers: MakeWorkers) -> None:
+async def test_answers_come_back(make_pool: MakePool) -> None:
     """An answer has its header and its payloads, empty ones and views included."""
-    workers = make_workers()
+    pool = make_pool()
     parts: list[Part] = [b"", b"one", bytearray(b"two"), memoryview(b"-three-")[1:-1], bytes(70_000)]
-    answer: Message = await workers.call(b"echo", parts, timeout_s=LONG_S)
+    answer: Message = await pool.call(b"echo", parts, timeout_s=LONG_S)
     assert answer[1:] == [bytes(part) for part in parts]
-    assert await workers.call(b"echo", [b"x"] * 5_000, timeout_s=LONG_S) != []
+    assert await pool.call(b"echo", [b"x"] * 5_000, timeout_s=LONG_S) != []
 
 
-async def test_one_after_another(make_workers: MakeWorkers) -> None:
+async def test_one_after_another(make_pool: MakePool) -> None:
     """One process answers in the order of the questions, and it is the same one all the time."""
-    workers = make_workers()
-    answers = await asyncio.gather(*(ask(workers) for _ in range(40)))
+    pool = make_pool()
+    answers = await asyncio.gather(*(ask(pool) for _ in range(40)))
     assert [number for _, number in answers] == list(range(1, 41))
-    assert len({pid for pid, _ in answers}) == workers.running == 1
-    assert workers.pending == 0
+    assert len({pid for pid, _ in answers}) == pool.running == 1
+    assert pool.pending == 0
 
 
-async def test_side_by_side(make_workers: MakeWorkers, hold: Callable[..., Held]) -> None:
+async def test_side_by_side(make_pool: MakePool, hold: Callable[..., Held]) -> None:
     """So many processes as are allowed work side by side; the next request goes to the one with the least to do."""
-    workers = make_workers(limit=2)
-    first, second = hold(workers), hold(workers)
-    third = asyncio.create_task(ask(workers))
+    pool = make_pool(limit=2)
+    first, second = hold(pool), hold(pool)
+    third = asyncio.create_task(ask(pool))
     await asyncio.sleep(0.05)
-    assert (workers.running, workers.pending) == (2, 3)
+    assert (pool.running, pool.pending) == (2, 3)
     second.release()
     pid, _ = await second.task
-    assert await ask(workers) == (pid, 2)
+    assert await ask(pool) == (pid, 2)
     first.release()
     assert {(await first.task)[0], (await third)[0]} == {(await first.task)[0]}
     assert pid != (await first.task)[0]
 
 
-async def test_no_more_than_needed(make_workers: MakeWorkers) -> None:
+async def test_no_more_than_needed(make_pool: MakePool) -> None:
     """Requests that do not overlap need one process."""
-    workers = make_workers(limit=3)
-    assert len({(await ask(workers))[0] for _ in range(5)}) == 1
+    pool = make_pool(limit=3)
+    assert len({(await ask(pool))[0] for _ in range(5)}) == 1
 
 
-async def test_start(make_workers: MakeWorkers) -> None:
+async def test_start(make_pool: MakePool) -> None:
     """A process can be started ahead of its first request, once."""
-    workers = make_workers(limit=3)
-    assert workers.running == 0
-    workers.start()
-    workers.start()
+    pool = make_pool(limit=3)
+    assert pool.running == 0
+    pool.start()
+    pool.start()
     (child,) = children()
-    assert (await ask(workers))[0] == child.pid
+    assert (await ask(pool))[0] == child.pid
 
 
-async def test_large_payloads(make_workers: MakeWorkers) -> None:
+async def test_large_payloads(make_pool: MakePool) -> None:
     """Fifty megabytes each way arrive whole, and the loop is free for others meanwhile."""
-    workers = make_workers()
-    await ask(workers)
+    pool = make_pool()
+    await ask(pool)
     payload = os.urandom(1 << 20) * 50
     gaps: list[float] = []
 
@@ -148,7 +148,7 @@ async def test_large_payloads(make_workers: MakeWorkers) -> None:
             gaps.append(time.perf_counter() - before)
 
     ticking = asyncio.create_task(tick())
-    answer = await workers.call(b"echo", [payload], timeout_s=LONG_S)
+    answer = await pool.call(b"echo", [payload], timeout_s=LONG_S)
     ticking.cancel()
     assert answer[1] == payload
     assert len(gaps) > 20
@@ -169,56 +169,56 @@ async def test_large_payloads(make_workers: MakeWorkers) -> None:
         ("raise on purpose", False),
     ],
 )
-async def test_death(make_workers: MakeWorkers, header: str, crashed: bool) -> None:
+async def test_death(make_pool: MakePool, header: str, crashed: bool) -> None:
     """A process that ends in a request is an error that says whether it crashed; the next request has a new one."""
-    workers = make_workers()
-    pid, _ = await ask(workers)
-    with pytest.raises(WorkerDied) as caught:
-        await ask(workers, header)
+    pool = make_pool()
+    pid, _ = await ask(pool)
+    with pytest.raises(SubprocessDied) as caught:
+        await ask(pool, header)
     assert caught.value.crashed is crashed
     assert caught.value.retry_after_s
-    other, number = await ask(workers)
-    assert (number, workers.running) == (1, 1)
+    other, number = await ask(pool)
+    assert (number, pool.running) == (1, 1)
     assert other != pid
     await gone(pid)
 
 
-async def test_death_at_the_start(make_workers: MakeWorkers) -> None:
+async def test_death_at_the_start(make_pool: MakePool) -> None:
     """A module that cannot be run is no crash."""
-    with pytest.raises(WorkerDied) as caught:
-        await ask(make_workers("tests.fakes.no_such_module"))
+    with pytest.raises(SubprocessDied) as caught:
+        await ask(make_pool("tests.fakes.no_such_module"))
     assert not caught.value.crashed
 
 
-async def test_no_process(make_workers: MakeWorkers, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_process(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no process can be started the request is told so."""
     monkeypatch.setattr(sys, "executable", "/no/such/python")
-    workers = make_workers()
+    pool = make_pool()
     with pytest.raises(Unavailable):
-        await ask(workers)
-    assert workers.running == 0
+        await ask(pool)
+    assert pool.running == 0
 
 
-async def test_death_while_idle(make_workers: MakeWorkers) -> None:
+async def test_death_while_idle(make_pool: MakePool) -> None:
     """A process that was killed while it had nothing to do is no request's business."""
-    workers = make_workers()
-    pid, _ = await ask(workers)
+    pool = make_pool()
+    pid, _ = await ask(pool)
     os.kill(pid, signal.SIGKILL)
     async with asyncio.timeout(5):
         while b"State:\tZ" not in Path(f"/proc/{pid}/status").read_bytes():  # noqa: ASYNC110, ASYNC240
             await asyncio.sleep(0.005)
-    other, number = await ask(workers)
-    assert (number, workers.running) == (1, 1)
+    other, number = await ask(pool)
+    assert (number, pool.running) == (1, 1)
     assert other != pid
     await gone(pid)
 
 
-async def test_death_harms_one_request(make_workers: MakeWorkers) -> None:
+async def test_death_harms_one_request(make_pool: MakePool) -> None:
     """Requests that waited behind one that killed the process are answered by the next process."""
-    workers = make_workers()
-    fatal = asyncio.create_task(ask(workers, f"signal {int(signal.SIGKILL)}"))
-    waiting = [asyncio.create_task(ask(workers)) for _ in range(5)]
-    with pytest.raises(WorkerDied):
+    pool = make_pool()
+    fatal = asyncio.create_task(ask(pool, f"signal {int(signal.SIGKILL)}"))
+    waiting = [asyncio.create_task(ask(pool)) for _ in range(5)]
+    with pytest.raises(SubprocessDied):
         await fatal
     answers = await asyncio.gather(*waiting)
     assert [number for _, number in answers] == [1, 2, 3, 4, 5]
@@ -227,48 +227,48 @@ async def test_death_harms_one_request(make_workers: MakeWorkers) -> None:
 # Time
 
 
-async def test_timeout(make_workers: MakeWorkers, hold: Callable[..., Held]) -> None:
+async def test_timeout(make_pool: MakePool, hold: Callable[..., Held]) -> None:
     """A request that takes too long is an error and its process is killed; the next one has a fresh process."""
-    workers = make_workers()
-    pid, _ = await ask(workers)
+    pool = make_pool()
+    pid, _ = await ask(pool)
     with pytest.raises(DeadlineExceeded):
-        await hold(workers, 0.1).task
+        await hold(pool, 0.1).task
     await gone(pid)
-    assert (await ask(workers))[1] == 1
-    assert workers.pending == 0
+    assert (await ask(pool))[1] == 1
+    assert pool.pending == 0
 
 
-async def test_timeout_harms_one_request(make_workers: MakeWorkers, hold: Callable[..., Held]) -> None:
+async def test_timeout_harms_one_request(make_pool: MakePool, hold: Callable[..., Held]) -> None:
     """Requests that waited behind one that took too long are answered by the next process."""
-    workers = make_workers()
-    slow = hold(workers, 0.2)
-    waiting = [asyncio.create_task(ask(workers)) for _ in range(3)]
+    pool = make_pool()
+    slow = hold(pool, 0.2)
+    waiting = [asyncio.create_task(ask(pool)) for _ in range(3)]
     with pytest.raises(DeadlineExceeded):
         await slow.task
     assert [number for _, number in await asyncio.gather(*waiting)] == [1, 2, 3]
 
 
-async def test_timeout_of_one_that_waits(make_workers: MakeWorkers, hold: Callable[..., Held]) -> None:
+async def test_timeout_of_one_that_waits(make_pool: MakePool, hold: Callable[..., Held]) -> None:
     """A request whose time runs out behind others is taken back: they are answered, and it never is."""
-    workers = make_workers()
-    first = hold(workers)
+    pool = make_pool()
+    first = hold(pool)
     await asyncio.sleep(0)
     with pytest.raises(Overloaded) as caught:
-        await ask(workers, timeout_s=0.1)
+        await ask(pool, timeout_s=0.1)
     assert caught.value.retry_after_s
     await asyncio.sleep(0.01)
-    assert workers.pending == 1
+    assert pool.pending == 1
     first.release()
     pid, number = await first.task
     assert number == 1
-    assert await ask(workers) == (pid, 2)
+    assert await ask(pool) == (pid, 2)
 
 
-async def test_time_begins_with_the_turn(make_workers: MakeWorkers, hold: Callable[..., Held]) -> None:
+async def test_time_begins_with_the_turn(make_pool: MakePool, hold: Callable[..., Held]) -> None:
     """A request that has waited for its turn has all of its time from then on."""
-    workers = make_workers()
-    first = hold(workers)
-    second = hold(workers, 1.2)
+    pool = make_pool()
+    first = hold(pool)
+    second = hold(pool, 1.2)
     await asyncio.sleep(0.7)
     first.release()
     await first.task
@@ -280,193 +280,191 @@ async def test_time_begins_with_the_turn(make_workers: MakeWorkers, hold: Callab
 # Cancelling
 
 
-async def test_cancelled_while_the_process_hangs(make_workers: MakeWorkers, hold: Callable[..., Held]) -> None:
+async def test_cancelled_while_the_process_hangs(make_pool: MakePool, hold: Callable[..., Held]) -> None:
     """A process that does not answer is killed when its time is over, also where nobody waits for it any more."""
-    workers = make_workers()
-    pid, _ = await ask(workers)
+    pool = make_pool()
+    pid, _ = await ask(pool)
     os.kill(pid, signal.SIGSTOP)
-    held = hold(workers, 0.3)
+    held = hold(pool, 0.3)
     await asyncio.sleep(0.05)
     held.task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await held.task
-    assert (await ask(workers))[1] == 1
+    assert (await ask(pool))[1] == 1
     await gone(pid)
 
 
-async def test_cancelled(make_workers: MakeWorkers, hold: Callable[..., Held]) -> None:
+async def test_cancelled(make_pool: MakePool, hold: Callable[..., Held]) -> None:
     """A process goes on with a request that was cancelled, and its answer is nobody else's."""
-    workers = make_workers()
-    pid, _ = await ask(workers)
-    held = hold(workers)
+    pool = make_pool()
+    pid, _ = await ask(pool)
+    held = hold(pool)
     await asyncio.sleep(0.05)
     held.task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await held.task
-    assert workers.pending == 1
-    following = asyncio.create_task(workers.call(b"echo", [b"mine"], timeout_s=LONG_S))
+    assert pool.pending == 1
+    following = asyncio.create_task(pool.call(b"echo", [b"mine"], timeout_s=LONG_S))
     held.release()
     assert await following == [b"%d 3" % pid, b"mine"]
 
 
-async def test_cancelled_and_killed(make_workers: MakeWorkers, hold: Callable[..., Held]) -> None:
+async def test_cancelled_and_killed(make_pool: MakePool, hold: Callable[..., Held]) -> None:
     """With ``kill_cancelled`` the process is ended instead, and whoever waited behind it gets another one."""
-    workers = make_workers(kill_cancelled=True)
-    pid, _ = await ask(workers)
-    held = hold(workers)
+    pool = make_pool(kill_cancelled=True)
+    pid, _ = await ask(pool)
+    held = hold(pool)
     await asyncio.sleep(0.05)
-    following = asyncio.create_task(ask(workers))
+    following = asyncio.create_task(ask(pool))
     await asyncio.sleep(0)
     held.task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await held.task
     await gone(pid)
     assert (await following)[1] == 1
-    assert workers.pending == 0
+    assert pool.pending == 0
 
 
 @pytest.mark.parametrize("kill_cancelled", [False, True])
-async def test_cancelled_while_it_waits(
-    make_workers: MakeWorkers, hold: Callable[..., Held], kill_cancelled: bool
-) -> None:
+async def test_cancelled_while_it_waits(make_pool: MakePool, hold: Callable[..., Held], kill_cancelled: bool) -> None:
     """A request that is cancelled behind others is taken back, and kills nothing."""
-    workers = make_workers(kill_cancelled=kill_cancelled)
-    first = hold(workers)
-    waiting = asyncio.create_task(ask(workers))
+    pool = make_pool(kill_cancelled=kill_cancelled)
+    first = hold(pool)
+    waiting = asyncio.create_task(ask(pool))
     await asyncio.sleep(0.05)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
     await asyncio.sleep(0)
-    assert workers.pending == 1
+    assert pool.pending == 1
     first.release()
     pid, _ = await first.task
-    assert await ask(workers) == (pid, 2)
+    assert await ask(pool) == (pid, 2)
 
 
 # Limits
 
 
-async def test_too_many_wait(make_workers: MakeWorkers, hold: Callable[..., Held]) -> None:
+async def test_too_many_wait(make_pool: MakePool, hold: Callable[..., Held]) -> None:
     """More requests than may wait are refused at once; those that were taken are answered."""
-    workers = make_workers(waiting_limit=3)
-    first = hold(workers)
-    others = [asyncio.create_task(ask(workers)) for _ in range(2)]
+    pool = make_pool(waiting_limit=3)
+    first = hold(pool)
+    others = [asyncio.create_task(ask(pool)) for _ in range(2)]
     await asyncio.sleep(0)
     with pytest.raises(Overloaded) as caught:
-        await ask(workers)
+        await ask(pool)
     assert caught.value.retry_after_s
     first.release()
     assert [number for _, number in await asyncio.gather(first.task, *others)] == [1, 2, 3]
-    assert (await ask(workers))[1] == 4
+    assert (await ask(pool))[1] == 4
 
 
-async def test_session_is_let_in_once(make_workers: MakeWorkers, hold: Callable[..., Held]) -> None:
+async def test_session_is_let_in_once(make_pool: MakePool, hold: Callable[..., Held]) -> None:
     """So many sessions are lent and no more; the requests of one that was lent are never refused."""
-    workers = make_workers(waiting_limit=1, session_limit=1)
-    async with workers.session() as session:
+    pool = make_pool(waiting_limit=1, session_limit=1)
+    async with pool.session() as session:
         with pytest.raises(Overloaded):
-            async with workers.session():
+            async with pool.session():
                 pass
-        first = hold(workers)
+        first = hold(pool)
         await asyncio.sleep(0)
         with pytest.raises(Overloaded):
-            await ask(workers)
+            await ask(pool)
         asking = asyncio.create_task(ask(session))
         await asyncio.sleep(0)
         first.release()
         assert (await asking)[1] == 2
-    async with workers.session():
+    async with pool.session():
         pass
 
 
 # Sessions
 
 
-async def test_session(make_workers: MakeWorkers) -> None:
+async def test_session(make_pool: MakePool) -> None:
     """A session's requests go to one process, others' sessions to others while there are some, and all may mix."""
-    workers = make_workers(limit=2)
-    async with workers.session() as one, workers.session() as two:
+    pool = make_pool(limit=2)
+    async with pool.session() as one, pool.session() as two:
         first, second = (await ask(one))[0], (await ask(two))[0]
         assert first != second
         for _ in range(3):
             assert {(await ask(one))[0] for _ in range(3)} == {first}
             assert (await ask(two))[0] == second
-            await ask(workers)
-        async with workers.session() as three:
+            await ask(pool)
+        async with pool.session() as three:
             assert (await ask(three))[0] in (first, second)
-    assert workers.running == 2
+    assert pool.running == 2
 
 
-async def test_session_ends_with_its_process(make_workers: MakeWorkers) -> None:
+async def test_session_ends_with_its_process(make_pool: MakePool) -> None:
     """When a session's process dies the session is over; another has a process."""
-    workers = make_workers()
-    async with workers.session() as session:
+    pool = make_pool()
+    async with pool.session() as session:
         await ask(session)
         for header in (f"signal {int(signal.SIGKILL)}", "echo", "echo"):
-            with pytest.raises(WorkerDied):
+            with pytest.raises(SubprocessDied):
                 await ask(session, header)
-        async with workers.session() as another:
+        async with pool.session() as another:
             assert (await ask(another))[1] == 1
-    assert workers.running == 1
+    assert pool.running == 1
 
 
 # Ends
 
 
-async def test_idle(make_workers: MakeWorkers, hold: Callable[..., Held]) -> None:
+async def test_idle(make_pool: MakePool, hold: Callable[..., Held]) -> None:
     """A process ends when it has been idle for long, not while it works or a session needs it."""
-    workers = make_workers(idle_s=0.15)
-    held = hold(workers)
+    pool = make_pool(idle_s=0.15)
+    held = hold(pool)
     await asyncio.sleep(0.3)
     held.release()
     pid, _ = await held.task
     for _ in range(3):
         await asyncio.sleep(0.05)
-        assert (await ask(workers))[0] == pid
-    async with workers.session() as session:
+        assert (await ask(pool))[0] == pid
+    async with pool.session() as session:
         await asyncio.sleep(0.3)
         assert (await ask(session))[0] == pid
     await gone(pid)
-    assert workers.running == 0
-    assert (await ask(workers))[1] == 1
+    assert pool.running == 0
+    assert (await ask(pool))[1] == 1
 
 
-async def test_idle_without_a_request(make_workers: MakeWorkers) -> None:
+async def test_idle_without_a_request(make_pool: MakePool) -> None:
     """A process that was started for a request that never came ends too."""
-    workers = make_workers(idle_s=0.05)
-    workers.start()
+    pool = make_pool(idle_s=0.05)
+    pool.start()
     (child,) = children()
     await gone(child.pid)
-    assert workers.running == 0
+    assert pool.running == 0
 
 
-async def test_close(make_workers: MakeWorkers, hold: Callable[..., Held]) -> None:
+async def test_close(make_pool: MakePool, hold: Callable[..., Held]) -> None:
     """Closing ends every process, those that work too; what is asked then and afterwards fails."""
-    workers = make_workers(limit=3, idle_s=60)
-    running = [hold(workers), hold(workers)]
-    waiting = [asyncio.create_task(ask(workers)) for _ in range(4)]
-    async with workers.session() as session:
+    pool = make_pool(limit=3, idle_s=60)
+    running = [hold(pool), hold(pool)]
+    waiting = [asyncio.create_task(ask(pool)) for _ in range(4)]
+    async with pool.session() as session:
         await asyncio.sleep(0.1)
         before = children()
         assert len(before) == 3
-        await workers.close()
+        await pool.close()
         assert not wait_gone(before, 0)
         results = await asyncio.gather(*(held.task for held in running), return_exceptions=True)
         assert all(isinstance(result, RequestError) for result in results)
         await asyncio.gather(*waiting, return_exceptions=True)
-        for asked in (workers, session):
+        for asked in (pool, session):
             with pytest.raises(Unavailable):
                 await ask(asked)
-    assert (workers.running, workers.pending) == (0, 0)
-    workers.start()
+    assert (pool.running, pool.pending) == (0, 0)
+    pool.start()
     assert not children()
-    await workers.close()
+    await pool.close()
 
 
-async def test_close_without_any(make_workers: MakeWorkers) -> None:
+async def test_close_without_any(make_pool: MakePool) -> None:
     """A pool that was never used closes."""
-    await make_workers().close()
+    await make_pool().close()
 
 
 def test_processes_end_with_their_parent(tmp_path: Path) -> None:
@@ -475,8 +473,8 @@ def test_processes_end_with_their_parent(tmp_path: Path) -> None:
         "import asyncio, os, signal\n"
         "from jarvis_core.processes.subprocess_pool import SubprocessPool\n"
         "async def main():\n"
-        f"    workers = SubprocessPool('x', {CHILD!r}, limit=2)\n"
-        "    async with workers.session() as one, workers.session() as two:\n"
+        f"    pool = SubprocessPool('x', {CHILD!r}, limit=2)\n"
+        "    async with pool.session() as one, pool.session() as two:\n"
         "        await one.call(b'echo', timeout_s=20)\n"
         "        await two.call(b'echo', timeout_s=20)\n"
         f"        asyncio.ensure_future(one.call(b'wait {tmp_path}/never', timeout_s=20))\n"

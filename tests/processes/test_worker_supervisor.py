@@ -1,8 +1,9 @@
-"""The parent of workers, with children that do as the test says."""
+"""The supervisor of workers, with children that do as the test says."""
 
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -15,10 +16,10 @@ from contextlib import contextmanager
 import pytest
 
 from jarvis_core.errors import StartError
-from jarvis_core.processes import worker_supervisor as parent_module
+from jarvis_core.processes import worker_supervisor as supervisor_module
 from jarvis_core.processes.worker_supervisor import WorkerSupervisor
 
-READY = r"os.write(control, b'ready\n'); "
+READY = r"os.write(control, b'ready\n'); os.write(told, b'.'); "
 OBEYS = "signal.signal(signal.SIGTERM, lambda *_: os._exit(0)); "
 SLEEPS = "time.sleep(60)"
 SERVES = OBEYS + READY + SLEEPS
@@ -32,16 +33,24 @@ class Children:
         self.scripts = list(scripts)
         """Of one start after another; the last one stays."""
         self.started: list[subprocess.Popen[bytes]] = []
+        self._reader, self._writer = os.pipe()
+        self._ready = 0
 
     def spawn(self, _number: int, control: socket.socket) -> subprocess.Popen[bytes]:
         """Start the next one."""
         script = self.scripts.pop(0) if len(self.scripts) > 1 else self.scripts[0]
         if script == "cannot":
             raise OSError("no room")
-        code = f"import os, signal, time; control = {control.fileno()}; {script}"
-        process = subprocess.Popen([sys.executable, "-S", "-c", code], pass_fds=[control.fileno()])
+        code = f"import os, signal, time; control, told = {control.fileno()}, {self._writer}; {script}"
+        process = subprocess.Popen([sys.executable, "-S", "-c", code], pass_fds=[control.fileno(), self._writer])
         self.started.append(process)
         return process
+
+    def wait_ready(self, count: int) -> None:
+        """Wait until so many children have said that they serve."""
+        while self._ready < count:
+            assert select.select([self._reader], [], [], 10)[0]
+            self._ready += len(os.read(self._reader, 100))
 
 
 @contextmanager
@@ -54,7 +63,7 @@ def meanwhile(work: Callable[[], None]) -> Iterator[None]:
         finally:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    # A parent that ended too early is to fail the test, and not to end them all.
+    # A supervisor that ended too early is to fail the test, and not to end them all.
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     thread = threading.Thread(target=run)
     thread.start()
@@ -73,22 +82,21 @@ def wait_for(what: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_ready_once_all_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ready_once_all_are() -> None:
     """It is told once that all serve, also when workers die after that; SIGTERM ends them, and the exit code is 0."""
     children = Children(SERVES)
     ready: list[int] = []
-    parent = WorkerSupervisor(
+    supervisor = WorkerSupervisor(
         children.spawn, 3, drain_timeout_s=5, on_ready=lambda: ready.append(len(children.started))
     )
 
     def work() -> None:
         wait_for(lambda: bool(ready))
         children.started[1].kill()
-        wait_for(lambda: len(children.started) == 4)
-        time.sleep(0.1)
+        children.wait_ready(4)
 
     with meanwhile(work):
-        assert parent.run() == 0
+        assert supervisor.run() == 0
     assert ready == [3]
     assert [child.returncode for child in children.started] == [0, -9, 0, 0]
 
@@ -105,12 +113,12 @@ def test_start_that_fails() -> None:
         WorkerSupervisor(Children("cannot").spawn, 1, drain_timeout_s=5, on_ready=pytest.fail).run()
 
 
-def test_who_dies_at_its_start_is_not_started_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_backoff_of_a_worker_that_dies_at_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that had served is followed by another one whatever that takes, ever more slowly; also by none at times."""
-    monkeypatch.setattr(parent_module, "RESTART_DELAYS_S", (0.0, 0.1, 0.2))
+    monkeypatch.setattr(supervisor_module, "RESTART_DELAYS_S", (0.0, 0.1, 0.2))
     children = Children(SERVES, "os._exit(1)", "cannot", "os._exit(1)", "os._exit(1)", SERVES)
     ready: list[float] = []
-    parent = WorkerSupervisor(children.spawn, 1, drain_timeout_s=5, on_ready=lambda: ready.append(time.monotonic()))
+    supervisor = WorkerSupervisor(children.spawn, 1, drain_timeout_s=5, on_ready=lambda: ready.append(time.monotonic()))
 
     def work() -> None:
         wait_for(lambda: bool(ready))
@@ -120,16 +128,15 @@ def test_who_dies_at_its_start_is_not_started_again_at_once(monkeypatch: pytest.
         time.sleep(0.2)
 
     with meanwhile(work):
-        assert parent.run() == 0
+        assert supervisor.run() == 0
 
 
-def test_who_does_not_end() -> None:
+def test_worker_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers that do not end in time are killed, at once after a second signal."""
     children = Children("signal.signal(signal.SIGTERM, signal.SIG_IGN); " + READY + SLEEPS)
     ready: list[bool] = []
-    parent = WorkerSupervisor(children.spawn, 1, drain_timeout_s=60, on_ready=lambda: ready.append(True))
-    parent_module_linger = parent_module.LINGER_S
-    parent_module.LINGER_S = 0.2
+    supervisor = WorkerSupervisor(children.spawn, 1, drain_timeout_s=60, on_ready=lambda: ready.append(True))
+    monkeypatch.setattr(supervisor_module, "LINGER_S", 0.2)
 
     def work() -> None:
         wait_for(lambda: bool(ready))
@@ -137,11 +144,8 @@ def test_who_does_not_end() -> None:
         time.sleep(0.5)
         assert children.started[0].poll() is None
 
-    try:
-        with meanwhile(work):
-            assert parent.run() == 0
-    finally:
-        parent_module.LINGER_S = parent_module_linger
+    with meanwhile(work):
+        assert supervisor.run() == 0
     assert children.started[0].returncode == -signal.SIGKILL
 
 
@@ -152,14 +156,14 @@ def test_signal_before_all_serve() -> None:
         assert WorkerSupervisor(children.spawn, 2, drain_timeout_s=5, on_ready=pytest.fail).run() == 130
 
 
-def test_who_stands_still_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_worker_that_stands_still_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker whose pulse stands still is replaced, and one that is still starting is left alone."""
-    monkeypatch.setattr(parent_module, "PULSE_INTERVAL_S", 0.02)
-    monkeypatch.setattr(parent_module, "STILL_LOOKS", 5)
+    monkeypatch.setattr(supervisor_module, "PULSE_INTERVAL_S", 0.02)
+    monkeypatch.setattr(supervisor_module, "STILL_CHECKS", 5)
     children = Children(SERVES, SERVES, OBEYS + "time.sleep(0.5); " + SERVES)
     ready: list[bool] = []
     stopped = threading.Event()
-    parent = WorkerSupervisor(
+    supervisor = WorkerSupervisor(
         children.spawn,
         2,
         drain_timeout_s=5,
@@ -173,6 +177,6 @@ def test_who_stands_still_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
         time.sleep(0.4)
 
     with meanwhile(work):
-        assert parent.run() == 0
+        assert supervisor.run() == 0
     assert len(children.started) == 3
     assert children.started[0].returncode == -signal.SIGKILL

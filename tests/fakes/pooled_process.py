@@ -1,4 +1,4 @@
-"""A worker's process that does what its requests say, to see what its pool makes of it: ``python -m tests.fakes.worker``."""
+"""A worker's process that does what its requests say, to see what its pool makes of it: ``python -m tests.fakes.pooled_process``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from jarvis_core.processes.subprocess_pool import Message, Part, serve
 
 
-class Worker:
+class PooledProcess:
     """Does one thing after another; a request's header is a word and what it needs to know."""
 
     def __init__(self) -> None:
@@ -45,4 +45,4 @@ class Worker:
 
 
 if __name__ == "__main__":
-    serve(Worker().handle, int(sys.argv[sys.argv.index("--parent") + 1]))
+    serve(PooledProcess().handle, int(sys.argv[sys.argv.index("--parent") + 1]))
