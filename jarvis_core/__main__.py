@@ -132,7 +132,7 @@ def run_workers(settings: Settings, group: WorkerGroup, host: str, remarks: list
 
     def spawn_worker(number: int, control: socket.socket) -> subprocess.Popen[bytes]:
         assignment = Assignment(
-            settings, msgspec.structs.replace(group, worker=number, notes=tuple(counters)), control.fileno()
+            settings, msgspec.structs.replace(group, worker=number, stats_descriptors=tuple(counters)), control.fileno()
         )
         source = os.memfd_create("assignment")
         try:
@@ -150,14 +150,14 @@ def run_workers(settings: Settings, group: WorkerGroup, host: str, remarks: list
         finally:
             os.close(source)
 
-    parent = WorkerSupervisor(
+    supervisor = WorkerSupervisor(
         spawn_worker,
         group.workers,
         drain_timeout_s=settings.server.drain_timeout_s,
         pulse=lambda number: pulse_of(counters[number]),
         on_ready=lambda: announce(settings, host, [*remarks, f"serving:  {group.workers} worker processes"]),
     )
-    return parent.run()
+    return supervisor.run()
 
 
 def start_stand_ins(settings: Settings, stack: ExitStack) -> tuple[Settings, list[str], list[Child]]:

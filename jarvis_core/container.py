@@ -237,7 +237,7 @@ def _open_speech(
 
 def _start_background(container: Container, group: WorkerGroup, storage: _Storage, stack: AsyncExitStack) -> None:
     """Start what goes on beside the requests; *stack* ends it."""
-    stats = WorkerStats(group.notes, group.worker) if group.notes else None
+    stats = WorkerStats(group.stats_descriptors, group.worker) if group.stats_descriptors else None
     if stats is not None:
         container.metrics.others = stats.counts
     for work in (

@@ -1,9 +1,9 @@
 """
-What is counted, cheaply on the hot path, and written in Prometheus' text format when somebody asks.
+Counts cheaply on the hot path, and writes Prometheus' text format when ``/metrics`` is asked for.
 
 Counting is a dictionary look-up and a few additions; the official client library does the writing and is imported only
-then. Where there are several workers each leaves its counts for the others every second (``shared/worker_stats.py``), and whoever is
-asked answers for all.
+then. Several workers leave their counts for one another every second (``shared/worker_stats.py``), so that each answers
+for all.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 
 
 Kind = Literal["gauge", "counter"]
 Together = Literal["sum", "least", "most"]
-"""What the values of several workers come to."""
+"""How the values of several workers are combined."""
 COMBINE: dict[Together, Callable[[float, float], float]] = {"sum": lambda a, b: a + b, "least": min, "most": max}
 
 
@@ -34,7 +34,7 @@ class RouteCounts(Struct, array_like=True):
 
 
 class Family(Struct, array_like=True):
-    """The values of one name, by service; by nothing where the only key is empty."""
+    """The values of one metric, by service; a metric without labels has the empty key only."""
 
     kind: Kind
     together: Together
@@ -44,13 +44,13 @@ class Family(Struct, array_like=True):
 
 
 class Counts(Struct, array_like=True):
-    """All that one process has counted."""
+    """All counts of one process."""
 
     routes: list[RouteCounts]
     families: list[Family]
 
     def add(self, other: Counts, *, gauges: bool = True) -> None:
-        """Add another process' counts; without *gauges* only those that stay when it is gone."""
+        """Add another process' counts; without *gauges* only its counters, which outlive it."""
         routes = {(route.method, route.route): route for route in self.routes}
         for theirs in other.routes:
             ours = routes.get((theirs.method, theirs.route))
@@ -76,7 +76,7 @@ class Counts(Struct, array_like=True):
 
 
 class RouteMetrics:
-    """Requests of one route and method, as they are counted."""
+    """The counters of one route and method."""
 
     __slots__ = ("buckets", "method", "route", "statuses", "sum_s")
 
@@ -102,7 +102,7 @@ class Metrics:
         self.in_flight = 0
         """Requests being answered."""
         self.others: Callable[[], Iterable[Counts]] = lambda: ()
-        """Gives what the other workers have counted, and those before this one."""
+        """Returns the counts of the other workers and of this worker's predecessors."""
         self._families: list[tuple[Kind, Together, str, str, Callable[[], dict[str, float]]]] = []
         self.gauge("http_in_flight", "Requests being answered.", lambda: self.in_flight)
 
@@ -131,7 +131,7 @@ class Metrics:
         self._families.append(("gauge", together, name, documentation, read))
 
     def take(self) -> Counts:
-        """Return what this process has counted up to now."""
+        """Return this process' counts up to now."""
         routes = [
             RouteCounts(one.method, one.route, dict(one.statuses), list(one.buckets), one.sum_s)
             for one in self.routes

@@ -1,4 +1,4 @@
-"""The domain: conversations, messages, what a model is asked and what it says, what is heard and spoken."""
+"""The domain's structs (conversations, messages, prompts, transcripts, speech) and the protocols of its neighbours."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ HEX_AND_DASH = frozenset("0123456789abcdefABCDEF-")
 TITLE_CHARS = 80
 
 Role = Literal["system", "user", "assistant"]
+HealthState = Literal["healthy", "degraded", "unavailable"]
+"""A neighbour's, as calls and probes show it."""
 
 
 class Status(enum.StrEnum):
@@ -31,7 +33,7 @@ class Status(enum.StrEnum):
 
 
 class Caller(Struct, frozen=True):
-    """Who asks."""
+    """The user on whose behalf a request is made."""
 
     user_id: str
     username: str = ""
@@ -58,7 +60,7 @@ class Message(Struct, frozen=True):
     content: str
     timestamp: datetime
     tokens: int | None
-    """What the model generated; null for what a user wrote."""
+    """Tokens that the model generated; None for a user's message."""
     model: str | None
     status: Status
 
@@ -92,10 +94,10 @@ class Memory(Struct, frozen=True):
     importance: float
     created_at: datetime
     updated_at: datetime
-    """Of the last change, or of the last time that somebody said the same again."""
+    """When it was last changed, or an entry with the same meaning was added."""
     source: str | None
     embedded: bool
-    """Whether it has a vector, of whatever model."""
+    """Whether it has a vector, of any model."""
     superseded_by: str | None = None
     """The id of the entry that replaced it; such an entry is only fetched by its own id."""
 
@@ -105,7 +107,7 @@ class IdempotencyKey(Struct, frozen=True):
 
     text: str
     request_hash: bytes
-    """Of what was asked; another request under the same key is a mistake."""
+    """Hash of the request; a different request under the same key is a client's mistake."""
 
 
 class Utterance(Struct, frozen=True):
@@ -116,11 +118,11 @@ class Utterance(Struct, frozen=True):
 
 
 class Prompt(Struct, frozen=True):
-    """What a model is asked."""
+    """What a language model is asked."""
 
     system: str
     history: list[Utterance]
-    """Earlier messages, oldest first; whoever sends them takes the latest that fit."""
+    """Earlier messages, oldest first; an adapter sends the latest that fit."""
     content: str
     """The newest message of the user; never shortened."""
     temperature: float
@@ -138,7 +140,7 @@ class Finish(Struct, frozen=True):
 
 
 class LanguageModel(Protocol):
-    """What answers: an adapter under ``services/``."""
+    """A language model: an adapter under ``services/``."""
 
     history_limit_chars: int
     """More history than this many code points is never used."""
@@ -164,7 +166,7 @@ class Segment(Struct, frozen=True):
 
 
 class Transcript(Struct, frozen=True):
-    """What was said in a clip."""
+    """The words of a clip."""
 
     text: str
     language: str
@@ -175,7 +177,7 @@ class Transcript(Struct, frozen=True):
     language_confidence: float | None = None
     """0..1, among the languages that it could be; None where it was named, or the neighbour does not say."""
     enhanced: bool = False
-    """Whether the words are those of the samples without noise, where both were given."""
+    """Whether the words come from the enhanced samples, where both were given."""
 
 
 class Voice(Struct, frozen=True):
@@ -189,7 +191,7 @@ class Voice(Struct, frozen=True):
 
 
 class SpokenAudio(Struct, frozen=True):
-    """What a neighbour said: samples, or a file whose first bytes tell what it is."""
+    """A neighbour's speech: samples, or a file whose first bytes tell its format."""
 
     audio: bytes
     encoding: Literal["base64", "container"]
@@ -197,11 +199,11 @@ class SpokenAudio(Struct, frozen=True):
     sample_rate_hz: int
     """Of the samples; a file tells its own."""
     voice: str
-    """Who spoke; empty where the neighbour does not say."""
+    """The voice's id; empty where the neighbour does not name it."""
 
 
 class SpeechToText(Protocol):
-    """What listens: an adapter under ``services/``."""
+    """A speech-to-text model: an adapter under ``services/``."""
 
     async def transcribe(
         self,
@@ -213,7 +215,7 @@ class SpeechToText(Protocol):
         enhanced: bytes | None = None,
     ) -> Transcript:
         """
-        Return what is said in *audio*: float32 little-endian mono samples at 16 kHz in base64, at most 117 s of them.
+        Return the words in *audio*: float32 little-endian mono samples at 16 kHz in base64, at most 117 s of them.
 
         Without *language* the neighbour finds it in *audio*, among *languages* where it can, and takes the words from
         *enhanced*, the same without its noise, where it can. Raises ``Unavailable``, ``BadGateway``,
@@ -223,7 +225,7 @@ class SpeechToText(Protocol):
 
 
 class TextToSpeech(Protocol):
-    """What speaks: an adapter under ``services/``."""
+    """A text-to-speech model: an adapter under ``services/``."""
 
     async def synthesize(self, text: str, voice: str | None, speed: float, caller: Caller) -> SpokenAudio:
         """
@@ -252,7 +254,7 @@ class Embedding(Struct, frozen=True):
 
 
 class Embedder(Protocol):
-    """What turns texts into vectors: an adapter under ``services/``."""
+    """An embedding model: an adapter under ``services/``."""
 
     async def embed(self, texts: list[str], input_type: InputType, caller: Caller) -> list[Embedding]:
         """
@@ -264,7 +266,7 @@ class Embedder(Protocol):
 
 
 class Enhancer(Protocol):
-    """What takes the noise out of speech: an adapter under ``services/``."""
+    """A noise suppressor for speech: an adapter under ``services/``."""
 
     async def enhance(self, audio: bytes, duration_s: float) -> bytes | None:
         """

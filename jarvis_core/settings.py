@@ -302,7 +302,7 @@ class WorkerGroup(Struct, frozen=True):
     """Whether the database is the group's own, which no other group uses."""
     embedded_neighbours: tuple[str, ...] = ()
     """Which neighbours are its own; they do not count how often they are asked how they are."""
-    notes: tuple[int, ...] = ()
+    stats_descriptors: tuple[int, ...] = ()
     """The descriptors of the files in memory in which each worker, by its number, leaves what all may read."""
 
 

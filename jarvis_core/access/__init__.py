@@ -1,1 +1,1 @@
-"""Who may come in, and how often."""
+"""Authentication, rate limits and TLS: who may call, and how often."""

@@ -1,8 +1,8 @@
 """
-Who is asking: a JWT (HS256, ``exp`` required), an API key, or anybody where the server is open.
+Identifies callers by a JWT (HS256, ``exp`` required) or an API key; an open server takes every caller for one user.
 
-Keys are kept as SHA-256 hashes and compared in constant time. What was found good is remembered under a hash that this
-process alone can make: a token is verified once, and not with every request.
+Keys are kept as SHA-256 hashes and compared in constant time. Verified credentials are cached under a keyed hash with a
+key of this process, so that a token is verified once and not with every request.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LEEWAY_S = 60
 TOKEN_LIMIT_CHARS = 8_192
 HEADER_LIMIT_CHARS = TOKEN_LIMIT_CHARS + 100
 LATEST_EXP_S = 253_402_300_799
-"""The end of the year 9999: a later ``exp`` is a mistake, or somebody's try."""
+"""The end of the year 9999; a later ``exp`` is refused as a mistake or an attack."""
 USER_LIMIT_CHARS = 256
 VERIFIED_LIMIT = 4_096
 """Credentials that are remembered, at about 0.5 KB each; over that the oldest is verified anew."""
@@ -40,14 +40,15 @@ class Credentials:
         }
         self._now = now
         self._verified: dict[bytes, tuple[Caller, float]] = {}
-        """Who a header stands for, and until when, in seconds since 1970."""
+        """By the header's hash: (caller, valid until, in seconds since 1970)."""
         self._verified_key = os.urandom(32)
         self.open = self._secret is None and not self._keys
-        """Whether anybody may come in."""
+        """Whether no credentials are needed."""
 
     def caller(self, authorization: str) -> Caller:
         """
-        Return who sent the header *authorization* (empty: none; several are joined with commas, as HTTP has it).
+        Return the caller of a request with the header *authorization* (empty: none; several are joined with commas, as
+        in HTTP).
 
         Raises ``Unauthenticated``.
         """
@@ -86,7 +87,7 @@ class Credentials:
         return found
 
     def _of_jwt(self, token: str, secret: Secret) -> tuple[Caller, float]:
-        """Return whom *token* names, and until when it is good."""
+        """Return the caller that *token* names, and until when the token is valid."""
         import jwt  # only deployments with a secret need it
 
         try:
@@ -98,7 +99,7 @@ class Credentials:
                 options={"require": ["exp"], "verify_aud": False},
             )
         except jwt.ExpiredSignatureError as exc:
-            # Ours once: whoever sends it guesses nothing.
+            # We have signed it, so its sender has guessed nothing.
             raise Unauthenticated("The credentials have expired.") from exc
         except jwt.PyJWTError as exc:
             raise _bad() from exc

@@ -1,9 +1,10 @@
 """
-How much somebody may ask in a minute.
+Limits how many requests a caller may send in a minute.
 
-Each key has as many requests at once as the limit says, and they come back evenly: with 60 a minute one in each second. It is
-the generic cell rate algorithm (ITU-T I.371), which keeps one number for each key, the time at which all will have come
-back, and makes nobody wait for the turn of a minute. Workers that share a store count together in it, by the minute on the clock.
+A key may spend its whole limit at once and regains it evenly: with 60 a minute, one request each second. This is the
+generic cell rate algorithm (ITU-T I.371), which keeps one number for each key (the time at which the whole limit is
+regained) and makes no caller wait for a minute to end. Workers that share a store count in it together, by the minute
+on the clock.
 """
 
 from __future__ import annotations
@@ -17,27 +18,27 @@ from jarvis_core.errors import Unavailable
 
 WINDOW_S = 60
 KEYS_LIMIT = 65_536
-"""Counts that are kept, at about 0.2 KB each; over that the one that was made first is forgotten."""
+"""Keys that are counted, at about 0.2 KB each; beyond that the oldest key is forgotten."""
 
 
 class Allowance(NamedTuple):
-    """What became of one request."""
+    """The verdict on one request."""
 
     granted: bool
     remaining: int
     """How many more would be granted now."""
     reset_s: int
-    """Until the next one is granted where this one was not, else until all have come back."""
+    """Seconds until the next request is granted, where this one was refused; else until the whole limit is regained."""
 
 
 class RateLimiter(Protocol):
-    """Counts what each key takes: of one process, or in a store that several share."""
+    """Counts the requests of each key, in one process or in a store that several processes share."""
 
     limit: int
     """Per key and minute."""
 
     async def take(self, key: str) -> Allowance:
-        """Take one from what *key* has left; where nothing is left it is refused, and not counted."""
+        """Count a request of *key*, unless its limit is spent."""
         ...
 
 
@@ -51,7 +52,7 @@ class InProcessLimiter:
         """When all of a key's requests will have come back, by the clock of *now*."""
 
     async def take(self, key: str) -> Allowance:
-        """Take one from what *key* has left; never waits."""
+        """Count a request of *key*, unless its limit is spent; never waits."""
         now = self._now()
         allowance, full_at = judge(self.limit, self._full_at.get(key, now), now)
         if allowance.granted:
@@ -62,10 +63,12 @@ class InProcessLimiter:
 
 
 def judge(limit: int, full_at: float, now: float) -> tuple[Allowance, float]:
-    """Return whether one more may be had at *now*, and when all will have come back then, in seconds."""
+    """
+    Return the verdict on a request at *now*, and the time at which the whole limit is regained after it, in seconds.
+    """
     step_s = WINDOW_S / limit
     then = max(full_at, now) + step_s
-    # A hair's breadth for what sums of floats lose.
+    # A tolerance for rounding in sums of floats.
     over_s = then - now - WINDOW_S - step_s / 1_000
     if over_s > 0:
         return Allowance(False, 0, max(1, math.ceil(over_s))), full_at
@@ -83,9 +86,9 @@ class Counter(Protocol):
 
 class SharedLimiter:
     """
-    Counts of all workers, by the minute on the clock.
+    Counts the requests to all workers together, by the minute on the clock.
 
-    While the store is away each worker counts alone: nobody is refused for that, and nobody let in without a limit.
+    While the store is away each worker counts alone: no request is refused for that, and none escapes the limit.
     """
 
     def __init__(self, limit: int, counter: Counter, *, now: Callable[[], float] = time.time) -> None:
@@ -95,10 +98,10 @@ class SharedLimiter:
         self._alone = InProcessLimiter(limit)
         self._minute = 0
         self._spent: set[str] = set()
-        """Keys that have nothing left in this minute: whoever goes on all the same costs the store nothing."""
+        """Keys whose limit is spent in this minute: their further requests are refused without asking the store."""
 
     async def take(self, key: str) -> Allowance:
-        """Take one from what *key* has left; waits for the store, which has a deadline of its own."""
+        """Count a request of *key*, unless its limit is spent; waits for the store, which has a deadline of its own."""
         now = self._now()
         minute = int(now // WINDOW_S)
         left_s = math.ceil(WINDOW_S - now % WINDOW_S)

@@ -1,12 +1,12 @@
 """
-Bad credentials, by the address that they came from: whoever sends many is answered late.
+Delays the refusals of bad credentials, by the address that they come from.
 
-The rule, and why. Credentials are always looked at, and good ones are answered at once, whatever else came from their
-address: nobody can lock out others who come through the same proxy. A refusal is what is held back. The first
-``FREE_PER_MINUTE`` of an address are answered at once, so that a device with an old key is told so; then each one waits
-longer, up to ``LONGEST_WAIT_S``, until there were none for a while. Who sends them one after another gets no more than about
-``FREE_PER_MINUTE`` looked at; of those who send many at once ``WAITING_LIMIT`` wait, and the others are told to come back
-later. What keeps a key from being guessed is its length all the same: many addresses are cheap.
+Only refusals are delayed. Credentials are always checked, and good ones are answered at once, whatever else came from
+their address: a guesser cannot lock out other clients behind the same proxy. The first ``FREE_PER_MINUTE`` refusals of
+an address go out at once, so that a device with an old key learns of it; each further refusal waits longer, up to
+``LONGEST_WAIT_S``, until the address has been quiet for a while. A client that guesses in sequence so gets about
+``FREE_PER_MINUTE`` guesses checked; of parallel guesses ``WAITING_LIMIT`` wait and the others get 429. A key's length
+is what protects it all the same: addresses are cheap.
 """
 
 from __future__ import annotations
@@ -23,28 +23,30 @@ _lines = log.LogThrottle()
 
 FREE_PER_MINUTE = 100
 STEP_S = 0.1
-"""How much longer each refusal beyond those waits than the one before it."""
+"""How much longer each further refusal waits than the one before."""
 LONGEST_WAIT_S = 2.0
 HIGHEST_LEVEL = FREE_PER_MINUTE + LONGEST_WAIT_S / STEP_S
 WAITING_LIMIT = 16
-"""Refusals of one address that are held back at a time."""
+"""Refusals of one address that wait at a time."""
 ALL_WAITING_LIMIT = 512
 ADDRESSES_LIMIT = 4_096
-"""Addresses that are kept count of, at about 0.3 KB each; over that the one that was seen first is forgotten."""
+"""Addresses that are counted, at about 0.3 KB each; beyond that the oldest address is forgotten."""
 
 
 class AuthThrottle:
-    """Counts them for one process."""
+    """Counts bad credentials by address, for one process."""
 
     def __init__(self, *, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
         self._levels: dict[str, tuple[float, float]] = {}
-        """(level, when): it grows by one with each guess and sinks by ``FREE_PER_MINUTE`` in a minute."""
+        """
+        By address: (level, when). The level grows by one with each guess and sinks by ``FREE_PER_MINUTE`` in a minute.
+        """
         self._waiting: dict[str, int] = {}
         self._all_waiting = 0
 
     def delay_s(self, address: str) -> float:
-        """Count a guess from *address*, and return how long its refusal is to be held back."""
+        """Count a guess from *address*; return how long to delay its refusal."""
         now = self._now()
         level, seen = self._levels.get(address, (0.0, now))
         level = max(0.0, level - (now - seen) * FREE_PER_MINUTE / 60) + 1
@@ -55,7 +57,7 @@ class AuthThrottle:
 
     async def hold_back(self, address: str) -> None:
         """
-        Count a guess from *address*, and wait as long as its refusal is to be held back.
+        Count a guess from *address*, and wait for as long as its refusal is to be delayed.
 
         Raises ``RateLimited`` at once where too many are waiting.
         """

@@ -44,7 +44,7 @@ def certificate_of(settings: Server) -> Certificate | None:
     except ssl.SSLError as exc:
         raise SettingsError(f"{CERTIFICATE}: {paths.certificate} has no certificate in PEM") from exc
     try:
-        # With no password given, OpenSSL would ask for one on the terminal.
+        # Without a password callback OpenSSL would ask for a password on the terminal.
         context.load_cert_chain(paths.certificate, paths.key, password=lambda: "")
     except (ssl.SSLError, ValueError) as exc:
         reason = getattr(exc, "reason", None)

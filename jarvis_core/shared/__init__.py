@@ -1,1 +1,1 @@
-"""What workers share."""
+"""State that several workers share: values and mail through Redis, and statistics through memory."""

@@ -1,11 +1,11 @@
 """
-Short-lived state that workers share: values with a lifetime, and mail from one worker to another.
+Shares short-lived state between workers: values with a lifetime, and mail from one worker to another.
 
-Without Redis a worker keeps its values to itself and has no mail. With it, each worker has a bounded stream as its
-mailbox, read by one task; what is posted within a few milliseconds goes out together. Mail may be lost (Redis restarts,
-a mailbox overflows): what is sent by it is repeated by those who miss an answer. A value that cannot be had is a miss.
+Without Redis a worker keeps its values to itself and has no mail. With Redis each worker has a bounded stream as its
+mailbox, read by one task; messages posted within a few milliseconds are sent together. Mail may be lost (Redis
+restarts, a mailbox overflows): a worker that misses an answer asks again. A value that cannot be fetched is a miss.
 
-Redis loses nothing that matters: while it is away each worker serves what is its own.
+Redis holds nothing that must last: while it is away each worker serves its own turns and sessions.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 logger = log.get(__name__)
 
-State = Literal["disabled", "healthy", "unavailable"]
+CacheState = Literal["disabled", "healthy", "unavailable"]
 OnMail = Callable[[str, bytes], None]
-"""Told of a message: (sender's worker id, what it wrote)."""
+"""Called with each message: (sender's worker id, content)."""
 
 LOCAL_LIMIT_BYTES = 16 << 20
 LOCAL_LIMIT_VALUES = 1_000
@@ -41,16 +41,16 @@ VALUE_TIMEOUT_S = 0.25
 """Longest wait for a value: without it the worker does the work itself."""
 
 MAILBOX_TTL_S = 30
-"""A mailbox that its owner has not tended for so long is gone, and mail to it is refused."""
+"""A mailbox expires when its owner has not renewed it for so long; mail to it is refused then."""
 MAILBOX_LIMIT = 2_000
-"""Entries, about; the oldest give way."""
+"""Entries of a mailbox, about; the oldest are dropped."""
 OUTBOX_LIMIT_BYTES = 1 << 20
-"""To one worker, while it is on its way to Redis."""
+"""Messages to one worker that wait to be sent to Redis."""
 ENTRY_LIMIT_BYTES = 256 << 10
 FLUSH_DELAY_S = 0.005
 READ_BLOCK_S = 1.0
 READ_TIMEOUT_S = 3.0
-"""After so long Redis does not answer."""
+"""Longest wait for an answer of Redis."""
 TEND_INTERVAL_S = 1.0
 RETRY_DELAY_S = 0.5
 OPEN_TIMEOUT_S = 2.0
@@ -58,16 +58,16 @@ OPEN_TIMEOUT_S = 2.0
 
 
 class Cache(Protocol):
-    """What workers share."""
+    """Values, counters and mail that workers share."""
 
-    state: State
+    state: CacheState
 
     async def get(self, key: str) -> bytes | None:
-        """Return the value of *key*, if there is one and it can be had at once."""
+        """Return the value of *key*; None where there is none, or the cache does not answer at once."""
         ...
 
     async def put(self, key: str, value: bytes, ttl_s: int) -> None:
-        """Keep *value* for at most *ttl_s* seconds, if that can be done."""
+        """Keep *value* for at most *ttl_s* seconds; does nothing where the cache is away."""
         ...
 
     async def increment(self, key: str, ttl_s: int) -> int:
@@ -83,7 +83,7 @@ class Cache(Protocol):
         ...
 
     def on_mail(self, receive: OnMail, lost: Callable[[str], None]) -> None:
-        """Have *receive* told of mail, and *lost* of a worker that has no mailbox any more."""
+        """Call *receive* with each message, and *lost* with the id of a worker whose mailbox is gone."""
         ...
 
     async def close(self) -> None:
@@ -92,9 +92,9 @@ class Cache(Protocol):
 
 
 class LocalCache:
-    """Of one worker, in its memory."""
+    """Keeps values in the memory of one worker; has no mail."""
 
-    state: State = "disabled"
+    state: CacheState = "disabled"
 
     def __init__(self, limit_bytes: int = LOCAL_LIMIT_BYTES) -> None:
         self._limit_bytes = limit_bytes
@@ -111,7 +111,7 @@ class LocalCache:
         return kept[1]
 
     async def put(self, key: str, value: bytes, ttl_s: int) -> None:
-        """Keep *value*; those that were used least give way."""
+        """Keep *value*; drops the least recently used ones for it."""
         if len(value) > min(VALUE_LIMIT_BYTES, self._limit_bytes):
             return
         self._forget(key)
@@ -148,10 +148,10 @@ class LocalCache:
 
 
 class SharedCache:
-    """Through Redis or Valkey, as the worker *worker_id*."""
+    """Shares through Redis or Valkey, as the worker *worker_id*."""
 
     def __init__(self, url: Secret, worker_id: str) -> None:
-        self.state: State = "unavailable"
+        self.state: CacheState = "unavailable"
         self._url = url.reveal()
         self._worker_id = worker_id
         self._mailbox = _mailbox(worker_id)
@@ -168,7 +168,7 @@ class SharedCache:
         self._errors = (coredis.exceptions.RedisError, OSError, TimeoutError)
 
     async def open(self) -> None:
-        """Connect; a Redis that is away does not keep a worker from its start."""
+        """Connect; returns after ``OPEN_TIMEOUT_S`` also where Redis is away, and goes on trying."""
         redis_address.parse(self._url)
         self._owner = asyncio.get_running_loop().create_task(self._own())
         with contextlib.suppress(TimeoutError):
@@ -176,7 +176,7 @@ class SharedCache:
                 await self._opened.wait()
 
     async def close(self) -> None:
-        """Send what is due, and take the mailbox away."""
+        """Send the mail that waits, and delete the mailbox."""
         if self._owner is None:
             return
         client = self._client
@@ -189,7 +189,7 @@ class SharedCache:
         await asyncio.wait([self._owner])
 
     async def get(self, key: str) -> bytes | None:
-        """Return the value of *key*, if there is one and it can be had at once."""
+        """Return the value of *key*; None where there is none, or the cache does not answer at once."""
         if self._client is not None and self.state == "healthy":
             with contextlib.suppress(*self._errors):
                 async with cancellation.timeout(VALUE_TIMEOUT_S):
@@ -229,11 +229,11 @@ class SharedCache:
         return True
 
     def on_mail(self, receive: OnMail, lost: Callable[[str], None]) -> None:
-        """Have *receive* told of mail, and *lost* of a worker that has no mailbox any more."""
+        """Call *receive* with each message, and *lost* with the id of a worker whose mailbox is gone."""
         self._receive, self._lost = receive, lost
 
     async def _own(self) -> None:
-        """Keep the connections; they are a task group's, entered and left here."""
+        """Hold the client open, which is a task group and has to be entered and left by one task."""
         while True:
             try:
                 async with AsyncExitStack() as stack:
@@ -245,7 +245,7 @@ class SharedCache:
                         sender.cancel()
                         await asyncio.wait([sender])
             except (*self._errors, ExceptionGroup) as exc:
-                # A Sentinel or a cluster is asked when the client is entered; a task group wraps what it raises.
+                # Entering the client asks a Sentinel or a cluster; its task group wraps the errors.
                 self._note_loss(exc)
             except Exception as exc:
                 logger.exception("redis is not used through a defect")
@@ -257,7 +257,7 @@ class SharedCache:
     async def _read(self, client: coredis.Redis[bytes] | coredis.RedisCluster[bytes]) -> None:
         loop = asyncio.get_running_loop()
         last: str | bytes = b""
-        """The last entry that was read; empty where there may be no mailbox."""
+        """Id of the last entry that was read; empty where the mailbox may not exist."""
         tend_at = 0.0
         while True:
             try:
@@ -272,7 +272,7 @@ class SharedCache:
                     self._note_health()
                     entries = await client.xread({self._mailbox: last}, count=100, block=int(1_000 * READ_BLOCK_S))
             except self._errors as exc:
-                # Its mailbox may be gone, with what was in it.
+                # The mailbox may be gone, with its messages.
                 last = b""
                 self._note_loss(exc)
                 await asyncio.sleep(RETRY_DELAY_S)
@@ -282,7 +282,7 @@ class SharedCache:
                 self._take(entry.field_values.get(b"m", b""))
 
     async def _tend(self, client: coredis.Redis[bytes] | coredis.RedisCluster[bytes], last: str | bytes) -> bool:
-        """Remove what was read but the last entry, and keep the mailbox; return whether it was there."""
+        """Trim the entries that were read, but the last, and renew the mailbox; return whether it existed."""
         from coredis.tokens import PureToken
 
         async with client.pipeline(transaction=False) as pipeline:
@@ -298,7 +298,7 @@ class SharedCache:
             for message in messages:
                 self._receive(sender, message)
         except Exception:
-            # One message that cannot be read is no reason to read no other.
+            # A message that cannot be decoded must not end the reading of mail.
             logger.exception("mail was not read through a defect")
 
     async def _send(self, client: coredis.Redis[bytes] | coredis.RedisCluster[bytes]) -> None:

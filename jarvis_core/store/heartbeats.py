@@ -56,7 +56,7 @@ l as (
 select count(*) from t
 """
 # Of those who close a dead worker's turns at once one does it, and the others pass by.
-BURY = f"""
+REAP = f"""
 with dead as (
     select id from workers where id = any(%(ids)s::uuid[]) and (%(unseen_since)s::timestamptz is null
         or seen_at < %(unseen_since)s::timestamptz - {LEASE})
@@ -109,7 +109,7 @@ class HeartbeatStore:
 
         With *unseen_since* only those that had been silent for too long then, and still are.
         """
-        return await self._close(BURY, ids=ids, unseen_since=unseen_since)
+        return await self._close(REAP, ids=ids, unseen_since=unseen_since)
 
     async def close_strays(self, *, at_once: bool = False) -> int:
         """

@@ -1,1 +1,1 @@
-"""One exchange: the turn, its readers, its end, and those that run on other workers."""
+"""Turns, one exchange each: their production, readers and ends, and the turns of other workers."""

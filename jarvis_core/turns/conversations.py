@@ -1,4 +1,4 @@
-"""Conversations: making, finding, changing and deleting them, and what was said in them."""
+"""Makes, finds, changes and deletes conversations and their messages."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ class Conversations:
     async def change(
         self, owner: str, conversation_id: str, *, title: str | None, archived: bool | None
     ) -> Conversation:
-        """Change what is not None."""
+        """Change the fields that are not None."""
         return await self._store.change(owner, conversation_id, title=title, archived=archived)
 
     async def delete(self, owner: str, conversation_id: str) -> None:
-        """Remove a conversation with its messages; a turn that runs in it, on whatever worker, is cancelled first."""
+        """Remove a conversation with its messages; cancels a turn that runs in it first, on any worker."""
         turn = await self._turns.find_running(owner, conversation_id)
         if turn is not None:
             await self._turns.stop(turn, reason="conversation_deleted")
@@ -65,7 +65,8 @@ class Conversations:
         self, owner: str, conversation_id: str | None, role: Role, content: str, *, message_id: str | None = None
     ) -> tuple[str, str]:
         """
-        Store a message that no turn has to answer yet; no conversation makes one, and no id a new one.
+        Store a message without beginning a turn; makes a conversation where *conversation_id* is None, and an id where
+        *message_id* is.
 
         Returns the ids of the conversation and the message.
         """

@@ -8,11 +8,11 @@ from jarvis_core.turns.log import Turn
 
 KEPT_TURNS = 1_000
 KEPT_TEXT_CHARS = 8_000_000
-"""What the texts of those may add up to."""
+"""Code points that the texts of the kept turns may have together."""
 
 
 class EndedTurns:
-    """The latest of the turns that ended; the oldest go when they are too many, or their texts too long."""
+    """Keeps the turns that ended last; drops the oldest when they are too many, or their texts too long."""
 
     def __init__(self) -> None:
         self._turns: OrderedDict[str, Turn] = OrderedDict()
@@ -20,7 +20,7 @@ class EndedTurns:
         self._chars = 0
 
     def get(self, turn_id: str) -> Turn | None:
-        """Return a turn that is kept."""
+        """Return the turn, if it is kept."""
         return self._turns.get(turn_id)
 
     def add(self, turn: Turn) -> None:
@@ -32,13 +32,13 @@ class EndedTurns:
             self._chars -= len(oldest.text())
 
     def remove(self, turn_id: str) -> None:
-        """Let go of a turn, if it is kept."""
+        """Drop a turn, if it is kept."""
         turn = self._turns.pop(turn_id, None)
         if turn is not None:
             self._chars -= len(turn.text())
 
     def remove_conversation(self, owner: str, conversation_id: str) -> None:
-        """Let go of the turns of one conversation of *owner*."""
+        """Drop the turns of one conversation of *owner*."""
         for turn in list(self._turns.values()):
             if turn.conversation_id == conversation_id and turn.caller.user_id == owner:
                 self.remove(turn.id)

@@ -1,9 +1,9 @@
 """
-Which workers live: each says so every second, and ends the turns of those who do not.
+Tells the database every second that this worker lives, and ends the turns of workers that died.
 
-A worker is dead when its process is gone from the machine that both are on, or when the database has not heard of it for
-``LEASE``. Silence proves little where the database itself was silent: only a worker whose own last beats were all in
-time takes others for dead, and one that was taken for dead and lives still stores what its turns come to.
+A worker is dead when its process is gone from this machine, or when the database has had no beat of it for ``LEASE``. A
+missing beat proves little while the database itself is slow: a worker takes others for dead only where its own last
+beats were all in time. A worker that was wrongly taken for dead still stores its turns' ends.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ logger = log.get(__name__)
 
 BEAT_INTERVAL_S = 1.0
 SLOW_BEAT_S = 0.5
-"""A beat that takes longer says nothing of the others: theirs may have waited as long."""
+"""A beat that takes longer counts as late: the other workers' beats may have waited as long."""
 STEADY_BEATS = 6
-"""In time, one after another, before the silence of others counts: longer than the lease."""
+"""Beats in time, in a row, before another worker's silence counts: longer than the lease."""
 STRAYS_EVERY_BEATS = 30
 
 
 class Heartbeats:
     """
-    One worker's place among all that share the database.
+    One worker among all that share the database.
 
-    *alone*: nobody shares it, so whatever was left running is over. *embedded*: only processes of this machine use it.
+    *alone*: no other worker uses the database, so that every turn left running is over. *embedded*: only processes of
+    this machine use it.
     """
 
     def __init__(self, store: HeartbeatStore, *, alone: bool, embedded: bool) -> None:
@@ -40,10 +41,10 @@ class Heartbeats:
         self._steady = 0
 
     async def arrive(self) -> None:
-        """Join the others, and end what dead ones left, as far as that is certain at once; raises ``Unavailable``."""
+        """Join the other workers, and end the turns of those that are certainly dead; raises ``Unavailable``."""
         if not self._alone:
             await self._store.beat()
-        # On another machine than ours nobody lives who uses our embedded server; on ours the processes tell.
+        # A worker of another machine cannot be using our embedded server; on this machine the process table tells.
         dead = [
             other.id
             for other in await self._store.fetch_others()
@@ -83,7 +84,7 @@ class Heartbeats:
                 self._steady = 0
 
     async def leave(self) -> None:
-        """Take leave of the others; does nothing where the database is away."""
+        """Leave the other workers; does nothing where the database is away."""
         if not self._alone:
             with contextlib.suppress(RequestError):
                 await self._store.leave()

@@ -1,10 +1,10 @@
 """
 The log of a turn, and its readers.
 
-The producer appends; any number of readers follow, each with a cursor of its own. A reader that is behind gets what it
-missed with the pieces of text merged, and never holds up the model; a client that comes back goes on from the last
-position that it saw. What was handed to the server for a client that does not read stays in memory until it leaves: the
-server's ``send`` does not wait, so this is bounded by the length of the turn only.
+The producer appends; any number of readers follow, each with a cursor of its own. A reader that is behind gets the
+missed pieces of text merged, and never holds up the model; a client that comes back goes on from the last position that
+it saw. Events for a client that does not read stay in memory until it leaves: the server's ``send`` does not wait, so
+the length of the turn is the only bound.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from jarvis_core.models import Caller, Status, TurnRecord
 
 
 class Step(enum.Enum):
-    """What happened, besides text; each is one event on the wire."""
+    """An entry of the log that is not text; each is one event on the wire."""
 
     CREATED = "created"
     """Stored, and about to ask the model."""
@@ -30,7 +30,7 @@ class Step(enum.Enum):
     PART_DONE = "part_done"
     ITEM_DONE = "item_done"
     ENDED = "ended"
-    """Always the last entry, and there is exactly one."""
+    """Always the last entry, exactly once."""
 
 
 OPENING = (Step.ITEM_ADDED, Step.PART_ADDED)
@@ -62,7 +62,7 @@ class Turn:
         self.ended_at: datetime | None = None
         self.readers = 0
         self.keep_running = False
-        """Whether it goes on without readers."""
+        """Whether the turn goes on without readers."""
         self.pieces = 0
         """How many pieces of text the model has sent."""
         self._text = ""
@@ -123,7 +123,7 @@ class Turn:
             self._waiting.clear()
 
     def end(self) -> None:
-        """Add the last entries; for the producer, once the end is stored."""
+        """Append the last entries; for the producer, once the end is stored."""
         self._ended.set()
         if not self.opened and self.status is Status.COMPLETED:
             self.append(*OPENING)
@@ -139,7 +139,7 @@ class Turn:
 
 
 class Reader:
-    """A cursor in a turn's log; as many as you like follow one turn, and none holds it up."""
+    """A cursor in a turn's log; any number of readers follow one turn, and none holds it up."""
 
     __slots__ = ("_after", "_future", "_index", "turn")
 
@@ -154,7 +154,7 @@ class Reader:
         self._future: asyncio.Future[None] | None = None
 
     def take(self) -> list[tuple[int, Entry]]:
-        """Return (position, entry) of all that is new, neighbouring texts merged into one; never waits."""
+        """Return (position, entry) of every new entry, neighbouring texts merged; never waits."""
         turn = self.turn
         entries = turn._entries
         taken: list[tuple[int, Entry]] = []
@@ -179,7 +179,7 @@ class Reader:
 
     @property
     def behind(self) -> bool:
-        """Whether ``take`` would give something."""
+        """Whether ``take`` would return anything."""
         return self._index < len(self.turn._entries)
 
     async def next(self) -> list[tuple[int, Entry]]:
@@ -191,6 +191,6 @@ class Reader:
         return self.take()
 
     def wake(self) -> None:
-        """Let a waiting ``next`` return with what there is."""
+        """Have a waiting ``next`` return at once."""
         if self._future is not None and not self._future.done():
             self._future.set_result(None)

@@ -1,4 +1,4 @@
-"""What workers write to one another of turns and sessions: small, and repeated by whoever misses an answer."""
+"""The messages between workers about turns and sessions: small, and repeated by a worker that misses an answer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jarvis_core.models import Status
 
 
 class Follow(Struct, tag="f", array_like=True, frozen=True):
-    """Asks for what *turn* says from the code point *at* on."""
+    """Asks for the text of *turn* from the code point *at* on."""
 
     turn: str
     user: str
@@ -19,7 +19,7 @@ class Follow(Struct, tag="f", array_like=True, frozen=True):
 
 
 class Leave(Struct, tag="l", array_like=True, frozen=True):
-    """Nobody follows *turn* here any more."""
+    """The sender has no reader of *turn* any more."""
 
     turn: str
 
@@ -33,7 +33,7 @@ class Cancel(Struct, tag="c", array_like=True, frozen=True):
 
 
 class Progress(Struct, tag="p", array_like=True, frozen=True):
-    """What was said from the code point *at* on."""
+    """The text from the code point *at* on."""
 
     turn: str
     at: int
@@ -42,7 +42,7 @@ class Progress(Struct, tag="p", array_like=True, frozen=True):
 
 
 class Ended(Struct, tag="e", array_like=True, frozen=True):
-    """The last of it, and how it ended."""
+    """The last of the text, and how the turn ended."""
 
     turn: str
     at: int
@@ -64,13 +64,13 @@ class Unknown(Struct, tag="u", array_like=True, frozen=True):
 
 
 class Alive(Struct, tag="a", array_like=True, frozen=True):
-    """The sender lives, and sends what these turns say."""
+    """The sender lives, and sends the text of *turns*."""
 
     turns: list[str]
 
 
 class TakeSession(Struct, tag="t", array_like=True, frozen=True):
-    """Asks for the session of a response, whose client has come back to another worker, and tells whom to answer."""
+    """Asks for the session of a response whose client has come back to *worker*, which gets the answer."""
 
     question: int
     worker: str
@@ -79,14 +79,14 @@ class TakeSession(Struct, tag="t", array_like=True, frozen=True):
     after: int
     """The number of the last event that the client has seen."""
     hops: int = 0
-    """How often it was passed on to where the session went."""
+    """How many workers have passed the question on to where the session went."""
 
 
 class SessionTaken(Struct, tag="s", array_like=True, frozen=True):
-    """What is left of the session; None where it is not here."""
+    """A ``SessionSnapshot``; None where the sender does not have the session."""
 
     question: int
-    left: bytes | None
+    snapshot: bytes | None
 
 
 Message = TakeSession | SessionTaken | Follow | Leave | Cancel | Progress | Ended | Unknown | Alive

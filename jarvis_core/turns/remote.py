@@ -1,15 +1,16 @@
 """
-Turns that run on other workers: followed and stopped from here, and ours from there.
+Follows and stops turns that run on other workers, and lets other workers follow and stop those that run here.
 
-A turn belongs to the worker that began it. Whoever is asked for somebody else's makes a ``RemoteTurn``: a log like any
-other, so that every kind of reader works on it, filled with what its worker sends by mail (``shared/cache.py``). Nothing is
-sent unless somebody asks. Mail may be lost, and a worker may die: a remote turn that hears nothing looks into the store every
-half second, which has the text up to a second ago, and the end once there is one.
+A turn belongs to the worker that began it. A worker that is asked for another's turn makes a ``RemoteTurn``: a log like
+any other, so that every kind of reader works on it, filled from the mail of the turn's worker (``shared/cache.py``),
+which sends only on request. Mail may be lost, and a worker may die: a remote turn without news is compared with the
+store every half second, which has the text up to a second ago, and the end once there is one.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
@@ -42,38 +43,38 @@ from jarvis_core.turns.remote_turn import LocalTurns, RemoteTurn
 logger = log.get(__name__)
 
 BATCH_S = 0.02
-"""What a turn says in so long is sent together."""
+"""Text of a turn is collected for so long and sent together."""
 ALIVE_INTERVAL_S = 1.0
-"""Between two words to those who follow something here, whether or not there is news."""
+"""How often followers are told that this worker lives, with or without news."""
 SILENCE_S = 2.5
-"""A worker that has not been heard of for so long may be dead."""
-LOOK_INTERVAL_S = 0.5
-"""Between two looks into the store for those who hear nothing."""
-LOOK_TURNS = 200
-"""In one statement."""
-FIRST_WORD_S = 0.5
-"""Longest wait for a turn's own worker before what the store has is shown."""
-LAST_WORD_S = 0.5
-"""Longest wait at the end for mail that tells of ends."""
+"""A worker that has sent nothing for so long may be dead."""
+CHECK_INTERVAL_S = 0.5
+"""How often remote turns without news are compared with the store."""
+CHECK_TURNS = 200
+"""Turns that one statement fetches."""
+FIRST_MAIL_S = 0.5
+"""Longest wait for the first mail about a turn before the stored text is shown."""
+LAST_MAIL_S = 0.5
+"""Longest wait, when this worker stops, for mail about ends to be sent."""
 IDLE_S = 1.0
-"""A remote turn without readers is kept for as long."""
+"""How long a remote turn is kept without readers."""
 CANCEL_LIMIT_S = 8.0
-"""Longest wait for the end of a turn that was cancelled elsewhere."""
+"""Longest wait for the end of a remote turn that is cancelled from here."""
 CANCEL_REPEAT_S = 1.0
 SESSION_LIMIT_S = 2.0
-"""Longest wait for what is left of a session."""
+"""Longest wait for another worker to hand a session over."""
 MOVED_LIMIT = 1_000
 HOPS_LIMIT = 8
 LOST_S = 30.0
-"""Where neither the worker nor the store can be asked for so long, readers are told so."""
+"""Readers get an error once neither the turn's worker nor the store has answered for so long."""
 RETRY_AFTER_S = 2
 
 
 class RemoteTurns:
     """
-    The other workers' turns, as this one sees them, and this one's for the others.
+    The turns of other workers that are followed here, and the mail about this worker's turns.
 
-    Owns a task for each turn that others follow, for each that they stop, and one that looks after the remotes.
+    Owns a task for each turn that another worker follows or stops, and one that checks the remote turns.
     """
 
     def __init__(self, store: TurnStore, cache: Cache) -> None:
@@ -83,45 +84,48 @@ class RemoteTurns:
         self._remote: dict[tuple[str, str], RemoteTurn] = {}
         """By user and turn."""
         self._heard: dict[str, float] = {}
-        """When each worker was last heard of."""
+        """By worker: when its last mail came."""
         self._forwards: dict[tuple[str, str], asyncio.Task[None]] = {}
-        """What is sent: by worker and turn."""
+        """Tasks that send a turn's text, by following worker and turn."""
         self._work: set[asyncio.Task[None]] = set()
         self._keeper: asyncio.Task[None] | None = None
         self.hand_over: Callable[[str, str, int], Awaitable[bytes | None]] | None = None
-        """Gives up a session, asked with user, response and the last event seen, for who goes on with it."""
+        """Hands over a session as an encoded snapshot, by user, response and number of the last event seen."""
         self._moved: OrderedDict[str, str] = OrderedDict()
-        """Where the sessions of responses went that were here."""
+        """By response: the worker that its session was handed to."""
+        self._question_ids = itertools.count()
         self._questions: dict[int, asyncio.Future[bytes | None]] = {}
 
     @property
     def followed(self) -> int:
-        """How many turns of other workers are followed from here."""
+        """The number of remote turns."""
         return len(self._remote)
 
     def serve(self, turns: LocalTurns) -> None:
-        """Let other workers follow and stop *turns*; from now on mail is read."""
+        """Let other workers follow and stop *turns*, and start reading mail."""
         self._turns = turns
-        self._cache.on_mail(self._receive, self._lose)
+        self._cache.on_mail(self._receive, self._note_lost_mailbox)
         self._keeper = asyncio.get_running_loop().create_task(self._keep())
 
     async def close(self) -> None:
-        """End everything that goes on for others, once they were told of what has ended here."""
+        """Send other workers the ends of this worker's turns, then cancel all tasks."""
         if self._forwards:
-            await asyncio.wait(self._forwards.values(), timeout=LAST_WORD_S)
+            await asyncio.wait(self._forwards.values(), timeout=LAST_MAIL_S)
         tasks = [*self._work, *([self._keeper] if self._keeper is not None else [])]
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
         if self._work:
-            # Those who followed are counted out.
-            await asyncio.wait(self._work, timeout=LAST_WORD_S)
+            # These count the followers out.
+            await asyncio.wait(self._work, timeout=LAST_MAIL_S)
 
     # What others run
 
     async def follow(self, caller: Caller, record: TurnRecord) -> Turn:
-        """Return the running turn *record* as its worker tells of it; waits for its first word for half a second."""
+        """
+        Return the running turn *record* as a remote turn; waits at most ``FIRST_MAIL_S`` for mail from its worker.
+        """
         name = (caller.user_id, record.id)
         remote = self._remote.get(name)
         if remote is None:
@@ -131,21 +135,21 @@ class RemoteTurns:
             self._ask(remote)
         if not remote.synced.is_set() and self._cache.state == "healthy":
             try:
-                async with cancellation.timeout(FIRST_WORD_S):
+                async with cancellation.timeout(FIRST_MAIL_S):
                     await remote.synced.wait()
             except TimeoutError:
                 remote.needs_store_check = True
         return remote
 
     def let_go(self, remote: RemoteTurn) -> None:
-        """Note that the last reader has left; somebody may still come back."""
+        """Note when the last reader left; the turn is kept for ``IDLE_S``."""
         remote.left_at = asyncio.get_running_loop().time()
 
     async def stop(self, remote: RemoteTurn, reason: str) -> None:
         """
-        Have the turn's worker stop it; returns when the end is stored.
+        Ask the turn's worker to stop it; returns when the end is stored.
 
-        Raises ``Unavailable`` where that worker cannot be reached, or does not come to an end.
+        Raises ``Unavailable`` where that worker cannot be reached, or the turn does not end in time.
         """
         remote.readers += 1
         reachable = self._cache.state == "healthy"
@@ -165,10 +169,10 @@ class RemoteTurns:
             self.let_go(remote)
 
     async def take_session(self, worker_id: str, caller: Caller, turn_id: str, after: int) -> bytes | None:
-        """Take the session of a response from another worker; None where it is not to be had within two seconds."""
-        question = len(self._questions)
-        while question in self._questions:
-            question += 1
+        """
+        Ask another worker to hand over the session of a response; None where it does not within ``SESSION_LIMIT_S``.
+        """
+        question = next(self._question_ids)
         future: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
         self._questions[question] = future
         try:
@@ -176,29 +180,29 @@ class RemoteTurns:
             if not self._post(worker_id, message):
                 return None
             async with cancellation.timeout(SESSION_LIMIT_S):
-                left = await future
-            if left is not None:
+                snapshot = await future
+            if snapshot is not None:
                 self._moved.pop(turn_id, None)
-            return left
+            return snapshot
         except TimeoutError:
             return None
         finally:
             del self._questions[question]
 
     def moved_to(self, turn_id: str) -> str | None:
-        """Return the worker that a response's session was given to from here."""
+        """Return the worker that a response's session was handed to."""
         return self._moved.get(turn_id)
 
-    async def _part(self, message: TakeSession) -> None:
-        left = None if self.hand_over is None else await self.hand_over(message.user, message.turn, message.after)
-        if left is not None:
+    async def _hand_over(self, message: TakeSession) -> None:
+        snapshot = None if self.hand_over is None else await self.hand_over(message.user, message.turn, message.after)
+        if snapshot is not None:
             self._moved[message.turn] = message.worker
             while len(self._moved) > MOVED_LIMIT:
                 self._moved.popitem(last=False)
         elif (now_at := self._moved.get(message.turn)) is not None and message.hops < HOPS_LIMIT:
             self._post(now_at, msgspec.structs.replace(message, hops=message.hops + 1))
             return
-        self._post(message.worker, SessionTaken(message.question, left))
+        self._post(message.worker, SessionTaken(message.question, snapshot))
 
     def _ask(self, remote: RemoteTurn) -> None:
         self._post(remote.worker_id, Follow(remote.id, remote.caller.user_id, len(remote.text())))
@@ -220,10 +224,10 @@ class RemoteTurns:
             case Cancel():
                 self._own(partial(self._cancel, sender, message))
             case TakeSession():
-                self._own(partial(self._part, message))
+                self._own(partial(self._hand_over, message))
             case SessionTaken():
                 if (future := self._questions.get(message.question)) is not None and not future.done():
-                    future.set_result(message.left)
+                    future.set_result(message.snapshot)
             case Alive():
                 sent = set(message.turns)
                 for remote in self._turns_of(sender):
@@ -253,13 +257,13 @@ class RemoteTurns:
             if remote.worker_id == worker_id and turn_id in (None, name)
         ]
 
-    def _lose(self, worker_id: str) -> None:
-        """Take note that a worker has no mailbox: it is dead, or has lost its Redis."""
+    def _note_lost_mailbox(self, worker_id: str) -> None:
+        """Note that a worker's mailbox is gone: the worker is dead, or has lost its Redis."""
         self._heard.pop(worker_id, None)
         loop = asyncio.get_running_loop()
         for name, task in self._forwards.items():
             if name[0] == worker_id:
-                # It may only have lost it together with Redis, and ask again.
+                # The worker may only have lost its Redis, and ask again.
                 loop.call_later(SILENCE_S, task.cancel)
         for remote in self._turns_of(worker_id):
             remote.synced.set()
@@ -268,13 +272,13 @@ class RemoteTurns:
     # What runs here, for others
 
     def _forward(self, sender: str, follow: Follow) -> None:
-        """Send what a turn says; whoever asks again, from another place, is sent it from there."""
+        """Start sending a turn's text to *sender*; replaces what it was sent before from another code point."""
         name = (sender, follow.turn)
         turn = None if self._turns is None else self._turns.get(follow.user, follow.turn)
         if turn is None or self._turns is None:
             self._post(sender, Unknown(follow.turn))
             return
-        # Before the one that it replaces is counted out: a turn that nobody follows is cancelled.
+        # Attach before the replaced task detaches: a turn without readers is cancelled.
         self._turns.attach(turn)
         before = self._forwards.pop(name, None)
         task = self._forwards[name] = self._own(partial(self._send, sender, turn, follow.at))
@@ -299,7 +303,7 @@ class RemoteTurns:
             if ended or first or len(text) > at:
                 message = _ended(turn, at, text[at:]) if ended else Progress(turn.id, at, text[at:], turn.memories)
                 if not self._post(sender, message):
-                    await asyncio.sleep(LOOK_INTERVAL_S)
+                    await asyncio.sleep(CHECK_INTERVAL_S)
                     continue
                 if ended:
                     return
@@ -325,11 +329,11 @@ class RemoteTurns:
     # Looking after all that
 
     async def _keep(self) -> None:
-        """Tell followers that this worker lives, and look into the store for remotes that hear nothing."""
+        """Tell followers that this worker lives, and compare remote turns without news with the store."""
         loop = asyncio.get_running_loop()
         alive_at = 0.0
         while True:
-            await asyncio.sleep(LOOK_INTERVAL_S)
+            await asyncio.sleep(CHECK_INTERVAL_S)
             try:
                 if loop.time() >= alive_at and self._forwards:
                     alive_at = loop.time() + ALIVE_INTERVAL_S
@@ -363,8 +367,8 @@ class RemoteTurns:
                 or now - max(self._heard.get(remote.worker_id, 0.0), remote.told_at) > SILENCE_S
             )
         ]
-        for start in range(0, len(quiet), LOOK_TURNS):
-            batch = quiet[start : start + LOOK_TURNS]
+        for start in range(0, len(quiet), CHECK_TURNS):
+            batch = quiet[start : start + CHECK_TURNS]
             records = {record.id: record for record in await self._store.fetch_many([one.id for one in batch])}
             for remote in batch:
                 remote.needs_store_check = False
@@ -372,7 +376,7 @@ class RemoteTurns:
                     self._compare(remote, records.get(remote.id), now)
 
     def _compare(self, remote: RemoteTurn, record: TurnRecord | None, now: float) -> None:
-        """Bring *remote* to where the store is, and ask the turn's worker anew."""
+        """Bring *remote* to the stored state, and ask the turn's worker again."""
         if record is None:
             self._end(remote, Status.CANCELLED, "conversation_deleted", None, None)
             return
@@ -381,7 +385,7 @@ class RemoteTurns:
         if record.status is Status.RUNNING:
             remote.worker_id = record.worker or ""
             if self._cache.state != "healthy" or self._heard.get(remote.worker_id, 0.0) < now - SILENCE_S:
-                # Nobody else tells of it.
+                # Its worker sends nothing: the store is the only source.
                 remote.needs_store_check = True
             remote.told_at = now
             self._ask(remote)
@@ -391,7 +395,7 @@ class RemoteTurns:
         self._end(remote, record.status, record.reason or "", error, record.ended_at)
 
     def _give_up(self, now: float) -> None:
-        """Tell readers whose turn nobody knows anything of."""
+        """End remote turns of which neither worker nor store has told for ``LOST_S``."""
         for remote in list(self._remote.values()):
             if not remote.ended and now - max(self._heard.get(remote.worker_id, 0.0), remote.told_at) > LOST_S:
                 error = Unavailable(

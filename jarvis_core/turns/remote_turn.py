@@ -1,4 +1,4 @@
-"""A turn that another worker runs, as this one knows it."""
+"""The local copy of a turn that another worker runs."""
 
 from __future__ import annotations
 
@@ -17,17 +17,20 @@ class RemoteTurn(Turn):
         self.worker_id = record.worker or ""
         self.memories = record.memories
         self.synced = asyncio.Event()
-        """Whether its worker has said anything of it."""
+        """Set once its worker has sent anything about it."""
         self.told_at = 0.0
-        """When anybody, worker or store, last knew something of it."""
+        """When its worker or the store last told of it."""
         self.needs_store_check = False
-        """Whether the store is to be looked into at once."""
+        """Whether to compare it with the store at the next check."""
         self.left_at = 0.0
         """When the last reader left."""
         self.append(Step.CREATED)
 
     def extend(self, at: int, text: str) -> bool:
-        """Take the text from the code point *at* on; return whether nothing is missing before it."""
+        """
+        Append the text that begins at the code point *at*, as far as it is new; return False where text before it is
+        missing.
+        """
         length = len(self.text())
         if at > length:
             return False
@@ -38,7 +41,7 @@ class RemoteTurn(Turn):
 
 
 class LocalTurns(Protocol):
-    """What is needed of those who run turns here."""
+    """The turns that run on this worker."""
 
     def get(self, owner: str, turn_id: str) -> Turn | None:
         """Return a turn that runs here or ended here not long ago."""

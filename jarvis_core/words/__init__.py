@@ -1,1 +1,1 @@
-"""What is known of language alone: no I/O, and no other room."""
+"""Knowledge of natural language alone: no I/O, and no import of another package of ours."""

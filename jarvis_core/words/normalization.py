@@ -1,8 +1,8 @@
 """
-Folding: what is the same word to a person is the same word here, in French and in English at once.
+Normalises words so that spellings of one word in French or English become one term.
 
-One set of rules for both languages, because neither an entry nor a question says which one it is in, and people mix
-them. What a rule does to a word of the other language is harmless as long as it does it on both sides.
+One set of rules serves both languages, because neither an entry nor a question names its language, and people mix them.
+A rule that changes a word of the other language does no harm, because entries and questions are changed alike.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import lru_cache
 from hashlib import blake2b
 
 WORD_LIMIT_CHARS = 64
-"""Of a term; longer ones are cut: nobody types them."""
+"""Length of a term; longer ones are cut: no person types them."""
 LETTERS = str.maketrans(
     {"œ": "oe", "æ": "ae", "ø": "o", "ł": "l", "đ": "d", "ð": "d", "þ": "th", "ħ": "h", "ı": "i", "’": "'", "ʼ": "'"}
 )
@@ -46,16 +46,20 @@ STOP_WORDS = frozenset({
     "étant", "êtes", "être",
 })  # fmt: skip
 """
-Words that tell nothing in either language, as they are written with and without accents.
+Stop words of both languages, as they are written with and without accents.
 
-Not those that tell something in the other one (car, son, or, pour, but), or with other accents: ``the`` is not ``thé``.
+Leaves out words that mean something in the other language (car, son, or, pour, but) or with other accents: ``the`` is
+not ``thé``.
 """
 
 WEAK_WORDS = frozenset({
     "the", "an", "le", "la", "les", "l", "un", "une", "des", "really", "actually", "simply", "very", "please", "vraiment",
     "très", "tres", "stp", "svp",
 })  # fmt: skip
-"""What may differ between two entries that say the same: articles and emphasis. Not ``a``: ``elle a mangé`` is over."""
+"""
+Words by which entries with the same meaning may differ: articles and emphasis. Not ``a``, which makes ``elle a mangé``
+past tense.
+"""
 REQUEST = re.compile(
     r"^(?:please |jarvis,? )*(?:(?:remember|note|don't forget) that |(?:retiens|note|sache|souviens-toi|n'oublie pas)(?: bien)? qu(?:e |'))"
 )
@@ -74,7 +78,7 @@ CONTRACTIONS = (
 
 WORD = re.compile(r"[^\W_]+")
 COMPOUND = re.compile(r"(?<![^\W_])(?:[^\W_]+[-./:_@+])+[^\W_]+|(?<!\d)\d{1,4}(?:[ \u00a0\u202f]\d{2,4}){2,}(?!\d)")
-"""What is written in several parts and looked for in one: AB-1234, 06 12 34 56 78, 192.168.1.10."""
+"""Codes that are written in parts and looked for as one: AB-1234, 06 12 34 56 78, 192.168.1.10."""
 TELLING = re.compile(r"(?<![\w.])[-+]?\d+(?:[.,:/-]\d+)*|[^\W_]+|[^\w\s.,;:!'\"()\[\]{}«»“”…‐-―/\\-]")
 """Words, numbers as they are written, and signs that make a difference: C++, 5 €, 20 %, a question, an emoji."""
 
@@ -89,9 +93,9 @@ def fold(text: str) -> str:
 
 def terms_of(text: str) -> list[str]:
     """
-    Return what *text* can be found by, in its order and as often as it is there: stems of words, numbers, codes.
+    Return the terms of *text* in their order, with repetitions: stems of words, numbers, codes.
 
-    Words that tell nothing are left out.
+    Stop words are left out.
     """
     words = WORD.findall(unicodedata.normalize("NFC", text).casefold())
     terms = [term for word in words if word not in STOP_WORDS for term in _terms_of_word(word)]
@@ -101,7 +105,7 @@ def terms_of(text: str) -> list[str]:
 
 @lru_cache(maxsize=1 << 15)
 def _terms_of_word(word: str) -> tuple[str, ...]:
-    # One as a rule; what a letter is folded to may be two words.
+    # One word as a rule; a letter may be folded to two.
     return tuple(stem(part[:WORD_LIMIT_CHARS]) for part in WORD.findall(fold(word)))
 
 
@@ -126,7 +130,7 @@ def stem(word: str) -> str:
 
 
 ENDINGS = (
-    # (ending, what stands for it, how many letters must be left): the first that fits.
+    # (ending, its replacement, how many letters must be left): the first that fits is applied.
     ("issements", "", 3),
     ("issement", "", 3),
     ("issaient", "", 3),
@@ -187,7 +191,7 @@ def _singular(word: str) -> str:
 
 
 def _spelling(word: str) -> str:
-    """Return the American spelling of what has two: favourite, organise."""
+    """Return the American spelling of words such as favourite and organise."""
     if len(word) >= 6:
         for british, american in (("our", "or"), ("isa", "iza"), ("ise", "ize"), ("isi", "izi")):
             word = word.replace(british, american)
@@ -208,9 +212,9 @@ def fingerprint(text: str) -> bytes:
 
 def gist(text: str) -> bytes:
     """
-    Return 16 bytes that are the same for texts which may say the same, if their vectors say so too.
+    Return a hash of 16 bytes that two texts share when they may mean the same; their vectors have to confirm it.
 
-    Those have the same words in the same order, but for articles, emphasis and spelling. Vectors alone do not tell
+    Such texts have the same words in the same order, but for articles, emphasis and spelling. Vectors alone do not tell
     ``my number is 12`` from ``13`` (0.957 with a 384-dimension e5), ``I live in Paris`` from ``Lyon`` (0.913), or who
     called whom (0.994), and a wrong merge loses a fact.
     """
@@ -254,10 +258,10 @@ VOWELS = frozenset("aeiouy")
 
 def sounds_of(term: str) -> list[str]:
     """
-    Return the keys that *term* shares with its likely misspellings, none where it must be written exactly.
+    Return the keys that *term* shares with its likely misspellings; none where it must be written exactly.
 
-    One is what a person hears of the consonants. Those of words of five letters and more are the word with each letter
-    left out in turn: two words share one where a letter was changed, lost, added or swapped with the next.
+    One key is the sound of the consonants. Words of five letters and more also have the word with each letter left out
+    in turn: two words share such a key where a letter was changed, lost, added or swapped with the next.
     """
     if len(term) < 4 or not term.isalpha():
         return []

@@ -48,10 +48,10 @@ OPEN = ("jarvis_breaker_open", (("service", "llm"),))
 def test_workers_add_up(pages: list[int]) -> None:
     """Whichever worker is asked answers for all: counts and gauges add up, a service is up where all see it so."""
     workers = [worker(3, running=1, openings=2), worker(4, running=5, up=0), worker(5)]
-    notes = [WorkerStats(pages, number) for number in range(3)]
-    for metrics, note in zip(workers, notes, strict=True):
-        metrics.others = note.counts
-        note.write(metrics.take(), {})
+    all_stats = [WorkerStats(pages, number) for number in range(3)]
+    for metrics, stats in zip(workers, all_stats, strict=True):
+        metrics.others = stats.counts
+        stats.write(metrics.take(), {})
     for metrics in workers:
         for _ in range(2):  # asking changes nothing
             samples = read(metrics)
@@ -64,11 +64,11 @@ def test_counts_outlive_their_worker(pages: list[int]) -> None:
     alive = worker(1)
     alive.others = WorkerStats(pages, 1).counts
     for generation in range(3):
-        note = WorkerStats(pages, 0)
+        stats = WorkerStats(pages, 0)
         metrics = worker(10, running=1)
-        metrics.others = note.counts
-        note.write(metrics.take(), {})
-        note.write(metrics.take(), {})
+        metrics.others = stats.counts
+        stats.write(metrics.take(), {})
+        stats.write(metrics.take(), {})
         assert read(metrics)[REQUESTS] == 10 * (generation + 1)
         assert read(metrics)[RUNNING] == 1
         assert read(alive)[REQUESTS] == 10 * (generation + 1) + 1

@@ -202,7 +202,7 @@ async def test_leaving(pool: Pool) -> None:
 
 
 async def test_buried_once(pool: Pool) -> None:
-    """Of several that bury a worker at once one closes its turns, and each turn gets one message."""
+    """Of several workers that reap a dead one at once, one closes its turns, and each turn gets one message."""
     dead = await join(pool, silent_s=60)
     turns = [await begin(pool, dead, "Sal") for _ in range(20)]
     stores = [HeartbeatStore(pool, new_id(), own_identity()) for _ in range(4)]

@@ -14,7 +14,7 @@ from jarvis_core.errors import NotFound, Unavailable
 from jarvis_core.models import Caller, Finish, Prompt, Status
 from jarvis_core.processes.child import own_identity
 from jarvis_core.settings import Llm
-from jarvis_core.shared.cache import State
+from jarvis_core.shared.cache import CacheState
 from jarvis_core.store.heartbeats import HeartbeatStore
 from jarvis_core.store.pool import Pool
 from jarvis_core.store.turns import TurnStore
@@ -41,7 +41,7 @@ class Mail:
     """One worker's end of it."""
 
     def __init__(self, post: Post, worker_id: str) -> None:
-        self.state: State = "healthy"
+        self.state: CacheState = "healthy"
         self._post = post
         self._worker_id = worker_id
 
@@ -118,7 +118,7 @@ def post() -> Post:
 @pytest.fixture
 async def make(pool: Pool, post: Post, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Make]:
     """Make workers on one database, which lose patience ten times as soon as real ones."""
-    for name in ("ALIVE_INTERVAL_S", "SILENCE_S", "LOOK_INTERVAL_S", "FIRST_WORD_S", "IDLE_S", "CANCEL_REPEAT_S"):
+    for name in ("ALIVE_INTERVAL_S", "SILENCE_S", "CHECK_INTERVAL_S", "FIRST_MAIL_S", "IDLE_S", "CANCEL_REPEAT_S"):
         monkeypatch.setattr(elsewhere_module, name, getattr(elsewhere_module, name) / 10)
     made: list[Worker] = []
 
