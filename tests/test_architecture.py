@@ -27,7 +27,7 @@ from jarvis_core.settings import Settings, WorkerGroup
 REPOSITORY = Path(__file__).parents[1]
 PACKAGE = "jarvis_core"
 
-KNOWN_TO_ALL = {"settings", "models", "errors", "log", "metrics", "words", "cancellation"}
+KNOWN_TO_ALL = {"settings", "models", "errors", "log", "metrics", "words", "cancellation", "tasks"}
 """What every room of the core may import; these import one another only as their own rows say."""
 
 MAY_IMPORT: dict[str, set[str]] = {
@@ -43,9 +43,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "store": {"processes", *KNOWN_TO_ALL},
     "services": KNOWN_TO_ALL,
     "codec": {"processes", "models", "errors"},
-    "local": {"processes", "errors", "cancellation"},
+    "local": {"processes", "errors", "cancellation", "tasks"},
     "shared": KNOWN_TO_ALL,
-    "processes": {"errors", "log", "cancellation"},
+    "processes": {"errors", "log", "cancellation", "tasks"},
     "access": KNOWN_TO_ALL,
     "metrics": {"settings", "models", "errors", "log"},
     "log": {"settings", "errors"},
@@ -54,6 +54,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "words": set(),
     "cancellation": set(),
+    "tasks": set(),
 }
 """
 A room's line names all that it may import beside itself, from the top of the house down: no arrow runs back up.

@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 from jarvis_core import cancellation
 from jarvis_core.errors import InvalidJson, InvalidRequest, TooLarge, UnsupportedMediaType
 from jarvis_core.models import Caller
+from jarvis_core.tasks import Preempted, unless
 
 T = TypeVar("T")
 
@@ -245,22 +246,13 @@ class Call:
 
     async def unless_left(self, work: Coroutine[Any, Any, T]) -> T:
         """Return what *work* returns; it is cancelled when the client leaves first, and ``ClientLeft`` raised."""
-        loop = asyncio.get_running_loop()
-        task = loop.create_task(work)
-        watcher = loop.create_task(self.left())
+        watcher = asyncio.get_running_loop().create_task(self.left())
         try:
-            await asyncio.wait([task, watcher], return_when=asyncio.FIRST_COMPLETED)
-            if not task.done():
-                raise ClientLeft
-            return task.result()
+            return await unless(watcher, work)
+        except Preempted:
+            raise ClientLeft from None
         finally:
             watcher.cancel()
-            if not task.done():
-                task.cancel()
-                await asyncio.wait([task])
-            # Its error refers to this frame: together, and with all that the error's frames hold, they would wait for a
-            # collector that looks seldom.
-            del task
 
 
 ANYBODY = Caller("")

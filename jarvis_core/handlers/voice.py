@@ -16,6 +16,7 @@ from jarvis_core.handlers.call import BoundedSends, Call, ClientLeft, Reply, int
 from jarvis_core.handlers.wire import SynthesizeReply, SynthesizeRequest
 from jarvis_core.speech.synthesis import SpeechOptions, Synthesizer, Voices, pieces_of
 from jarvis_core.speech.transcription import CLIP_LIMIT_BYTES, Heard, Transcriber
+from jarvis_core.tasks import Preempted, unless
 
 logger = log.get(__name__)
 _failures = log.LogThrottle()
@@ -118,9 +119,9 @@ class VoiceHandlers:
         chunks: list[bytes] = []
         duration_ms = 0.0
         sample_rate_hz = 0
-        async with self._synthesizer.open_stream(options, call.caller) as utterer:
+        async with self._synthesizer.open_stream(options, call.caller) as speech:
             for text in pieces:
-                piece = await utterer.say(text)
+                piece = await speech.say(text)
                 chunks.append(piece.data)
                 if sum(map(len, chunks)) > WHOLE_LIMIT_BYTES:
                     raise TooLarge(
@@ -130,8 +131,8 @@ class VoiceHandlers:
                     )
                 duration_ms += piece.duration_ms
                 sample_rate_hz = piece.sample_rate_hz
-            chunks.append((await utterer.finish()).data)
-            voice = utterer.voice or ""
+            chunks.append((await speech.finish()).data)
+            voice = speech.voice or ""
         body = SynthesizeReply("", options.output_format, sample_rate_hz, round(duration_ms), voice)
         # The base64 goes between the quotes of the empty text: as a field it would be scanned and copied once more.
         head, _, tail = _encoder.encode(body).partition(b'""')
@@ -151,24 +152,17 @@ class VoiceHandlers:
         """
         watcher = asyncio.get_running_loop().create_task(call.left())
         try:
-            async with BoundedSends() as sends, self._synthesizer.open_stream(options, call.caller) as utterer:
+            async with BoundedSends() as sends, self._synthesizer.open_stream(options, call.caller) as speech:
                 for number, text in enumerate(pieces):
-                    said = asyncio.get_running_loop().create_task(utterer.say(text))
-                    try:
-                        await asyncio.wait([said, watcher], return_when=asyncio.FIRST_COMPLETED)
-                        if watcher.done():
-                            raise ClientLeft
-                        piece = said.result()
-                    finally:
-                        if not said.done():
-                            said.cancel()
-                            await asyncio.wait([said])
+                    piece = await unless(watcher, speech.say(text))
                     if number == 0:
-                        await self._send_head(call, options.output_format, piece.sample_rate_hz, utterer.voice)
+                        await self._send_head(call, options.output_format, piece.sample_rate_hz, speech.voice)
                     for start in range(0, len(piece.data), SEND_SLICE_BYTES):
                         part = piece.data[start : start + SEND_SLICE_BYTES]
                         await sends.wait(call.send({"type": "http.response.body", "body": part, "more_body": True}))
-                await sends.wait(call.send({"type": "http.response.body", "body": (await utterer.finish()).data}))
+                await sends.wait(call.send({"type": "http.response.body", "body": (await speech.finish()).data}))
+        except Preempted:
+            raise ClientLeft from None
         except RequestError as error:
             if not call.status:
                 raise

@@ -19,6 +19,7 @@ import msgspec
 
 from jarvis_core.errors import BadGateway, DeadlineExceeded, InvalidRequest, RequestError, Unavailable
 from jarvis_core.processes.subprocess_pool import Message, Part, SubprocessPool, serve
+from jarvis_core.tasks import start_in
 
 LOAD_LIMIT_S = 120.0
 """For half a second's work, on a machine that has much else to do."""
@@ -114,9 +115,7 @@ class Engine(Generic[ReplyT]):
             with suppress(RequestError):
                 await self._pool.call(msgspec.json.encode(Load()), timeout_s=LOAD_LIMIT_S)
 
-        task = asyncio.get_running_loop().create_task(load())
-        self._loading.add(task)
-        task.add_done_callback(self._loading.discard)
+        start_in(self._loading, load())
 
 
 class Options(argparse.Namespace):

@@ -27,6 +27,7 @@ from functools import partial
 from jarvis_core import cancellation, log
 from jarvis_core.errors import DeadlineExceeded, Overloaded, RequestError, Unavailable
 from jarvis_core.processes.child import end_with_parent
+from jarvis_core.tasks import start_in
 
 logger = log.get(__name__)
 
@@ -385,9 +386,7 @@ class SubprocessPool:
             return
         child.close()
         self._leaving.add(child)
-        task = asyncio.get_running_loop().create_task(self._reap(child))
-        self._reapers.add(task)
-        task.add_done_callback(self._reapers.discard)
+        start_in(self._reapers, self._reap(child))
 
     async def _reap(self, child: _Subprocess) -> None:
         """Wait until *child*, which was told to end, has ended."""

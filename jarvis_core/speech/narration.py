@@ -9,10 +9,9 @@ clock. ``silence`` ends the voice at once; the words still come to their end, as
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
 from enum import IntEnum
-from typing import Any
 
 from msgspec import Struct
 
@@ -21,6 +20,7 @@ from jarvis_core.codec.client import EncodedPiece
 from jarvis_core.errors import RequestError
 from jarvis_core.models import Caller, Status
 from jarvis_core.speech.synthesis import SpeechOptions, SpeechStream, Synthesizer
+from jarvis_core.tasks import Preempted, unless
 from jarvis_core.turns.log import CLOSING, OPENING, Reader, Step, Turn
 from jarvis_core.words.sentences import SentenceSplitter, speakable
 
@@ -72,8 +72,6 @@ class Narration:
 
     def __init__(self, turn: Turn, synthesizer: Synthesizer, options: SpeechOptions, caller: Caller) -> None:
         self.turn = turn
-        self.silenced: str | None = None
-        """Why the voice was stopped before it had said everything, in the words of a turn's reason."""
         self._synthesizer = synthesizer
         self._options = options
         self._caller = caller
@@ -81,25 +79,29 @@ class Narration:
         self._collected = False
         """Whether all sentences are there: the turn has ended."""
         self._changed = asyncio.Event()
-        self._quiet = asyncio.Event()
-        """Wakes who speaks when ``silenced`` is set."""
+        self._silence: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        """Done with a turn's reason once the voice is to stop."""
         self._begins: list[float] = []
         """When each sentence begins to be heard."""
         self._heard_until = 0.0
         """When the listener will have heard all that was sent."""
-        self._utterer: SpeechStream | None = None
+        self._stream: SpeechStream | None = None
         self._said_chars = 0
 
     @property
     def voice(self) -> str | None:
         """Who speaks, once somebody has spoken."""
-        return None if self._utterer is None else self._utterer.voice
+        return None if self._stream is None else self._stream.voice
+
+    @property
+    def silenced(self) -> str | None:
+        """Why the voice was stopped before it had said everything, as a turn's reason; None where it was not."""
+        return self._silence.result() if self._silence.done() else None
 
     def silence(self, reason: str) -> None:
-        """Stop the voice; what is being spoken is given up."""
-        if self.silenced is None:
-            self.silenced = reason
-            self._quiet.set()
+        """Stop the voice; gives up the sentence that is being spoken."""
+        if not self._silence.done():
+            self._silence.set_result(reason)
             self._changed.set()
 
     async def entries(self, after: Cursor = START) -> AsyncGenerator[tuple[Cursor, Narrated], None]:
@@ -111,7 +113,7 @@ class Narration:
         """
         loop = asyncio.get_running_loop()
         self._sentences, self._begins, self._said_chars, self._collected = [], [], 0, False
-        self._heard_until, self._utterer = 0.0, None
+        self._heard_until, self._stream = 0.0, None
         collecting = loop.create_task(self._collect())
         stack = AsyncExitStack()
         try:
@@ -199,12 +201,11 @@ class Narration:
             words = "" if muted else speakable(sentence)
             if words:
                 try:
-                    piece = await self._unless_quiet(self._say(stack, words))
+                    piece = await unless(self._silence, self._say(stack, words))
+                except Preempted:
+                    return
                 except RequestError as exc:
                     failure = exc
-                else:
-                    if piece is None:
-                        return
             self._said_chars = end
             if not is_begun:
                 yield Cursor(Phase.TEXT, end, 0 if piece is not None else WHOLE), sentence
@@ -229,29 +230,13 @@ class Narration:
         """Speak *words* once the listener is near enough."""
         if len(self._begins) >= AHEAD_SENTENCES:
             await asyncio.sleep(self._begins[-AHEAD_SENTENCES] - asyncio.get_running_loop().time())
-        if self._utterer is None:
-            self._utterer = await stack.enter_async_context(self._synthesizer.open_stream(self._options, self._caller))
-        piece = await self._utterer.say(words)
+        if self._stream is None:
+            self._stream = await stack.enter_async_context(self._synthesizer.open_stream(self._options, self._caller))
+        piece = await self._stream.say(words)
         # Each sentence is whole by itself, to the last sample that a resampler holds back: so it sounds the same, and is
         # as long, for a listener that comes back in the middle of it.
-        rest = await self._utterer.finish()
+        rest = await self._stream.finish()
         return EncodedPiece(piece.data + rest.data, piece.duration_ms, piece.sample_rate_hz)
-
-    async def _unless_quiet(self, saying: Coroutine[Any, Any, EncodedPiece]) -> EncodedPiece | None:
-        """Return what *saying* returns; None, and it is cancelled, when the voice is to stop first."""
-        loop = asyncio.get_running_loop()
-        said = loop.create_task(saying)
-        quiet = loop.create_task(self._quiet.wait())
-        try:
-            await asyncio.wait([said, quiet], return_when=asyncio.FIRST_COMPLETED)
-            return None if self.silenced is not None else said.result()
-        finally:
-            quiet.cancel()
-            if not said.done():
-                said.cancel()
-                await asyncio.wait([said])
-            elif not said.cancelled():
-                said.exception()  # it was looked at, also where silence came first
 
     def _begin_to_be_heard(self, duration_s: float) -> None:
         begin = max(asyncio.get_running_loop().time(), self._heard_until)

@@ -23,6 +23,7 @@ from jarvis_core.errors import BadGateway, RequestError, Unavailable, of_code
 from jarvis_core.models import Caller, Status, TurnRecord
 from jarvis_core.shared.cache import MAILBOX_TTL_S, Cache
 from jarvis_core.store.turns import TurnStore
+from jarvis_core.tasks import start_in
 from jarvis_core.turns.log import Reader, Turn
 from jarvis_core.turns.mail import (
     Alive,
@@ -321,10 +322,7 @@ class RemoteTurns:
             await self._turns.stop(turn, Status.CANCELLED, cancel.reason)
 
     def _own(self, work: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
-        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(_logged(work))
-        self._work.add(task)
-        task.add_done_callback(self._work.discard)
-        return task
+        return start_in(self._work, _logged(work))
 
     # Looking after all that
 

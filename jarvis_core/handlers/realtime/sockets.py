@@ -24,6 +24,7 @@ from jarvis_core.handlers.realtime.socket import CLOSE_TIMEOUT_S, DEFECT, GOING_
 from jarvis_core.settings import Llm
 from jarvis_core.speech.synthesis import Synthesizer
 from jarvis_core.speech.transcription import Transcriber
+from jarvis_core.tasks import start_in
 from jarvis_core.turns.conversations import Conversations
 from jarvis_core.turns.log import Turn
 from jarvis_core.turns.turns import Turns
@@ -147,10 +148,7 @@ class Realtime:
 
     def give_grace(self, session: Session) -> asyncio.Task[None]:
         """Have *session* give up its turn when the time to come back is over."""
-        task = asyncio.get_running_loop().create_task(session.give_up(self.resume_grace_s))
-        self._graces.add(task)
-        task.add_done_callback(self._graces.discard)
-        return task
+        return start_in(self._graces, session.give_up(self.resume_grace_s))
 
     def own(self, task: asyncio.Task[None]) -> None:
         """Take over a task of a session whose socket is gone."""
