@@ -18,14 +18,31 @@ NOT_RUN = {
     ("docs/develop.md", ".venv/bin/python -m perf health chat"): "it measures for half a minute and more",
     ("docs/operations.md", "[Unit]"): "it is for a machine with systemd",
     ("docs/operations.md", "location / {"): "nginx is not among what tests need",
-    ("docs/operations.md", "make image"): (
+    ("docs/operations.md", "docker build -t jarvis-core:1.9.0 -f Containerfile ."): (
         "it builds an image, which takes an engine; tests/image checks it by `make image`"
+    ),
+    ("docs/operations.md", "docker exec jarvis-core jarvis-core token --user alice"): (
+        "it takes a container that runs"
     ),
     ("docs/operations.md", "docker compose --profile local up --detach --scale jarvis-core=2"): (
         "it takes Docker Compose and builds images; tests/unit/test_container_files.py holds compose.yaml against the settings"
+    ),
+    ("docs/operations.md", "docker-compose up -d jarvis-core"): (
+        "it takes Docker Compose and builds images; tests/unit/test_container_files.py holds compose.yaml against the settings"
+    ),
+    ("docs/realtime.md", "pip install 'openai[realtime]'"): (
+        "it is for another environment than ours, where the lock file has it"
     ),
     ("docs/voice.md", "arecord -q -f S16_LE -r 16000 -d 4 | curl -s localhost:8100/api/voice/transcribe -H 'content-type: audio/wav' --data-binary @-"): (
         "it needs a microphone"
     ),
 }  # fmt: skip
 """By page and first line."""
+
+IN_PROSE = {
+    "apt install make python3-venv libgomp1": "what a machine needs before anything runs; once, as root",
+    "make run PYTHON=python3.12": "it would install a second environment; `.ci/run` has other Pythons",
+    ".venv/bin/python -m jarvis_core": "for a service manager; every system test starts the server so",
+    "pip install jarvis-core": "no command to try: what it does not bring",
+}
+"""Commands within a sentence, and why they are not in a block."""
