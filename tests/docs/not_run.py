@@ -40,7 +40,7 @@ NOT_RUN = {
 """By page and first line."""
 
 IN_PROSE = {
-    "apt install make python3-venv libgomp1": "what a machine needs before anything runs; once, as root",
+    "apt install make curl python3-venv libgomp1": "what a machine needs before anything runs; once, as root",
     "make run PYTHON=python3.12": "it would install a second environment; `.ci/run` has other Pythons",
     ".venv/bin/python -m jarvis_core": "for a service manager; every system test starts the server so",
     "pip install jarvis-core": "no command to try: what it does not bring",
