@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Guess: `asyncio.sleep(0.0014)` lasts 1.4 ms or longer, on every event loop, and `loop.time()` has the clock's resolution.
 # Seen: uvloop rounds what is to be waited for to whole milliseconds, down too: what is less than half of one is over in the
-#   same turn of the loop, and a sleep of 1.4 ms may end after 1.0. `loop.time()` has whole milliseconds. asyncio's
-#   own loop never ends a sleep early.
+#   same turn of the loop, and a sleep of 1.4 ms may end after 1.0, now and then at once. `loop.time()` has whole
+#   milliseconds. asyncio's own loop never ends a sleep early.
 # Versions: uvloop 0.23.0, Python 3.11
 # Why: a pause of 0.4 ms between attempts is none, and a loop of such pauses spins. What measures latency or paces requests
 #   by the loop's clock counts milliseconds where it means to count microseconds; time.perf_counter does not.
