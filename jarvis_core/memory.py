@@ -21,6 +21,7 @@ from jarvis_core.errors import BadGateway, DeadlineExceeded, NotFound, RequestEr
 from jarvis_core.models import Caller, Embedder, Embedding, InputType, Memory, new_id
 from jarvis_core.settings import Memory as MemorySettings
 from jarvis_core.store.memories import CLAIM_S, Found, MemoryStore, NewMemory
+from jarvis_core.store.memory_words import unless_long
 from jarvis_core.words.normalization import fingerprint, terms_of
 
 logger = log.get(__name__)
@@ -125,8 +126,8 @@ class Memories:
             importance=importance,
             source=source,
             supersedes=supersedes,
-            terms=terms_of(content),
-            fingerprint=fingerprint(content),
+            terms=await unless_long(len(content), terms_of, content),
+            fingerprint=await unless_long(len(content), fingerprint, content),
         )
         memory, merged = await self._store.add(
             caller.user_id, entry, embedding, near_threshold=self._settings.merge_threshold
@@ -138,7 +139,9 @@ class Memories:
     async def search(self, caller: Caller, query: str, *, limit: int) -> Results:
         """Return the best entries for *query* with what speaks for each."""
         embedding = await self._embed(query, "query", caller, timeout_s=None)
-        found, total = await self._store.search(caller.user_id, terms_of(query), embedding, limit=limit)
+        found, total = await self._store.search(
+            caller.user_id, await unless_long(len(query), terms_of, query), embedding, limit=limit
+        )
         return Results(found, total, "lexical" if embedding is None or not self._store.vectors_available else "hybrid")
 
     async def recall(self, caller: Caller, question: str, *, room_chars: int) -> Recalled:
@@ -154,9 +157,8 @@ class Memories:
         try:
             async with cancellation.timeout(self._settings.recall_timeout_s):
                 embedding = await self._embed(question, "query", caller, timeout_s=self._settings.recall_timeout_s / 2)
-                found, _ = await self._store.search(
-                    caller.user_id, terms_of(question), embedding, limit=self._settings.recall_limit
-                )
+                terms = await unless_long(len(question), terms_of, question)
+                found, _ = await self._store.search(caller.user_id, terms, embedding, limit=self._settings.recall_limit)
         except (TimeoutError, RequestError) as exc:
             logger.warning("a turn begins without memories", error=type(exc).__name__)
             return NOTHING_RECALLED
@@ -197,8 +199,8 @@ class Memories:
             memory_id,
             content=content,
             importance=importance,
-            terms=terms_of(content),
-            fingerprint=fingerprint(content),
+            terms=await unless_long(len(content), terms_of, content),
+            fingerprint=await unless_long(len(content), fingerprint, content),
             embedding=embedding,
         )
         if embedding is None:

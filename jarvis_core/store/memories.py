@@ -29,6 +29,7 @@ from jarvis_core.store.memory_words import (
     POST,
     UNPOST,
     fetch_as_planned,
+    unless_long,
     word_parameters,
 )
 from jarvis_core.store.pool import Pool
@@ -193,7 +194,9 @@ class MemoryStore:
             "importance": entry.importance,
             "source": entry.source,
             "supersedes": entry.supersedes,
-            **word_parameters(owner, entry.content, entry.terms, entry.fingerprint),
+            **await unless_long(
+                len(entry.content), word_parameters, owner, entry.content, entry.terms, entry.fingerprint
+            ),
             **(await self._vector(embedding, near_threshold) if embedding is not None else {}),
         }
         statement = ADD_WITH_VECTOR if "vector" in parameters else ADD_WITHOUT_VECTOR
@@ -263,7 +266,7 @@ class MemoryStore:
         parameters: dict[str, Any] = {"owner": owner, "id": known(memory_id), "importance": importance}
         if content is None:
             return _one(await self._pool.fetch_all(CHANGE_IMPORTANCE, parameters))
-        parameters |= word_parameters(owner, content, terms or [], fingerprint)
+        parameters |= await unless_long(len(content), word_parameters, owner, content, terms or [], fingerprint)
         parameters |= await self._vector(embedding, 1.0) if embedding is not None else {}
         parameters["embedded"] = "vector" in parameters
         statements = [(LOCK_OWNER, parameters), (FORGET_WORDS, parameters), (CHANGE_CONTENT, parameters)]
@@ -332,7 +335,7 @@ class MemoryStore:
         parameters = {
             "owner": owner,
             "id": known(memory_id),
-            "fingerprint": fingerprint_of(content),
+            "fingerprint": await unless_long(len(content), fingerprint_of, content),
             **await self._vector(embedding, near_threshold),
         }
         if "vector" not in parameters:

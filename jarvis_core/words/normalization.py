@@ -12,11 +12,16 @@ import unicodedata
 from collections.abc import Iterator
 from functools import lru_cache
 from hashlib import blake2b
+from itertools import compress, pairwise
+from typing import Literal
 
 WORD_LIMIT_CHARS = 64
 """Length of a term; longer ones are cut: no person types them."""
+JOINER = "\u034f"
+"""COMBINING GRAPHEME JOINER: shows nothing, and ends a run of marks."""
 LETTERS = str.maketrans(
     {"œ": "oe", "æ": "ae", "ø": "o", "ł": "l", "đ": "d", "ð": "d", "þ": "th", "ħ": "h", "ı": "i", "’": "'", "ʼ": "'"}
+    | {JOINER: ""}
 )
 """Letters that Unicode does not decompose."""
 
@@ -83,12 +88,47 @@ TELLING = re.compile(r"(?<![\w.])[-+]?\d+(?:[.,:/-]\d+)*|[^\W_]+|[^\w\s.,;:!'\"(
 """Words, numbers as they are written, and signs that make a difference: C++, 5 €, 20 %, a question, an emoji."""
 
 
+MARKS_LIMIT = 30
+"""Combining marks in a row that any language needs, with plenty to spare (UAX #15, Stream-Safe Text Format)."""
+EXPANSION_LIMIT = 4
+"""How many characters one may stand for, over a whole text."""
+IS_BASE = bytes([1, *[0] * 255])
+"""From a combining class: 1 for what is no mark."""
+MARKS = re.compile(rb"[^\0]{%d}(?=[^\0])" % MARKS_LIMIT)
+
+
+def stream_safe(text: str) -> str:
+    """
+    Return *text* with a joiner in each run of more than ``MARKS_LIMIT`` combining marks.
+
+    Normalizing sorts the marks of a run, by insertion in the standard library: in time by the square of the run's length.
+    """
+    if len(text) <= MARKS_LIMIT or text.isascii():
+        return text
+    classes = bytes(map(unicodedata.combining, text))
+    cuts = [found.end() for found in MARKS.finditer(classes)]
+    if not cuts:
+        return text
+    return JOINER.join(text[start:end] for start, end in pairwise((0, *cuts, len(text))))
+
+
 def fold(text: str) -> str:
     """Return *text* in small letters without accents or ligatures: Cœur, COEUR and cœur are the same."""
     if text.isascii():
         return text.lower()
-    text = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
-    return "".join(char for char in text if not unicodedata.combining(char)).translate(LETTERS)
+    text = stream_safe(text)
+    form: Literal["NFKD", "NFD"] = "NFKD"
+    if len(unicodedata.normalize(form, text)) > EXPANSION_LIMIT * len(text) + MARKS_LIMIT:
+        # A sign of Arabic stands for eighteen letters: a text of nothing else is left as it is written.
+        form = "NFD"
+    text = unicodedata.normalize(form, unicodedata.normalize(form, text).casefold())
+    bases = bytes(map(unicodedata.combining, text)).translate(IS_BASE)
+    return "".join(compress(text, bases)).translate(LETTERS)
+
+
+def _composed(text: str) -> str:
+    """Return *text* in small letters, each with its accents in one character."""
+    return text.lower() if text.isascii() else unicodedata.normalize("NFC", stream_safe(text)).casefold()
 
 
 def terms_of(text: str) -> list[str]:
@@ -97,7 +137,7 @@ def terms_of(text: str) -> list[str]:
 
     Stop words are left out.
     """
-    words = WORD.findall(unicodedata.normalize("NFC", text).casefold())
+    words = WORD.findall(_composed(text))
     terms = [term for word in words if word not in STOP_WORDS for term in _terms_of_word(word)]
     terms += _compounds(fold(text))
     return terms
@@ -218,7 +258,7 @@ def gist(text: str) -> bytes:
     ``my number is 12`` from ``13`` (0.957 with a 384-dimension e5), ``I live in Paris`` from ``Lyon`` (0.913), or who
     called whom (0.994), and a wrong merge loses a fact.
     """
-    lower = REQUEST.sub("", unicodedata.normalize("NFC", text).casefold().replace("’", "'").strip())
+    lower = REQUEST.sub("", _composed(text).replace("’", "'").strip())
     for pattern, replacement in CONTRACTIONS:
         lower = pattern.sub(replacement, lower)
     telling = _telling(lower)

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from jarvis_core.words.normalization import WORD_LIMIT_CHARS, fingerprint, fold, gist, sounds_of, stem, terms_of
+from jarvis_core.words.normalization import (
+    JOINER,
+    MARKS_LIMIT,
+    WORD_LIMIT_CHARS,
+    fingerprint,
+    fold,
+    gist,
+    sounds_of,
+    stem,
+    stream_safe,
+    terms_of,
+)
 
 
 @pytest.mark.parametrize(
@@ -246,3 +260,23 @@ def test_misspelt_names_share_a_sound(name: str, misspelt: str) -> None:
 def test_codes_and_short_words_are_never_guessed(term: str) -> None:
     """A code that nearly fits is another code."""
     assert sounds_of(term) == []
+
+
+@pytest.mark.parametrize("marks", [0, 1, MARKS_LIMIT, MARKS_LIMIT + 1, 3 * MARKS_LIMIT, 3 * MARKS_LIMIT + 1, 1_000])
+def test_runs_of_marks_end(marks: int) -> None:
+    """No run of marks is longer than any language needs, and all of the text is still there."""
+    text = "a" + "\u0301\u0323" * (marks // 2) + "\u0301" * (marks % 2) + "b"
+    safe = stream_safe(text)
+    runs = [len(run) for run in re.findall("[\u0301\u0323]+", safe)]
+    assert max(runs, default=0) <= MARKS_LIMIT
+    assert safe.replace(JOINER, "") == text
+    assert (safe == text) == (marks <= MARKS_LIMIT)
+    assert fold(text) == "ab"
+
+
+@given(st.text(st.characters(codec="utf-8"), max_size=200) | st.text("ae\u0301\u0323\u0344\u0f73\u3099", max_size=400))
+def test_safe_is_the_same_text(text: str) -> None:
+    """Only joiners are added, once is enough, and a text without long runs stays as it is."""
+    safe = stream_safe(text)
+    assert safe.replace(JOINER, "") == text.replace(JOINER, "")
+    assert stream_safe(safe) == safe
