@@ -142,6 +142,8 @@ def run_workers(settings: Settings, group: WorkerGroup, host: str, remarks: list
                 [sys.executable, "-m", "jarvis_core.server"],
                 # With the parent its database is gone: there is nothing to drain into.
                 death_signal=signal.SIGKILL,
+                # As this process: what libpq and OpenSSL read counts for workers too.
+                environment=os.environ,
                 source=source,
                 output=None,
                 inherited=(control.fileno(), *counters),

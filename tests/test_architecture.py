@@ -103,8 +103,8 @@ NO_PATTERNS = {"re", "regex", "fnmatch", "starlette.routing"}
 """Out of reach of what routes requests."""
 
 READS_ENVIRONMENT = {
+    "processes.environment": "gives children what they may know of it",
     "__main__": "gives it to settings.load",
-    "local.fetch": "hands it on to pip and npm, which need the user's proxies and indexes",
 }
 KNOWS_ALL_SETTINGS = {"__main__", "server", "app", "container"}
 

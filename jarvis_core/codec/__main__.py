@@ -2,21 +2,26 @@
 A codec's process: ``python -m jarvis_core.codec --parent PID``.
 
 What it reads comes from strangers, and FFmpeg is large: it has little memory and leaves no core file, so that nothing
-of anybody's speech gets to the disk. It needs no network and no file once it has started.
+of anybody's speech gets to the disk. It needs no network and no file once it has started, and gives them up, as it does root's rights.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import logging
 import os
+import pkgutil
 import resource
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
 
 # Before numpy is imported: each of its threads would cost memory, and the other processor is the server's.
 os.putenv("OPENBLAS_NUM_THREADS", "1")
+
+import av
 
 from jarvis_core.codec.clip import RATE_HZ, Budget, Clip, CpuLimit, check_enhanced, to_base64
 from jarvis_core.codec.decode import CPU_LIMIT_S, decode_audio
@@ -41,8 +46,11 @@ from jarvis_core.codec.messages import (
 from jarvis_core.codec.upload import read_upload
 from jarvis_core.codec.windows import cut_windows, is_silent
 from jarvis_core.errors import RequestError
+from jarvis_core.processes.confinement import restrict
 from jarvis_core.processes.subprocess_pool import Message, serve
 
+NEVER_NEEDED = {"av.__main__", "av.datasets"}
+"""A command line, and what downloads samples."""
 MEMORY_LIMIT_BYTES = 1 << 30
 """Of address space: 0.2 GiB are taken at the start, 0.4 GiB by ten minutes in 25 MiB of base64 (measured)."""
 
@@ -136,12 +144,21 @@ def limit_process() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
+def import_all() -> None:
+    """Import the modules that PyAV would import for some streams only: no file can be opened later."""
+    for module in pkgutil.walk_packages(av.__path__, "av."):
+        if module.name not in NEVER_NEEDED:
+            importlib.import_module(module.name)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Answer the parent's requests until it goes away."""
     parser = argparse.ArgumentParser(prog="jarvis_core.codec")
     parser.add_argument("--parent", type=int, required=True, metavar="PID")
     options = parser.parse_args(arguments)
+    import_all()
     limit_process()
+    restrict(options.parent, signal.SIGKILL)
     # What libraries remark on the files of strangers is nobody's log line; PyAV hands on FFmpeg's only when asked.
     logging.disable()
     serve(Codec().handle, options.parent)

@@ -39,6 +39,7 @@ from jarvis_core.local.catalogue import NPM, File, Sources, Weights
 from jarvis_core.local.checksums import mark, sha256
 from jarvis_core.local.progress import Progress
 from jarvis_core.processes.child import spawn, stop
+from jarvis_core.processes.environment import for_children
 
 CONNECT_LIMIT_S = 4.0
 """An unreachable hub costs no more than this, whatever the number of its addresses."""
@@ -231,7 +232,7 @@ class Fetch:
             command,
             death_signal=signal.SIGKILL,
             # Its own copy of the package goes to the same file system: /tmp may be small.
-            environment={**os.environ, "TMPDIR": str(directory), **environment},
+            environment={**for_children(downloads=True), "TMPDIR": str(directory), **environment},
             output=subprocess.PIPE,
         )
         complaint = "it left no package"

@@ -18,6 +18,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple, Protocol
 
+from jarvis_core.processes.environment import for_children
+
 PR_SET_PDEATHSIG = 1
 """``linux/prctl.h``."""
 
@@ -180,6 +182,7 @@ def spawn(
 
     A terminal's Ctrl-C then reaches only the parent, which stops its children in order.
 
+    Without an *environment* the child gets the variables of ``environment.for_children``.
     *user* is the user to become, which needs root; None keeps this process' own. *source* is stdin; *output* takes both
     stdout and stderr, None inherits them. *inherited* are descriptors that the child gets under the same numbers.
     Raises ``OSError`` when the program cannot be executed, ``subprocess.SubprocessError`` when *user* cannot be become.
@@ -203,7 +206,7 @@ def spawn(
         stdin=source,
         stdout=output,
         stderr=None if output is None else subprocess.STDOUT,
-        env=None if environment is None else dict(environment),
+        env=for_children() if environment is None else dict(environment),
         cwd=directory,
         start_new_session=True,
         pass_fds=inherited,

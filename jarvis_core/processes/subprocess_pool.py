@@ -27,6 +27,7 @@ from functools import partial
 from jarvis_core import cancellation, log
 from jarvis_core.errors import DeadlineExceeded, Overloaded, RequestError, Unavailable
 from jarvis_core.processes.child import end_with_parent
+from jarvis_core.processes.environment import for_children
 from jarvis_core.tasks import start_in
 
 logger = log.get(__name__)
@@ -359,7 +360,11 @@ class SubprocessPool:
         try:
             with theirs:
                 process = subprocess.Popen(
-                    self._command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, start_new_session=True
+                    self._command,
+                    stdin=theirs.fileno(),
+                    stdout=subprocess.DEVNULL,
+                    env=for_children(),
+                    start_new_session=True,
                 )
             ours.setblocking(False)
         except OSError as exc:

@@ -6,7 +6,6 @@ import base64
 import json
 import os
 import random
-import resource
 import signal
 import socket
 import subprocess
@@ -36,6 +35,7 @@ from jarvis_core.codec.messages import (
     answer_decoder,
     encoder,
 )
+from jarvis_core.processes.confinement import CONFINED_ID
 from jarvis_core.processes.subprocess_pool import LENGTH, SubprocessPool
 from tests.codec.sounds import AUDIO, flac_bomb, silence, to_pcm, tone, wav
 
@@ -54,6 +54,11 @@ def threads(pool: SubprocessPool) -> int:
     """Return how many threads the process has."""
     (codec,) = pool._subprocesses
     return len(list(Path(f"/proc/{codec.process.pid}/task").iterdir()))
+
+
+def told_of(pid: int, what: str) -> str:
+    """Return what the kernel tells of a process."""
+    return Path(f"/proc/{pid}/{what}").read_text()
 
 
 async def ask(pool: SubprocessPool, request: Request, *payloads: bytes) -> tuple[Answer, list[bytes]]:
@@ -303,9 +308,9 @@ async def test_limits(pool: SubprocessPool) -> None:
     """The process has a limit of memory and leaves no core file, and numpy starts no threads in it."""
     await ask(pool, DecodeUpload(""), b"")
     (codec,) = pool._subprocesses
-    pid = codec.process.pid
-    assert resource.prlimit(pid, resource.RLIMIT_AS)[0] == child.MEMORY_LIMIT_BYTES
-    assert resource.prlimit(pid, resource.RLIMIT_CORE) == (0, 0)
+    told = {line[:26].strip(): line[26:].split()[:2] for line in told_of(codec.process.pid, "limits").splitlines()}
+    assert told["Max address space"] == [str(child.MEMORY_LIMIT_BYTES)] * 2
+    assert told["Max core file size"] == ["0", "0"]
     assert threads(pool) == 1
 
 
@@ -315,3 +320,18 @@ async def test_interrupts_are_ignored(pool: SubprocessPool) -> None:
     (codec,) = pool._subprocesses
     codec.process.send_signal(signal.SIGINT)
     assert await ask(pool, DecodeUpload(""), b"") == (Decoded(0, []), [])
+
+
+async def test_knows_nothing_and_may_nothing(pool: SubprocessPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process that reads strangers' files has no secret of ours, no privilege, and no way to get one."""
+    monkeypatch.setenv("JWT_SECRET", "told to nobody")
+    monkeypatch.setenv("API_KEYS", "kitchen:told-to-nobody")
+    await ask(pool, DecodeUpload(""), b"")
+    (codec,) = pool._subprocesses
+    told = told_of(codec.process.pid, "status").splitlines()
+    status = dict(line.split(":\t", 1) for line in told if ":\t" in line)
+    assert status["NoNewPrivs"] == "1"
+    assert int(status["CapEff"], 16) == int(status["CapPrm"], 16) == 0
+    if os.geteuid() == 0:
+        assert set(status["Uid"].split()) == {str(CONFINED_ID)}
+    assert "told" not in told_of(codec.process.pid, "environ")

@@ -1,0 +1,24 @@
+"""What children know of this process' environment: an allow-list, for secrets come in variables of any name."""
+
+from __future__ import annotations
+
+import os
+
+KNOWN_NAMES = frozenset({
+    "PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "TERM", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "NO_COLOR",
+    "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE",
+})  # fmt: skip
+KNOWN_PREFIXES = ("LC_", "XDG_", "PYTHON", "OPENBLAS_", "OMP_", "MKL_", "ORT_", "GOMP_", "MALLOC_", "COVERAGE_")
+"""What the runtimes of languages and libraries read; nothing of ours, where secrets are."""
+DOWNLOAD_PREFIXES = ("PIP_", "NPM_", "NODE_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "FTP_PROXY")
+"""What pip and npm read besides, in either case."""
+
+
+def for_children(*, downloads: bool = False) -> dict[str, str]:
+    """Return the variables that a child gets; one that *downloads* gets those of pip and npm too."""
+    prefixes = (*KNOWN_PREFIXES, *DOWNLOAD_PREFIXES) if downloads else KNOWN_PREFIXES
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in KNOWN_NAMES or (name.upper() if downloads else name).startswith(prefixes)
+    }
