@@ -1,6 +1,6 @@
 # Jarvis Core: `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help install run test check docs fuzz faults perf profile image lock clean FORCE
+.PHONY: help install run test test-pythons check docs fuzz faults perf profile image lock clean FORCE
 
 PYTHON ?= python3
 VENV := .venv
@@ -13,7 +13,7 @@ PIP := $(RUN) -m pip --quiet --quiet --disable-pip-version-check --no-input
 TEST_WORKERS ?= 2
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 install: $(VENV)/.installed ## make .venv with all that run and test need (quick when nothing changed)
 	@:
@@ -47,6 +47,9 @@ run: install ## start the assistant on http://localhost:8100, with everything it
 
 test: install ## run every test against real servers
 	$(RUN) -m pytest -n $(TEST_WORKERS) --dist loadfile --reruns 1 -rR
+
+test-pythons: install ## run the tests of cancelling, deadlines, stops and faults on every other CPython of this machine
+	TEST_WORKERS=$(TEST_WORKERS) $(RUN) -m tests.pythons
 
 check: install ## formatting, lint, types, architecture, dependency audit: what CI runs first
 	$(RUN) -m ruff format --check .
@@ -94,6 +97,7 @@ lock: install ## pin the newest versions that pyproject.toml allows
 	@$(RUN) -m venv .cache/lock
 	@.cache/lock/bin/python -m pip --quiet --quiet --disable-pip-version-check install uv
 	$(UV) --extra local --extra dev pyproject.toml config/build.in -o config/requirements.lock
+	$(UV) $(AS_LOCKED) --extra embedded --extra test pyproject.toml config/build.in -o config/test.lock
 	$(UV) --group audit -o config/audit.lock
 	$(UV) --group fuzz -o config/fuzz.lock
 	$(UV) $(AS_LOCKED) --extra embedded pyproject.toml config/image.in -o config/image.lock

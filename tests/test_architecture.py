@@ -117,6 +117,13 @@ SQL = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 
+ASKS_PYTHON = re.compile(r"\.cancel\(|\bCancelledError\b|\bSIG(TERM|INT)\b")
+"""Tests with this are of what differs from one Python to another, and have the mark of those that are run on every one."""
+ON_ONE_PYTHON = ("test_architecture.py", "fakes/", "local/", "image/")
+"""Where they need not have it: tests of tests, and of models, whose packages the other Pythons have not."""
+CANCELS_ONLY_ITS_OWN = {"test_random_kills", "test_large_payloads"}
+"""They end what they have started themselves by it, and are of something else."""
+
 HEAVY = (
     "coredis", "jwt", "prometheus_client", "xllamacpp", "numpy", "av", "soxr", "statistics", "tomllib", f"{PACKAGE}.local",
 )  # fmt: skip
@@ -418,6 +425,43 @@ def test_prose_is_not_sql() -> None:
     """A docstring may speak of selecting something from somewhere."""
     source = '"""Select what is needed from the log."""\nX = 1\n"""Insert into nothing."""'
     assert list(keeps_sql_in_the_store(Module("turns.turns", ast.parse(source)))) == []
+
+
+def find_unmarked(source: str) -> Iterator[str]:
+    """Give the tests of a module that cancel or send a signal, and are not marked ``every_python``."""
+    tree = ast.parse(source)
+    marks = [
+        node for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "pytestmark"
+    ]
+    if any("every_python" in ast.unparse(node) for node in marks):
+        return
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            and node.name.startswith("test_")
+            and node.name not in CANCELS_ONLY_ITS_OWN
+        ):
+            decorators = " ".join(ast.unparse(one) for one in node.decorator_list)
+            if "every_python" not in decorators and ASKS_PYTHON.search(ast.unparse(node)):
+                yield node.name
+
+
+def test_what_cancels_is_tested_on_every_python() -> None:
+    """A test that cancels or sends a signal to stop is run on every Python of the machine."""
+    tests = REPOSITORY / "tests"
+    paths = [path.relative_to(tests) for path in sorted(tests.rglob("test_*.py"))]
+    held = [path for path in paths if not str(path).startswith(ON_ONE_PYTHON)]
+    assert len(held) > 60
+    unmarked = {str(path): list(find_unmarked((tests / path).read_text())) for path in held}
+    assert {path: names for path, names in unmarked.items() if names} == {}
+
+
+def test_unmarked_test_is_found() -> None:
+    """A test without the mark is found, and one with it, or in a module with it, is not."""
+    source = "async def test_it():\n    task.cancel()\n"
+    mark = "pytest.mark.every_python"
+    assert list(find_unmarked(source)) == ["test_it"]
+    assert list(find_unmarked(f"@{mark}\n{source}")) == list(find_unmarked(f"pytestmark = {mark}\n{source}")) == []
 
 
 IMPORT_ALL = """

@@ -80,6 +80,7 @@ async def test_waiting_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert counted._all_waiting == 0
 
 
+@pytest.mark.every_python
 async def test_cancelled_wait_is_over() -> None:
     """A wait that is cancelled does not count as one that goes on."""
     counted = AuthThrottle(now=Clock())

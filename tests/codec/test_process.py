@@ -314,6 +314,7 @@ async def test_limits(pool: SubprocessPool) -> None:
     assert threads(pool) == 1
 
 
+@pytest.mark.every_python
 async def test_interrupts_are_ignored(pool: SubprocessPool) -> None:
     """Ctrl-C is the parent's business."""
     await ask(pool, DecodeUpload(""), b"")

@@ -13,6 +13,8 @@ from jarvis_core.errors import InvalidRequest, TooLarge
 from jarvis_core.handlers import call as call_module
 from jarvis_core.handlers.call import Call, ClientLeft
 
+pytestmark = pytest.mark.every_python
+
 
 def make_call(*messages: Message | None) -> Call:
     """Make a call whose client sends *messages*; None is nothing for ever."""

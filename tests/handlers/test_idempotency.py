@@ -139,6 +139,7 @@ async def test_key_of_another_user(
     assert bridges.requests_seen[GENERATE] == 2
 
 
+@pytest.mark.every_python
 @pytest.mark.parametrize("first_streams", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize("retry_streams", [False, True], ids=["whole", "streamed"])
 async def test_client_that_leaves(

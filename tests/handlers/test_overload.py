@@ -7,12 +7,15 @@ import contextlib
 
 import aiohttp
 import msgspec
+import pytest
 from websockets.asyncio.client import connect
 
 from tests.fakes.faults import Fault
 from tests.fakes.python_bridges import BridgesMode, FakeBridges
 from tests.handlers.conftest import MakeServer, client_of
 from tests.handlers.shown import eventually, gauge, state_of
+
+pytestmark = pytest.mark.every_python
 
 ASK = {"content": "un deux trois"}
 

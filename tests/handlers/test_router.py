@@ -15,6 +15,8 @@ from jarvis_core.handlers.router import Route, Router
 from jarvis_core.metrics import Metrics
 from jarvis_core.settings import Auth, Limits, Server
 
+pytestmark = pytest.mark.every_python
+
 
 class Client:
     """A client of a router with one route; what it was sent is kept."""

@@ -18,6 +18,8 @@ from tests.handlers.rest.api import Api
 from tests.handlers.shown import eventually
 from tests.system.server import Server
 
+pytestmark = pytest.mark.every_python
+
 PATIENCE_S = 0.5
 IMPATIENT = f"""
 import sys

@@ -29,6 +29,8 @@ from tests.handlers.realtime_client import open_socket
 from tests.handlers.shown import eventually, gauge, history, open_files, resident_bytes
 from tests.system.server import Server
 
+pytestmark = pytest.mark.every_python
+
 CANCEL_LIMIT_S = 1.0
 """Generous, for a machine with other work; the aim is 0.1 s, and under 0.003 s were measured."""
 

@@ -21,6 +21,8 @@ from jarvis_core.processes import service_supervisor as supervisor_module
 from jarvis_core.processes.child import Child, spawn
 from jarvis_core.processes.service_supervisor import ServiceSupervisor
 
+pytestmark = pytest.mark.every_python
+
 REPOSITORY = Path(__file__).parents[2]
 LATEST_S = 20.0
 

@@ -227,6 +227,7 @@ async def test_death_harms_one_request(make_pool: MakePool) -> None:
 # Time
 
 
+@pytest.mark.every_python
 async def test_timeout(make_pool: MakePool, hold: Callable[..., Held]) -> None:
     """A request that takes too long is an error and its process is killed; the next one has a fresh process."""
     pool = make_pool()
@@ -238,6 +239,7 @@ async def test_timeout(make_pool: MakePool, hold: Callable[..., Held]) -> None:
     assert pool.pending == 0
 
 
+@pytest.mark.every_python
 async def test_timeout_harms_one_request(make_pool: MakePool, hold: Callable[..., Held]) -> None:
     """Requests that waited behind one that took too long are answered by the next process."""
     pool = make_pool()
@@ -248,6 +250,7 @@ async def test_timeout_harms_one_request(make_pool: MakePool, hold: Callable[...
     assert [number for _, number in await asyncio.gather(*waiting)] == [1, 2, 3]
 
 
+@pytest.mark.every_python
 async def test_timeout_of_one_that_waits(make_pool: MakePool, hold: Callable[..., Held]) -> None:
     """A request whose time runs out behind others is taken back: they are answered, and it never is."""
     pool = make_pool()
@@ -264,6 +267,7 @@ async def test_timeout_of_one_that_waits(make_pool: MakePool, hold: Callable[...
     assert await ask(pool) == (pid, 2)
 
 
+@pytest.mark.every_python
 async def test_time_begins_with_the_turn(make_pool: MakePool, hold: Callable[..., Held]) -> None:
     """A request that has waited for its turn has all of its time from then on."""
     pool = make_pool()
@@ -280,6 +284,7 @@ async def test_time_begins_with_the_turn(make_pool: MakePool, hold: Callable[...
 # Cancelling
 
 
+@pytest.mark.every_python
 async def test_cancelled_while_the_process_hangs(make_pool: MakePool, hold: Callable[..., Held]) -> None:
     """A process that does not answer is killed when its time is over, also where nobody waits for it any more."""
     pool = make_pool()
@@ -294,6 +299,7 @@ async def test_cancelled_while_the_process_hangs(make_pool: MakePool, hold: Call
     await gone(pid)
 
 
+@pytest.mark.every_python
 async def test_cancelled(make_pool: MakePool, hold: Callable[..., Held]) -> None:
     """A process goes on with a request that was cancelled, and its answer is nobody else's."""
     pool = make_pool()
@@ -309,6 +315,7 @@ async def test_cancelled(make_pool: MakePool, hold: Callable[..., Held]) -> None
     assert await following == [b"%d 3" % pid, b"mine"]
 
 
+@pytest.mark.every_python
 async def test_cancelled_and_killed(make_pool: MakePool, hold: Callable[..., Held]) -> None:
     """With ``kill_cancelled`` the process is ended instead, and whoever waited behind it gets another one."""
     pool = make_pool(kill_cancelled=True)
@@ -325,6 +332,7 @@ async def test_cancelled_and_killed(make_pool: MakePool, hold: Callable[..., Hel
     assert pool.pending == 0
 
 
+@pytest.mark.every_python
 @pytest.mark.parametrize("kill_cancelled", [False, True])
 async def test_cancelled_while_it_waits(make_pool: MakePool, hold: Callable[..., Held], kill_cancelled: bool) -> None:
     """A request that is cancelled behind others is taken back, and kills nothing."""
@@ -345,6 +353,7 @@ async def test_cancelled_while_it_waits(make_pool: MakePool, hold: Callable[...,
 # Limits
 
 
+@pytest.mark.every_python
 async def test_too_many_wait(make_pool: MakePool, hold: Callable[..., Held]) -> None:
     """More requests than may wait are refused at once; those that were taken are answered."""
     pool = make_pool(waiting_limit=3)
@@ -439,6 +448,7 @@ async def test_idle_without_a_request(make_pool: MakePool) -> None:
     assert pool.running == 0
 
 
+@pytest.mark.every_python
 async def test_close(make_pool: MakePool, hold: Callable[..., Held]) -> None:
     """Closing ends every process, those that work too; what is asked then and afterwards fails."""
     pool = make_pool(limit=3, idle_s=60)

@@ -19,6 +19,8 @@ from jarvis_core.errors import StartError
 from jarvis_core.processes import worker_supervisor as supervisor_module
 from jarvis_core.processes.worker_supervisor import WorkerSupervisor
 
+pytestmark = pytest.mark.every_python
+
 READY = r"os.write(control, b'ready\n'); os.write(told, b'.'); "
 OBEYS = "signal.signal(signal.SIGTERM, lambda *_: os._exit(0)); "
 SLEEPS = "time.sleep(60)"

@@ -16,6 +16,8 @@ from tests.fakes.audio_engine import AudioEngineMode, FakeAudioEngine
 from tests.fakes.content import encode_base64, tone
 from tests.fakes.faults import Fault, FaultKind
 
+pytestmark = pytest.mark.every_python
+
 PROCESS = "/process"
 SECONDS = 0.5
 SAMPLES = tone(SECONDS, 16_000)

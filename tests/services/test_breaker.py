@@ -6,6 +6,8 @@ import pytest
 
 from jarvis_core.services.breaker import RETRY_RESERVE, RETRY_SHARE, Breaker, RetryBudget
 
+pytestmark = pytest.mark.every_python
+
 OPEN_S = 10.0
 
 

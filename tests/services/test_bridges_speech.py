@@ -21,6 +21,8 @@ from tests.fakes.content import encode_base64, noise, tone
 from tests.fakes.faults import Fault, FaultKind
 from tests.fakes.python_bridges import BridgesMode, FakeBridges
 
+pytestmark = pytest.mark.every_python
+
 SECRET = "0123456789abcdef0123456789abcdef"
 ANN = Caller("ann", "Ann")
 STT, TTS, OTHER_TTS, LIST = "/api/stt/transcribe", "/api/tts/synthesize", "/synthesize", "/api/tts/voices"

@@ -238,6 +238,7 @@ async def test_away(
         assert await asked.embed(["x"], "query", ANN)
 
 
+@pytest.mark.every_python
 async def test_stale_connection(bridges: FakeBridges, embedder: BridgesEmbedder) -> None:
     """A kept-alive connection that was closed meanwhile costs no vector."""
     bridges.mode = BridgesMode(faults={"/": Fault("close_reused")})

@@ -402,6 +402,7 @@ async def test_asked_too_late() -> None:
     assert wire.written == b""
 
 
+@pytest.mark.every_python
 async def test_cancelled_reader() -> None:
     """Who stops waiting for a part takes nothing from who reads next."""
     connection, _ = connected()

@@ -17,6 +17,8 @@ from jarvis_core.settings import Llm, Neighbours, Secret
 from tests.fakes.faults import NESTED, Fault, FaultKind
 from tests.fakes.openai_compatible import FakeModelServer, ModelServerMode
 
+pytestmark = pytest.mark.every_python
+
 API_KEY = "sk-local"
 CALLER = Caller("ann")
 PROMPT = Prompt("Be brief.", [], "un deux trois", 0.5, 100)

@@ -20,6 +20,8 @@ from jarvis_core.settings import Llm, Neighbours, Secret
 from tests.fakes.faults import Fault, FaultKind
 from tests.fakes.python_bridges import BridgesMode, FakeBridges
 
+pytestmark = pytest.mark.every_python
+
 SECRET = "0123456789abcdef0123456789abcdef"
 ANN, BOB = Caller("ann", "Ann"), Caller("bob")
 PROMPT = Prompt("Be brief.", [], "un deux trois", 0.5, 100)

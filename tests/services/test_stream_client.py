@@ -25,6 +25,8 @@ from jarvis_core.services.stream_client import ConnectTimeout, NotConnected, Str
 from jarvis_core.services.transport import Transport
 from jarvis_core.settings import Neighbours
 
+pytestmark = pytest.mark.every_python
+
 FILES = Path(__file__).parents[1] / "fixtures" / "tls"
 ANSWER = b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: 4\r\n\r\nvoix"
 UNTIL_CLOSE = b"HTTP/1.1 200 OK\r\n\r\nvoix"

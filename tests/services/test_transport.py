@@ -32,6 +32,8 @@ from jarvis_core.settings import Neighbours
 from tests.fakes.faults import Fault, FaultKind
 from tests.fakes.python_bridges import BridgesMode, FakeBridges
 
+pytestmark = pytest.mark.every_python
+
 GENERATE = "/api/llm/generate"
 VOICES = "/api/tts/voices"
 BODY = msgspec.json.encode({"prompt": "un deux trois", "stream": True})

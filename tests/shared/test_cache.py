@@ -24,7 +24,7 @@ from tests.system.server import free_port
 
 ANN = Caller("ann")
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*MemoryObject.*")
+pytestmark = [pytest.mark.every_python, pytest.mark.filterwarnings("ignore:.*MemoryObject.*")]
 """coredis (6.9) leaves streams of anyio to the collector when a connection breaks."""
 
 

@@ -13,6 +13,8 @@ from jarvis_core.shared import worker_stats as notes_module
 from jarvis_core.shared.worker_stats import WorkerStats
 from tests.unit.test_metrics import read
 
+pytestmark = pytest.mark.every_python
+
 
 @pytest.fixture
 def pages() -> Iterator[list[int]]:

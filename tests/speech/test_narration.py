@@ -17,6 +17,8 @@ from jarvis_core.speech.synthesis import SpeechOptions, SpeechStream, Synthesize
 from jarvis_core.turns.log import CLOSING, OPENING, Step, Turn
 from jarvis_core.words.sentences import SentenceSplitter
 
+pytestmark = pytest.mark.every_python
+
 CALLER = Caller("zoé")
 RATE_HZ = 1_000
 COUNT = ("Un. ", "Deux. ", "Trois. ", "Quatre. ", "Cinq. ", "Six.")

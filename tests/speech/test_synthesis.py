@@ -16,6 +16,8 @@ from jarvis_core.settings import Speech
 from jarvis_core.speech import synthesis
 from jarvis_core.speech.synthesis import PIECE_CHARS, SpeechOptions, Synthesizer, Voices, pieces_of
 
+pytestmark = pytest.mark.every_python
+
 ANN = Caller("ann")
 
 

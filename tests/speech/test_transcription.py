@@ -18,6 +18,8 @@ from jarvis_core.speech import transcription
 from jarvis_core.speech.synthesis import Language
 from jarvis_core.speech.transcription import Heard, Transcriber
 
+pytestmark = pytest.mark.every_python
+
 ANN = Caller("ann")
 AUDIO = base64.b64encode(bytes(4 * 160))
 """A window's samples, 160 of them."""

@@ -21,6 +21,8 @@ from jarvis_core.store.connections import Connection, Connections
 from jarvis_core.store.pool import RETRY_AFTER_S, Pool
 from tests.fakes.relay import DatabaseRelay
 
+pytestmark = pytest.mark.every_python
+
 TIMEOUT_S = 0.6
 LATEST_S = TIMEOUT_S + 3.0
 """A generous bound on what must take about a deadline: this machine is busy."""

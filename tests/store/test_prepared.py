@@ -15,6 +15,8 @@ import pytest
 from jarvis_core.store.connections import Connection
 from jarvis_core.store.prepared import translated
 
+pytestmark = pytest.mark.every_python
+
 TYPES = """
 select %(text)s::text, %(whole)s::bigint, %(part)s::float8, %(yes)s::boolean, %(nothing)s::text, %(bytes)s::bytea,
     %(many)s::text[], %(when)s::timestamptz, '0191d3a0-0000-7000-8000-000000000001'::uuid, %(text)s::text, 7 %% 4

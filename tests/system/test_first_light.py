@@ -56,6 +56,7 @@ async def test_first_light(make_server: MakeServer, bridges: FakeBridges) -> Non
     assert server.stop() == 0
 
 
+@pytest.mark.every_python
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stop_leaves_nothing(make_server: MakeServer, directory: Path, number: signal.Signals) -> None:
     """SIGTERM and Ctrl-C end the server with exit code 0, its port free and no process left."""
@@ -97,6 +98,7 @@ async def test_replay_after_restart(make_server: MakeServer, bridges: FakeBridge
     assert rest[1:] == replayed[-len(rest) + 1 :]
 
 
+@pytest.mark.every_python
 async def test_running_turn_is_stopped_within_the_drain_time(
     make_server: MakeServer, bridges: FakeBridges, database: str
 ) -> None:
@@ -125,6 +127,7 @@ async def test_running_turn_is_stopped_within_the_drain_time(
     assert server.stop() == 0
 
 
+@pytest.mark.every_python
 async def test_running_turn_may_end_within_the_drain_time(
     make_server: MakeServer, bridges: FakeBridges, database: str
 ) -> None:
@@ -144,6 +147,7 @@ async def test_running_turn_may_end_within_the_drain_time(
     assert await asyncio.to_thread(server.wait, 3) == 0
 
 
+@pytest.mark.every_python
 async def test_second_signal_ends_at_once(make_server: MakeServer, bridges: FakeBridges, database: str) -> None:
     """A second signal does not wait for running turns; they are stored, and the exit is 0."""
     bridges.mode = BridgesMode(shape="ndjson", hold_after=1)

@@ -11,6 +11,7 @@ import urllib.request
 from pathlib import Path
 
 import aiohttp
+import pytest
 
 from tests.fakes.python_bridges import BridgesMode, FakeBridges
 from tests.handlers.events import iterate_events, read_events
@@ -51,6 +52,7 @@ def wait_replaced(server: Server, before: set[Process], word: str) -> set[Proces
         time.sleep(0.02)
 
 
+@pytest.mark.every_python
 async def test_workers_live_and_die(make_server: MakeServer, bridges: FakeBridges, data_directory: Path) -> None:
     """
     A worker or a Valkey that is killed is replaced at once, and on SIGTERM all workers let their turns end.
@@ -113,6 +115,7 @@ def ready_requests(server: Server) -> float:
     return next(float(line.removeprefix(prefix)) for line in lines if line.startswith(prefix))
 
 
+@pytest.mark.every_python
 async def test_parent_is_killed(make_server: MakeServer, bridges: FakeBridges, data_directory: Path) -> None:
     """
     Workers, database and Valkey end with a parent that is killed, and the next start closes their turns at once.

@@ -12,6 +12,7 @@ from typing import Any
 
 import aiohttp
 import psycopg
+import pytest
 
 from tests.system.conftest import MakeServer
 from tests.system.server import Process, Server, family_of, processes_naming, wait_gone
@@ -120,6 +121,7 @@ def refuses(server: Server) -> bool:
         return probe.connect_ex(("127.0.0.1", server.port)) != 0
 
 
+@pytest.mark.every_python
 async def test_second_signal_while_the_database_stops(make_server: MakeServer, data_directory: Path) -> None:
     """A signal to a server that waits for its database's end ends it now, as the clean stop that it is; nothing is left."""
     server = make_server()

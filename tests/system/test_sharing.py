@@ -110,6 +110,7 @@ async def state_of(client: aiohttp.ClientSession, turn_id: str) -> dict[str, Any
         return state
 
 
+@pytest.mark.every_python
 async def test_followed_and_cancelled_from_every_worker(machines: list[Machine], bridges: FakeBridges) -> None:
     """
     A turn is followed from each other worker, from the start and from the middle, and its state is to be had there.
@@ -182,6 +183,7 @@ async def test_idempotency_key_and_deletion_on_different_workers(machines: list[
                 assert gone.status == 404
 
 
+@pytest.mark.every_python
 async def test_last_reader_elsewhere(machines: list[Machine], bridges: FakeBridges) -> None:
     """A turn that is followed on another worker goes on when its own client leaves, and is cancelled when that one does."""
     first, second = await machines[0].workers(), await machines[1].workers()
@@ -260,6 +262,7 @@ async def test_response_without_a_session(machines: list[Machine]) -> None:
                 assert (await response.json())["content"] == answer["content"]
 
 
+@pytest.mark.every_python
 async def test_owner_dies(machines: list[Machine], bridges: FakeBridges, database: str) -> None:
     """
     When a machine is gone at once, the readers of its turns on the other are told the end within five seconds.
@@ -292,6 +295,7 @@ async def test_owner_dies(machines: list[Machine], bridges: FakeBridges, databas
     await asyncio.to_thread(machines[0].start)
 
 
+@pytest.mark.every_python
 async def test_redis_is_lost(machines: list[Machine], bridges: FakeBridges, valkey: Valkey) -> None:
     """
     Without Redis turns go on where they run and are followed through the store; cancelling elsewhere is refused.

@@ -288,6 +288,7 @@ async def test_database_that_goes_away(
     assert wait_gone(family) == set()
 
 
+@pytest.mark.every_python
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stop_while_starting(make_server: MakeServer, directory: Path, number: signal.Signals) -> None:
     """A signal ends a start that waits for its database, at once and without a traceback."""

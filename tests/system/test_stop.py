@@ -9,12 +9,15 @@ import time
 
 import aiohttp
 import msgspec
+import pytest
 
 from tests.codec.sounds import tone
 from tests.fakes.faults import Fault
 from tests.fakes.python_bridges import BridgesMode, FakeBridges
 from tests.system.conftest import MakeServer
 from tests.system.server import Server
+
+pytestmark = pytest.mark.every_python
 
 TRANSCRIBE = "/api/voice/transcribe"
 SYNTHESIZE = "/api/voice/synthesize"

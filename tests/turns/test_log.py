@@ -11,6 +11,8 @@ import pytest
 from jarvis_core.models import Caller, Status, TurnRecord
 from jarvis_core.turns.log import CLOSING, OPENING, Entry, Reader, Step, Turn
 
+pytestmark = pytest.mark.every_python
+
 CALLER = Caller("ann")
 TEXT = "déjà 🙂 vu 漢字"
 

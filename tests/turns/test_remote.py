@@ -25,6 +25,8 @@ from jarvis_core.turns.remote import RemoteTurns
 from jarvis_core.turns.remote_turn import RemoteTurn
 from jarvis_core.turns.turns import Ask, Turns
 
+pytestmark = pytest.mark.every_python
+
 ANN = Caller("ann")
 
 

@@ -17,6 +17,8 @@ from jarvis_core.store.turns import TurnStore
 from jarvis_core.turns.log import Reader, Step
 from jarvis_core.turns.turns import Ask, Turns
 
+pytestmark = pytest.mark.every_python
+
 CALLER = Caller("zoé")
 
 

@@ -27,6 +27,8 @@ from tests.fakes.faults import Fault
 from tests.fakes.python_bridges import BridgesMode, FakeBridges
 from tests.fakes.relay import DatabaseRelay
 
+pytestmark = pytest.mark.every_python
+
 ANN = Caller("ann")
 ASK = Ask("un deux trois")
 SAID = "You said: un deux trois"

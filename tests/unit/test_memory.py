@@ -20,6 +20,8 @@ from jarvis_core.settings import Memory as MemorySettings
 from jarvis_core.store.memories import Found, MemoryStore, NewMemory
 from jarvis_core.words.normalization import terms_of
 
+pytestmark = pytest.mark.every_python
+
 ANN = Caller("ann", "Ann")
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 TURN_S = 0.2

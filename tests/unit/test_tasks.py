@@ -8,6 +8,8 @@ import pytest
 
 from jarvis_core.tasks import Preempted, start_in, unless
 
+pytestmark = pytest.mark.every_python
+
 
 async def wait_for(event: asyncio.Event) -> str:
     """Work that ends with *event*."""

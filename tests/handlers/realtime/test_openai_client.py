@@ -124,6 +124,7 @@ async def test_text_turn(server: Server, bridges: FakeBridges, base: str) -> Non
     assert bridges.last("/api/llm").json["system_prompt"] == "Sois bref."
 
 
+@pytest.mark.every_python
 @pytest.mark.parametrize("base", BASES)
 async def test_cancel(server: Server, bridges: FakeBridges, base: str) -> None:
     """OpenAI's client cancels a response, and asks again on the same connection."""
@@ -202,6 +203,7 @@ async def test_spoken_turn(server: Server, bridges: FakeBridges, base: str) -> N
         assert not any(isinstance(event, RealtimeErrorEvent) for event in events)
 
 
+@pytest.mark.every_python
 async def test_interrupted(server: Server, bridges: FakeBridges) -> None:
     """OpenAI's client interrupts the voice and clears its recording, and is told when it cannot be understood."""
     bridges.mode = BridgesMode(shape="ndjson", answer="Un deux trois. " * 8, speech_s_per_char=1.0)
@@ -224,6 +226,7 @@ async def test_interrupted(server: Server, bridges: FakeBridges) -> None:
         assert failed.error.code == "unavailable"
 
 
+@pytest.mark.every_python
 async def test_mistake(server: Server) -> None:
     """OpenAI's client is told of a mistake as it is by OpenAI, with its event's id, and its connection stays open."""
     async with connected(server, "/v1") as connection:

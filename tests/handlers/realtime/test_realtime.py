@@ -1024,6 +1024,7 @@ async def test_stalled_reader(server: Server, bridges: FakeBridges, alice: aioht
 # The server goes away
 
 
+@pytest.mark.every_python
 async def test_stop(make_server: MakeServer, bridges: FakeBridges) -> None:
     """A server that stops lets a running response end within the drain time, then closes all sockets with 1001."""
     server = make_server(DRAIN_TIMEOUT_S="10")
@@ -1045,6 +1046,7 @@ async def test_stop(make_server: MakeServer, bridges: FakeBridges) -> None:
     assert await asyncio.to_thread(server.wait, 3) == 0
 
 
+@pytest.mark.every_python
 async def test_stop_does_not_wait_for_ever(make_server: MakeServer, bridges: FakeBridges) -> None:
     """A response that runs longer than the drain time is told as incomplete before the socket is closed with 1001."""
     server = make_server(DRAIN_TIMEOUT_S="0.3")
@@ -1060,6 +1062,7 @@ async def test_stop_does_not_wait_for_ever(make_server: MakeServer, bridges: Fak
     assert await asyncio.to_thread(server.wait, 3) == 0
 
 
+@pytest.mark.every_python
 async def test_stop_with_clients_that_do_not_read(make_server: MakeServer, bridges: FakeBridges) -> None:
     """Clients that do not read do not keep a server from stopping."""
     server = make_server(DRAIN_TIMEOUT_S="5", LLM_MAX_TOKENS="32000")

@@ -12,6 +12,8 @@ from jarvis_core.handlers.realtime import socket as realtime_socket
 from jarvis_core.handlers.realtime.socket import POLICY, Socket
 from jarvis_core.handlers.realtime.wire import ClearedEvent
 
+pytestmark = pytest.mark.every_python
+
 
 class Wire:
     """What is sent, and whether the client takes it."""

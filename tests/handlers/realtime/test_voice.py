@@ -750,6 +750,7 @@ async def test_cancelled_over_rest(server: Server, bridges: FakeBridges, alice: 
         assert socket.tally.text == "Bonjour à tous. Il fait"
 
 
+@pytest.mark.every_python
 async def test_cancel_closes_what_is_being_spoken(server: Server, bridges: FakeBridges) -> None:
     """A cancel closes the request that the bridges are still working on."""
     bridges.mode = speaking(faults={SYNTHESIZE: Fault("hang")})
@@ -814,6 +815,7 @@ async def test_cancel_and_create_at_once(server: Server, bridges: FakeBridges) -
             await socket.done()
 
 
+@pytest.mark.every_python
 async def test_voice_fails(server: Server, bridges: FakeBridges) -> None:
     """Where the voice fails in the middle one error says so, the words go on, and nothing more is to be spoken."""
     bridges.mode = speaking(hold_after=5)
@@ -1001,6 +1003,7 @@ async def test_resumed_voice_can_be_stopped(server: Server, bridges: FakeBridges
     assert {asked["voice"] for asked in spoken(bridges)} == {"fr_FR-tom-medium"}
 
 
+@pytest.mark.every_python
 async def test_lost_while_speaking(server: Server, bridges: FakeBridges) -> None:
     """A lost socket ends the voice: what is being spoken is given up, and no more is asked for."""
     bridges.mode = speaking(faults={SYNTHESIZE: Fault("hang")})
@@ -1065,6 +1068,7 @@ async def test_stalled_listener(server: Server, bridges: FakeBridges, alice: aio
         assert len(stalled.tally.sound) == pytest.approx(2 * RATE_HZ * 3 * len(sentence), abs=2)
 
 
+@pytest.mark.every_python
 async def test_stop_while_speaking(make_server: MakeServer, bridges: FakeBridges) -> None:
     """A server that stops ends its voices at once: the words come whole, then 1001, and what is heard is stored."""
     server = make_server(DRAIN_TIMEOUT_S="10")

@@ -229,6 +229,7 @@ async def test_neighbour_hangs(strict: Api, strict_bridges: FakeBridges) -> None
     await failed_turn(strict, answer)
 
 
+@pytest.mark.every_python
 async def test_stale_connection(api: Api, bridges: FakeBridges) -> None:
     """A connection that the neighbour had closed meanwhile costs the user nothing."""
     assert (await api.say("un"))["status"] == "completed"

@@ -189,6 +189,7 @@ async def test_reader_leaves(api: Api, bridges: FakeBridges) -> None:
     assert (await api.history(state["conversation_id"]))[1] == ("assistant", "Il était ", "cancelled")
 
 
+@pytest.mark.every_python
 async def test_reader_leaves_before_the_first_word(api: Api, bridges: FakeBridges) -> None:
     """Leaving while the model is still silent closes its connection too."""
     bridges.mode = BridgesMode(shape="ndjson", faults={"/api/llm": Fault("hang")})

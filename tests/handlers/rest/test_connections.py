@@ -14,6 +14,8 @@ from tests.fakes.python_bridges import BridgesMode, FakeBridges
 from tests.handlers.rest.api import Api, in_flight
 from tests.system.server import Server
 
+pytestmark = pytest.mark.every_python
+
 BODY = b'{"content": "doucement"}'
 HEAD = b"POST /api/chat HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(BODY)
 

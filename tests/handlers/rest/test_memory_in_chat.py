@@ -179,6 +179,7 @@ async def test_after_a_restart(memory_server: tuple[Server, int], ann: Api, tmp_
 # What is away
 
 
+@pytest.mark.every_python
 async def test_embeddings_that_hang(ann: Api, embeddings: FakeBridges) -> None:
     """A turn waits no longer than it may, and has what is found by words alone."""
     cat = await fill(ann)

@@ -422,6 +422,7 @@ async def test_error_after_the_first_sound_at_the_deadline(strict: Api, strict_b
             await response.read()
 
 
+@pytest.mark.every_python
 @pytest.mark.parametrize("accept", ["application/json", "audio/*"])
 async def test_client_leaves(speaker: Api, bridges: FakeBridges, accept: str) -> None:
     """A client that leaves ends the call that is being made for it, and nothing more is spoken."""

@@ -483,6 +483,7 @@ async def let_go(bridges: FakeBridges, path: str) -> None:
             await asyncio.sleep(0.01)
 
 
+@pytest.mark.every_python
 async def test_stale_connection(api: Api, bridges: FakeBridges) -> None:
     """A connection that the bridges had closed meanwhile costs the user nothing."""
     await hear(api, as_bytes(wav(clip())))
@@ -558,6 +559,7 @@ async def test_client_leaves_in_mid_upload(api: Api, bridges: FakeBridges, open_
     assert bridges.requests_seen[STT] == 0
 
 
+@pytest.mark.every_python
 async def test_client_leaves_before_the_answer(api: Api, bridges: FakeBridges) -> None:
     """A client that does not wait for the answer ends the bridges' work for it."""
     bridges.mode = faulty("hang")

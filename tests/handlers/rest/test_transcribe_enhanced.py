@@ -188,6 +188,7 @@ async def test_recovery_by_a_copy(enhanced: Api, listener: FakeBridges, engine: 
     assert engine.requests_seen[PROCESS] == asked + 2, "the copy, and the first clip that is enhanced again"
 
 
+@pytest.mark.every_python
 async def test_client_leaves_while_the_engine_works(
     enhanced: Api, listener: FakeBridges, engine: FakeAudioEngine
 ) -> None:

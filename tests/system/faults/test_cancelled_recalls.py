@@ -6,11 +6,14 @@ import asyncio
 
 import aiohttp
 import psycopg
+import pytest
 
 from tests.fakes.faults import Fault
 from tests.fakes.python_bridges import BridgesMode, FakeBridges
 from tests.handlers.conftest import assert_no_defect
 from tests.system.conftest import MakeServer
+
+pytestmark = pytest.mark.every_python
 
 MEMORIES = 60
 CLIENTS = 8

@@ -25,6 +25,8 @@ from tests.handlers.shown import eventually, history, state_of
 from tests.system.faults.dose import WAYS
 from tests.system.server import Server
 
+pytestmark = pytest.mark.every_python
+
 DB_TIMEOUT_S = 0.5
 SLACK_S = 2.0
 """On a machine with other work."""

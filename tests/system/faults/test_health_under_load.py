@@ -10,6 +10,7 @@ from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 
 import aiohttp
+import pytest
 
 from tests.codec.sounds import tone
 from tests.fakes.audio_engine import AudioEngineMode, FakeAudioEngine
@@ -18,6 +19,8 @@ from tests.fakes.python_bridges import BridgesMode, FakeBridges
 from tests.handlers.shown import eventually, gauge
 from tests.system.conftest import MakeServer
 from tests.system.server import Server
+
+pytestmark = pytest.mark.every_python
 
 TURNS = 200
 """As many as may run."""

@@ -29,6 +29,8 @@ from tests.system.faults.ledger import Calls, Ledger, answer_to, asked_of_bridge
 from tests.system.faults.weather import OVER_LIMIT_BYTES, Weather
 from tests.system.server import Server
 
+pytestmark = pytest.mark.every_python
+
 WARM_UP_S = min(LOAD_S / 2, 10.0)
 FLOOD_S = 0.5
 MEMORY_GROWTH = 1.10

@@ -21,6 +21,8 @@ from tests.handlers.shown import eventually, open_files
 from tests.system.conftest import MakeServer
 from tests.system.server import Server
 
+pytestmark = pytest.mark.every_python
+
 SILENT = 2_500
 """More than the server's own backlog."""
 SILENT_BYTES = 64 << 10

@@ -25,6 +25,8 @@ from tests.system.faults.dose import SEED, WAYS
 from tests.system.faults.ledger import Calls, Ledger, answer_to, asked_of_bridges
 from tests.system.server import Server
 
+pytestmark = pytest.mark.every_python
+
 DRAIN_S = 1.0
 SLACK_S = 3.0
 """On a machine with other work; it is about a second without."""
