@@ -1,8 +1,8 @@
 """
 The command line: ``jarvis-core`` serves; ``token`` mints a token; ``check`` asks a running core how it is.
 
-The process starts what stands in for absent neighbours as children that end with it, serves, and stops all in reverse
-order. With several workers it serves through them, and only watches.
+The process starts stand-ins for absent neighbours as children that end with it, serves, and stops all in reverse order.
+With several workers it only supervises them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from jarvis_core.settings import (
 
 EVERY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
 SPARE_CONNECTIONS = 4
-"""Connections of the embedded server beyond the pool's, for people who look into it."""
+"""Connections of the embedded server beyond the pool's, for a person with psql."""
 SOUND_KEY_CHARS = 16
 """An API key with fewer characters is warned of."""
 CHECK_TIMEOUT_S = 5.0
@@ -78,13 +78,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def serve(settings: Settings) -> int:
-    """Start what is missing, then serve until a signal; return the exit code."""
+    """Start stand-ins for absent neighbours, then serve until a signal; return the exit code."""
     if settings.server.tls_cert_path is not None:
         from jarvis_core.access.tls import certificate_of
 
         certificate_of(settings.server)
     host = settings.server.host
-    # The server below takes no names; and what a name stands for may change, while others go by what it was.
+    # Granian takes no names; and a name's address may change while other parts use the old one.
     settings = settings.with_values("server", host=find_address(host, settings.server.port))
     workers = settings.server.workers
     code: int | None = None
@@ -106,7 +106,7 @@ def serve(settings: Settings) -> int:
             if workers > 1:
                 code = run_workers(settings, group, host, remarks, stack)
             else:
-                # With several workers the parent needs none of what is imported here.
+                # Imported here, because with several workers the parent process does not need it.
                 from jarvis_core.server import run
 
                 code = run(settings, group, on_ready=lambda: announce(settings, host, remarks))
@@ -114,7 +114,7 @@ def serve(settings: Settings) -> int:
     except KeyboardInterrupt:
         if code is None:
             raise
-        # A signal while the services were being stopped: those that take their time end with this process.
+        # A signal came while the services were being stopped: the rest of them end with this process.
     return code
 
 
@@ -164,10 +164,10 @@ def run_workers(settings: Settings, group: WorkerGroup, host: str, remarks: list
 
 def start_stand_ins(settings: Settings, stack: ExitStack) -> tuple[Settings, list[str], list[Child]]:
     """
-    Start what stands in for the absent neighbours; *stack* stops it.
+    Start stand-ins for the absent neighbours; *stack* stops them.
 
-    Returns the settings with their addresses filled in, a line for a person about each and about each that is missing,
-    and what was started. Raises ``StartError``.
+    Returns the settings with their addresses filled in, a line of the banner about each stand-in and each missing
+    neighbour, and the children. Raises ``StartError``.
     """
     remarks = []
     children: list[Child] = []
@@ -240,7 +240,7 @@ def start_engines(
     def get_speech(what: str, model: str, kind: Kind, package: str) -> Path | None:
         remedy = lacking_packages(package)
         if not remedy and not kind.has(model):
-            return get(model, kind)  # what a setting names must be right
+            return get(model, kind)  # a path that a setting names must exist
         try:
             if remedy:
                 raise StartError(f"it needs {remedy}")
@@ -315,7 +315,7 @@ def announce(settings: Settings, host: str, remarks: list[str]) -> None:
         )
     content = '{"content": "Bonjour Jarvis, qui es-tu ?"}'
     credentials = "" if credentials_are_open else " -H 'authorization: Bearer …'"
-    # A certificate of one's own making is not known to curl.
+    # curl does not trust a self-signed certificate.
     curl = "curl -sk" if tls else "curl -s"
     lines.append(
         f"  try:      {curl} {address}/api/chat -H 'content-type: application/json'{credentials} -d '{content}'"
@@ -332,9 +332,9 @@ def without_userinfo(url: str) -> str:
 @contextlib.contextmanager
 def _terminable() -> Iterator[Callable[[], None]]:
     """
-    Let SIGTERM interrupt the start as Ctrl-C does, so that what was started is stopped.
+    Let SIGTERM interrupt the start as Ctrl-C does, so that started services are stopped.
 
-    The function that it gives does so again after an event loop has had the signal.
+    Yields a function that arms this again after an event loop has handled the signal.
     """
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
@@ -376,9 +376,10 @@ def seconds_of(ttl: str) -> int:
 
 def check(settings: Settings) -> int:
     """
-    Ask the core on this machine for its health; return 0 when it serves. Made for container health checks.
+    Ask the core on this machine for its health; return 0 when it is healthy.
 
-    It finds out by itself whether the core speaks TLS: whoever asks need not have the core's own settings.
+    Made for container health checks. Finds out by itself whether the core speaks TLS, so that it needs none of the
+    core's settings.
     """
     import http.client
     import ssl

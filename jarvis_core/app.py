@@ -71,7 +71,7 @@ TELL_TIMEOUT_S = 0.5
 
 
 class _Started(NamedTuple):
-    """What there is between the start and the stop."""
+    """The parts that exist between the start and the stop."""
 
     container: Container
     realtime: Realtime
@@ -89,7 +89,7 @@ class Application(Starlette):
         self._started: _Started | None = None
         """None until every part was opened."""
         self._life: asyncio.Task[None] | None = None
-        """What runs between the start and the stop."""
+        """The router and sockets that run between the start and the stop."""
         self.failure: Exception | None = None
         """Why the start failed: a ``StartError``, or a defect."""
 
@@ -117,11 +117,11 @@ class Application(Starlette):
             await asyncio.wait([self._life])
 
     def build_middleware_stack(self) -> ASGIApp:
-        """Return what requests pass through before the start has finished: only the lifespan."""
+        """Return Starlette with the lifespan alone, which serves until the start has finished."""
         return self.router
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
-        """Serve one connection."""
+        """Serve one ASGI connection."""
         if self._started is None or scope["type"] == "lifespan":
             return super().__call__(scope, receive, send)
         return self._started.routes(scope, receive, send)
@@ -134,7 +134,7 @@ class Application(Starlette):
                 admission = admission_for(container)
                 realtime = realtime_for(container, admission)
                 routes = router_for(container, realtime, admission)
-                # What is there now stays: the collector need not look at it again.
+                # Everything allocated up to now stays: exclude it from garbage collection.
                 gc.collect()
                 gc.freeze()
                 gc.set_threshold(*GC_THRESHOLDS)
@@ -156,15 +156,14 @@ def create_app(
     settings: Settings, group: WorkerGroup | None = None, *, on_ready: Callable[[], None] = lambda: None
 ) -> Application:
     """
-    Return the application of one worker of *group*, or of the only one; it opens its parts when the server starts its lifespan, and then calls *on_ready*.
-
-    Where that fails, ``failure`` says why.
+    Return the application of one worker of *group*, or of the only worker. It opens its parts when the server starts
+    the lifespan, and then calls *on_ready*; ``failure`` is set where that fails.
     """
     return Application(settings, group or WorkerGroup(), on_ready)
 
 
 def admission_for(container: Container) -> Admission:
-    """Return what requests and WebSockets pass before they are let in."""
+    """Return the checks that requests and WebSockets pass before they are served."""
     settings = container.settings
     return Admission(container.credentials, settings.server, settings.limits, container.limiter)
 
@@ -176,7 +175,7 @@ def router_for(container: Container, realtime: Realtime, admission: Admission) -
     document = b""
 
     async def openapi_document(_call: Call) -> Reply:
-        # Most servers are never asked for it: what it takes, 0.5 MB and some 10 ms, is spent on those who are.
+        # Built when first asked for, which most servers never are: it takes 0.5 MB and some 10 ms.
         nonlocal document
         document = document or openapi.document(documented)
         return Reply(document)
@@ -184,7 +183,7 @@ def router_for(container: Container, realtime: Realtime, admission: Admission) -
     routes.append(Route("GET", "/openapi.json", openapi_document, "This document.", public=True))
     router = Router(
         routes,
-        # The last one is where OpenAI's client libraries go when they are given /ws as the base of their URLs.
+        # The last path is where OpenAI's client libraries connect when /ws is the base of their URLs.
         {"/ws": realtime.serve, "/v1/realtime": realtime.serve, "/ws/realtime": realtime.serve},
         admission=admission,
         metrics=container.metrics,
@@ -287,13 +286,13 @@ WORST_FIRST: tuple[ServiceState, ...] = ("unavailable", "degraded", "healthy")
 
 
 def service_states(container: Container) -> ServiceStates:
-    """Return what is known of each part."""
+    """Return the state of each part."""
 
     def state(name: str) -> ServiceState:
         transport = container.neighbours.get(name)
         return "disabled" if transport is None else transport.health.state
 
-    # The language model is the bridges' business for whoever looks at /health, also where another server does it.
+    # /health shows the language model under the bridges, also where another server runs it.
     bridges = {state(name) for name in ("llm", "python_bridges") if name in container.neighbours}
     database: ServiceState = "unavailable"
     if container.pool.healthy:

@@ -1,10 +1,10 @@
 """
-Deadlines, and what a task has to do that goes on although it was cancelled: alike on every Python from 3.11.0 on.
+Deadlines, and the absorbing of a cancellation by a task that goes on, alike on every Python from 3.11.0 on.
 
-``asyncio.timeout`` of Python 3.11.0 to 3.11.2 (Debian 12 has 3.11.2) raises ``CancelledError`` where ``TimeoutError`` is
-due, in a task that was cancelled before: in one that stores what it has, or closes what it opened, because it was
-cancelled (https://github.com/python/cpython/issues/102780). Whoever may be cancelled, or is called by who may, has its
-deadlines from here, which is everybody; when the lowest version is 3.11.3 these may be asyncio's again.
+``asyncio.timeout`` of Python 3.11.0 to 3.11.2 (Debian 12 has 3.11.2) raises ``CancelledError`` where ``TimeoutError``
+is due, in a task that was cancelled before, such as one that stores or closes something because it was cancelled
+(https://github.com/python/cpython/issues/102780). Any code may run in such a task, so all of it uses these deadlines;
+asyncio's own can return when the lowest version is 3.11.3.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Self
 
 
 class Timeout:
-    """As ``asyncio.Timeout``: what is done inside (``async with``) is cancelled when it is due, and ``TimeoutError`` raised."""
+    """Cancels the block (``async with``) when it is due and raises ``TimeoutError``, as ``asyncio.Timeout`` does."""
 
     __slots__ = ("_cancelling", "_timeout")
 
@@ -37,7 +37,8 @@ class Timeout:
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._timeout.__aexit__(kind, exc, trace)
-        # Only Python 3.11.0 to 3.11.2 come here with a deadline that was missed and a task that nobody else has cancelled.
+        # Only Python 3.11.0 to 3.11.2 get here with an expired deadline and a task that was not cancelled from
+        # elsewhere.
         if self._timeout.expired() and isinstance(exc, asyncio.CancelledError) and requests() <= self._cancelling:
             raise TimeoutError from exc
 
@@ -53,7 +54,7 @@ def timeout_at(when: float | None) -> Timeout:
 
 
 def requests() -> int:
-    """Return how often the running task was asked to end, but for what was absorbed."""
+    """Return how many cancellations of the running task were requested and not absorbed."""
     return _running().cancelling()
 
 
@@ -65,10 +66,10 @@ def raise_if_requested(*, since: int) -> None:
 
 def absorb() -> None:
     """
-    Have the running task count as one that was not cancelled, as it has ended what it was cancelled for and goes on.
+    Mark the running task as not cancelled: it has ended the work that was cancelled, and goes on.
 
-    Only for a task's own outermost coroutine: a deadline that is entered may have cancelled it too. Libraries take a task
-    whose count stays up for one that is still being cancelled.
+    Only for a task's outermost coroutine: an entered deadline may have cancelled the task too. Without this, libraries
+    take the task for one that is still being cancelled.
     """
     task = _running()
     while task.cancelling():

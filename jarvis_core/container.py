@@ -62,14 +62,14 @@ EMBEDDED_PROBE_INTERVAL_S = 1.0
 STATS_INTERVAL_S = 1.0
 FORGET_INTERVAL_S = 3_600.0
 TRIM_INTERVAL_S = 10.0
-"""How long what a peak has left free stays with the process."""
+"""How often free heap is given back to the system."""
 CODEC_PROCESSES_LIMIT = 4
 """Each has about 60 MB while there is audio to work on."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Container:
-    """The parts of one worker process; handlers reach them through here."""
+    """The parts of one worker process, through which handlers reach them."""
 
     settings: Settings
     pool: Pool
@@ -154,7 +154,7 @@ async def open_container(settings: Settings, group: WorkerGroup) -> AsyncIterato
 
 
 class _Storage(NamedTuple):
-    """What is kept, and shared with other workers."""
+    """The stores, and the parts shared with other workers."""
 
     pool: Pool
     turns: TurnStore
@@ -164,11 +164,11 @@ class _Storage(NamedTuple):
 
 
 async def _open_storage(settings: Settings, group: WorkerGroup, stack: AsyncExitStack) -> _Storage:
-    """Open what keeps turns, and take this worker's place among those who share it; *stack* closes it."""
+    """Open the stores and join the other workers; *stack* closes them."""
     if settings.database.url is None:
         raise StartError("DATABASE_URL: no database was given, and none was started (run `jarvis-core`)")
     alone = group.embedded_database and group.workers == 1
-    # Of this worker's share one is for its beats.
+    # One of this worker's connections is for its heartbeats.
     share = max(2, settings.database.max_connections // group.workers) - 1
     pool = await _open_database(
         settings.database if alone else msgspec.structs.replace(settings.database, max_connections=share),
@@ -199,7 +199,7 @@ def _open_neighbours(settings: Settings, stack: AsyncExitStack) -> dict[str, Tra
 
 
 class _Speech(NamedTuple):
-    """What hears and speaks."""
+    """The parts for speech."""
 
     codec: Codec
     transcriber: Transcriber
@@ -216,7 +216,7 @@ def _open_speech(
     cache: Cache,
     stack: AsyncExitStack,
 ) -> _Speech:
-    """Return what hears and speaks, also where no neighbour does; *stack* closes it."""
+    """Build the parts for speech, also where no neighbour serves it; *stack* closes them."""
     processes = min(CODEC_PROCESSES_LIMIT, len(os.sched_getaffinity(0)))
     codec = Codec(limit=max(1, processes // group.workers))
     stack.push_async_callback(_quietly, "the audio codec", codec.close)
@@ -236,7 +236,7 @@ def _open_speech(
 
 
 def _start_background(container: Container, group: WorkerGroup, storage: _Storage, stack: AsyncExitStack) -> None:
-    """Start what goes on beside the requests; *stack* ends it."""
+    """Start the background tasks; *stack* cancels them."""
     stats = WorkerStats(group.stats_descriptors, group.worker) if group.stats_descriptors else None
     if stats is not None:
         container.metrics.others = stats.counts
@@ -312,9 +312,9 @@ async def _open_heartbeats(
     settings: Database, group: WorkerGroup, worker_id: str, pool: Pool, stack: AsyncExitStack, *, alone: bool
 ) -> Heartbeats:
     """
-    Take this worker's place among those who share the database; *stack* gives it up.
+    Join the workers that share the database; *stack* leaves them.
 
-    Its beats have a connection of their own: a worker with much to do is not dead.
+    Heartbeats have a connection of their own, so that a busy worker is not taken for dead.
     """
     if settings.url is not None and not alone:
         pool = Pool(msgspec.structs.replace(settings, max_connections=1), settings.url.reveal())
@@ -339,9 +339,9 @@ async def _open_cache(settings: Settings, worker_id: str, stack: AsyncExitStack)
 
 def _probe_intervals(settings: Settings, group: WorkerGroup) -> dict[str, float]:
     """
-    Return the seconds between two probes of each neighbour; nothing where another worker of the group asks them.
+    Return the seconds between two probes of each neighbour; empty where another worker of the group probes them.
 
-    One does it for all, and the others read it in its notes: the bridges count for each address.
+    One worker probes for all, and the others read the result in its statistics: the bridges limit requests by address.
     """
     if group.worker:
         return {}
@@ -352,7 +352,7 @@ def _probe_intervals(settings: Settings, group: WorkerGroup) -> dict[str, float]
 
 
 async def _keep_house(container: Container, turn_store: TurnStore, probe_intervals_s: dict[str, float]) -> None:
-    """Ask the neighbours how they are, scarcely, and forget what is out of date."""
+    """Probe the neighbours rarely, settle unconfirmed turns, forget old keys and trim the heap."""
     loop = asyncio.get_running_loop()
     probe_at = dict.fromkeys(probe_intervals_s, loop.time())
     forget_at = -1e9
@@ -376,7 +376,7 @@ async def _keep_house(container: Container, turn_store: TurnStore, probe_interva
 
 
 async def _share_stats(container: Container, stats: WorkerStats) -> None:
-    """Leave for the other workers of this machine what they want to know, and read theirs."""
+    """Write this worker's counts and health for the other workers of this machine, and read theirs."""
     while True:
         for page in stats.others():
             for name, (state, changed_at) in page.health.items():

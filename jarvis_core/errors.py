@@ -1,8 +1,8 @@
 """
 The closed tree of errors.
 
-Foreign errors become one of these where they enter (an adapter, the store, a decoder), with ``from exc``; what a client
-sees of each is decided once, in ``handlers/failure.py``.
+Foreign errors become one of these where they enter (an adapter, the store, a decoder), with ``from exc``;
+``handlers/failure.py`` alone decides what a client sees of each.
 
 JarvisError
 ├── StartError              the process cannot start: one line for a person, then exit
@@ -51,8 +51,8 @@ class RequestError(JarvisError):
     """
     A request cannot be answered as asked.
 
-    *message* is one sentence for a person and never holds a secret, a path or a stack; *details* is a JSON object with
-    what a program may want to know; *retry_after_s* is when trying again makes sense.
+    *message* is one sentence for a person and never holds a secret, a path or a stack; *details* is a JSON object for
+    programs; *retry_after_s* is when trying again makes sense.
     """
 
     code: ClassVar[str] = "internal"
@@ -67,9 +67,9 @@ class RequestError(JarvisError):
 
     def bare(self) -> Self:
         """
-        Return the same error without what it was raised through and from.
+        Return the same error without its traceback, cause and context.
 
-        For errors that are kept: the frames of a traceback hold all that was at hand, such as megabytes of an answer.
+        For errors that are stored: the frames of a traceback hold every local variable, such as megabytes of an answer.
         """
         error = type(self).__new__(type(self), *self.args)
         error.__dict__.update(self.__dict__)
@@ -104,7 +104,7 @@ class Unauthenticated(RequestError):
 
 
 class Forbidden(RequestError):
-    """Somebody else's."""
+    """Access to another user's, or from a page that may not call."""
 
     code = "forbidden"
 
@@ -168,7 +168,9 @@ class Unavailable(RequestError):
 
 
 class Stopping(Unavailable):
-    """This worker takes no new turns. Nothing was begun or stored: the same may be asked of another one at once."""
+    """
+    This worker takes no new turns. Nothing was begun or stored: the request may be sent to another worker at once.
+    """
 
 
 class BadGateway(RequestError):
@@ -184,6 +186,6 @@ class DeadlineExceeded(RequestError):
 
 
 def of_code(code: str, message: str) -> RequestError:
-    """Return the error that another worker told of; one that is not known there is a defect."""
+    """Return the error with *code*, as another process told of it; an unknown code is a defect."""
     kind = next((kind for kind in RequestError.__subclasses__() if kind.code == code), RequestError)
     return RequestError(message) if kind is MethodNotAllowed else kind(message)

@@ -33,7 +33,7 @@ LEVELS = {
 }
 
 OF_PACKAGES = str.maketrans("", "", "_-:.")
-"""What a package's name has besides letters and digits."""
+"""Characters of a package's name besides letters and digits."""
 
 QUIET = {
     "granian": logging.WARNING,
@@ -42,7 +42,7 @@ QUIET = {
     "psycopg": logging.WARNING,
     "psycopg.pool": logging.ERROR,
 }
-"""Packages whose own chatter starts one level higher than asked, unless a filter names them."""
+"""The lowest level of chatty packages, unless a filter names them."""
 
 
 SELDOM_S = 60.0
@@ -55,14 +55,16 @@ def get(name: str) -> structlog.stdlib.BoundLogger:
 
 
 class LogThrottle:
-    """Which lines to write of those that a busy hour would write by the thousand: one of each kind and minute."""
+    """Throttles lines that a busy hour would write by the thousand: one of each kind and minute."""
 
     def __init__(self) -> None:
         self._kinds: dict[str | int, tuple[float, int]] = {}
-        """When the last line was written, and how many were held back since."""
+        """By kind: (when the last line was written, how many were held back since)."""
 
     def held_back(self, kind: str | int) -> int | None:
-        """Return how many lines of *kind* were not written since the last one; None where this one is not to be either."""
+        """
+        Return how many lines of *kind* were held back since the last one; None where this one is to be held back too.
+        """
         now = time.monotonic()
         written_at, count = self._kinds.get(kind, (now - SELDOM_S, 0))
         if now - written_at < SELDOM_S:

@@ -1,9 +1,9 @@
 """
-Memory: what users told the assistant to keep, found again by meaning and by words.
+Keeps what users told the assistant to remember, and finds it again by meaning and by words.
 
-No language model is asked on the way in, only an embedding model, and nothing waits for that for long: an entry is
-stored without its vector where that cannot be had, is found by its words, and gets the vector later. The same goes for
-entries whose vector is of a model that is no longer used.
+Adding an entry asks no language model, only an embedding model, and waits for that only briefly: where no vector can be
+had, the entry is stored without it, is found by its words, and gets the vector later. So do entries whose vector is of
+a model that is no longer used.
 """
 
 from __future__ import annotations
@@ -47,20 +47,20 @@ UNRELATED = (
     ("Quand est son anniversaire ?", "The garden needs water twice a week in summer."),
     ("How tall is the tower?", "Il préfère le thé au café le matin."),
 )
-"""Questions and statements that have nothing to do with one another; any with any."""
+"""Pairs of a question and a statement; no question has anything to do with any of the statements."""
 RECALL_HEAD = "What you remember of what the user told you before:\n"
 
 
 class Stored(Struct, frozen=True):
-    """What became of an entry that was to be added."""
+    """The outcome of adding an entry."""
 
     memory: Memory
     merged: bool
-    """Whether it is one that was there before."""
+    """Whether the entry was merged into one that existed before."""
 
 
 class Results(Struct, frozen=True):
-    """What was found, the best first."""
+    """The entries found, the best first."""
 
     results: list[Found]
     total: int
@@ -69,7 +69,7 @@ class Results(Struct, frozen=True):
 
 
 class Recalled(Struct, frozen=True):
-    """What goes into a prompt."""
+    """The memories that go into a prompt."""
 
     ids: list[str]
     text: str
@@ -89,15 +89,15 @@ class Memories:
         self._embedder = embedder
         self._settings = settings
         self._open_s = open_s
-        """How long embeddings that kept somebody waiting in vain are left alone by those who cannot wait."""
+        """How long requests do without embeddings after the embedder was unavailable or late."""
         self._closed_until = 0.0
-        """Until when they are not asked for, because they were away or late."""
+        """Until when requests do not ask for embeddings, because the embedder was unavailable or late."""
         self._slow_until = 0.0
-        """Until when turns do not ask for them, because they were too slow for a turn."""
+        """Until when turns do not ask for embeddings, because the embedder was too slow for a turn."""
         self._model: tuple[str, int] | None = None
-        """(name, dimension) of the model whose vectors came last; None until one came."""
+        """(name, dimension) of the model that made the last vector; None before the first."""
         self._measured: tuple[str, int] | None = None
-        """The one whose baseline was measured."""
+        """The model whose baseline was measured."""
         self._work = asyncio.Event()
 
     @property
@@ -137,7 +137,7 @@ class Memories:
         return Stored(memory, merged)
 
     async def search(self, caller: Caller, query: str, *, limit: int) -> Results:
-        """Return the best entries for *query* with what speaks for each."""
+        """Return the best entries for *query* with their scores."""
         embedding = await self._embed(query, "query", caller, timeout_s=None)
         found, total = await self._store.search(
             caller.user_id, await unless_long(len(query), terms_of, query), embedding, limit=limit
@@ -146,10 +146,10 @@ class Memories:
 
     async def recall(self, caller: Caller, question: str, *, room_chars: int) -> Recalled:
         """
-        Return what is worth knowing for an answer to *question*, at most *room_chars* of it.
+        Return the memories that matter for an answer to *question*, in at most *room_chars*.
 
-        Never raises for what is away, and waits no longer than ``recall_timeout_s``: an answer without memories is
-        better than none.
+        Never raises for an absent neighbour or database, and waits no longer than ``recall_timeout_s``: an answer
+        without memories is better than none.
         """
         room = min(room_chars, self._settings.recall_chars) - len(RECALL_HEAD)
         if not self._settings.recall_limit or room <= 0:
@@ -163,7 +163,7 @@ class Memories:
             logger.warning("a turn begins without memories", error=type(exc).__name__)
             return NOTHING_RECALLED
         except Exception:
-            # The turn is in the store by now: whatever goes wrong here, it has to run.
+            # The turn is stored by now and has to run, also after a defect here.
             logger.exception("a turn begins without memories through a defect")
             return NOTHING_RECALLED
         ids: list[str] = []
@@ -190,7 +190,7 @@ class Memories:
         return await self._store.fetch(owner, memory_id)
 
     async def change(self, caller: Caller, memory_id: str, *, content: str | None, importance: float | None) -> Memory:
-        """Change what is not None; new words get a new vector."""
+        """Change the fields that are not None; new content gets a new vector."""
         if content is None:
             return await self._store.change(caller.user_id, memory_id, importance=importance)
         embedding = await self._embed(content, "passage", caller, timeout_s=None)
@@ -212,12 +212,12 @@ class Memories:
         await self._store.delete(owner, memory_id)
 
     async def keep_embedded(self) -> None:
-        """Give entries without a vector of today's model one, as long as it takes; for a task of its own."""
+        """Embed entries that have no vector of the current model, for ever; for a task of its own."""
         if self._embedder is None or not self._store.vectors_available:
             return
         interval_s, pause_s = (min(wait_s, self._settings.due_interval_s) for wait_s in (DUE_INTERVAL_S, DUE_PAUSE_S))
         while True:
-            self._work.clear()  # and not after the look, which may have missed what was added meanwhile
+            self._work.clear()  # before the query, which may miss an entry that is added meanwhile
             try:
                 done = await self._embed_due(self._embedder)
             except RequestError as exc:
@@ -236,7 +236,7 @@ class Memories:
                     await self._work.wait()
 
     async def keep_indexed(self) -> None:
-        """Make and drop the vectors' indexes as they are due; for a task of its own."""
+        """Make and drop the vectors' indexes as needed, for ever; for a task of its own."""
         while self._store.vectors_available:
             try:
                 await self._store.tend_indexes()
@@ -269,7 +269,7 @@ class Memories:
         try:
             await self._embed_entries(embedder, owner, entries)
         except BadGateway:
-            # One text may be what the model refuses, such as one that is too long for it: the others are not to wait.
+            # The model may refuse one text, such as one that is too long for it: embed the others without it.
             if not await self._embed_one_by_one(embedder, owner, entries):
                 raise
 
@@ -292,7 +292,7 @@ class Memories:
                 )
 
     async def _measure(self, embedder: Embedder) -> None:
-        """Learn which model there is, and how near to it is what has nothing to do with one another."""
+        """Find out the model's name and dimension, and measure the cosine between unrelated texts."""
         questions = await embedder.embed([question for question, _ in UNRELATED], "query", NOBODY)
         statements = await embedder.embed([statement for _, statement in UNRELATED], "passage", NOBODY)
         name, dimension = _model_of(questions[0])
@@ -322,7 +322,7 @@ class Memories:
             self._slow_until = loop.time() + self._open_s
             return None
         except (Unavailable, DeadlineExceeded):
-            # Whoever asked waited in vain. Other failures come at once, and are of this text or this caller.
+            # These failures kept the caller waiting. Others come at once, and concern this text or this caller.
             self._closed_until = loop.time() + self._open_s
             return None
         except RequestError as exc:

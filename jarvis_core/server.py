@@ -1,7 +1,7 @@
 """
-One worker: the application in Granian's embedded server, until a signal.
+Runs one worker: the application in Granian's embedded server, until a signal.
 
-Run as a module it is a worker of several, and does what its parent has written to its standard input.
+Run as a module it is one of several workers, and reads its assignment from its standard input.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ HEAD_LIMIT_BYTES = 5 << 18
 """Of a request's head: 1.25 MiB. Over that Granian answers 431, without a body, below it we do."""
 CONNECTION_LIMIT = 65_536
 FILES_KEPT = 4_096
-"""Of those that may be open, for all but clients."""
+"""Open files that are kept for everything but clients."""
 LINGER_S = 0.5
 """How long clients may take for the rest of their answers, when the time for draining is over."""
 LISTENING_INTERVAL_S = 0.1
@@ -48,10 +48,10 @@ INTERRUPTED = 130
 
 def connection_limit(open_files: int) -> int:
     """
-    Return how many clients may be connected where so many files may be open: some are kept for neighbours and database.
+    Return how many clients may connect with *open_files*, of which some are kept for neighbours and the database.
 
-    Whoever comes later waits to be accepted, for health too. So what is refused is refused by the limits of requests and
-    sockets, and this is far above them: Granian's own (2,048) is reached by clients that connect and say nothing.
+    Further clients wait to be accepted, even for /health, so this limit is far above those of requests and sockets,
+    which refuse. Granian's default (2,048) can be exhausted by clients that connect and send nothing.
     """
     return min(CONNECTION_LIMIT, max(open_files // 2, open_files - FILES_KEPT))
 
@@ -67,7 +67,7 @@ def main() -> int:
     assignment = Assignment.decode(sys.stdin.buffer.read())
     log.set_up(assignment.settings.log)
     with socket.socket(fileno=assignment.control) as control:
-        # What this worker starts is none of the parent's business.
+        # Subprocesses of this worker must not inherit the control socket.
         control.set_inheritable(False)
         try:
             return run(assignment.settings, assignment.group, on_ready=lambda: control.sendall(b"ready\n"))
@@ -81,11 +81,11 @@ def main() -> int:
 
 async def notice_lost_clients() -> None:
     """
-    Have the kernel close connections whose clients are gone without a word: a phone without a network, a machine without power.
+    Have the kernel close connections whose clients vanished: a phone without a network, a machine without power.
 
-    Waits until this process listens. What is set on that socket holds for each connection that it accepts (Linux).
-    Granian (2.8.7) has no setting for it, does not show its socket, and sends no pings over WebSockets: without this the
-    sessions of such clients would be kept for ever.
+    Waits until this process listens. Options of the listening socket hold for each connection that it accepts (Linux).
+    Granian (2.8.7) has no setting for it, does not expose its socket, and sends no pings over WebSockets: without this
+    the sessions of such clients would be kept for ever.
     """
     while not (listening := list(_listening())):  # noqa: ASYNC110 - nothing tells of it
         await asyncio.sleep(LISTENING_INTERVAL_S)
@@ -134,7 +134,7 @@ async def _serve(settings: Settings, group: WorkerGroup, on_ready: Callable[[], 
         log_dictconfig={"handlers": {}, "formatters": {}, "loggers": {"_granian": {"propagate": True}}},
     )
     log.set_up(settings.log)
-    # It would tell a failed start in words of its own, with a traceback; that is told below, in one line.
+    # Granian would log a failed start with a traceback; it is told below, in one line.
     logging.getLogger("_granian").addFilter(lambda _: app.started)
     loop = asyncio.get_running_loop()
     serving = loop.create_task(server.serve())
@@ -155,7 +155,7 @@ async def _serve(settings: Settings, group: WorkerGroup, on_ready: Callable[[], 
         if not app.started:
             serving.cancel()
             return
-        # The first signal lets running turns end; a second one ends them now.
+        # The first signal lets running turns end; the second stops them at once.
         stops.append(loop.create_task(stop(0.0 if stops else settings.server.drain_timeout_s)))
 
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -164,7 +164,7 @@ async def _serve(settings: Settings, group: WorkerGroup, on_ready: Callable[[], 
         await serving
     except asyncio.CancelledError:
         if not stops:
-            # The start itself is cancelled, and what it had opened closed, when this loop ends.
+            # The end of this loop cancels the start itself, which closes everything it had opened.
             return INTERRUPTED
     except FatalError:
         if app.failure is None:

@@ -1,1 +1,1 @@
-"""What clients see: routes, the structs on the wire, and how errors look."""
+"""The HTTP API and the WebSocket: routes, structs on the wire, errors."""

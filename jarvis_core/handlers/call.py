@@ -1,4 +1,4 @@
-"""One HTTP request on its way through the core, and the reply to it."""
+"""An HTTP request as handlers get it, and the reply that they return."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ DISCARD_TIMEOUT_S = 10.0
 
 class ClientLeft(Exception):
     """
-    The client closed the connection, or does not read what is sent to it.
+    The client closed the connection, or does not read what it is sent.
 
-    Where more of its body was to come (``Call.body_pending``), it may be there still: see ``broken_body``.
+    Where more of its body was to come (``Call.body_pending``), the client may still be connected: see ``broken_body``.
     """
 
 
@@ -69,8 +69,8 @@ class Reply:
 
 class BoundedSends:
     """
-    Sends of which none takes longer than ``SEND_TIMEOUT_S``: then what is done inside (``async with``) is cancelled, and
-    ``ClientLeft`` raised.
+    Bounds every send by ``SEND_TIMEOUT_S``: cancels the block (``async with``) and raises ``ClientLeft`` when a send
+    takes longer.
 
     Granian's send waits for as long as the connection is open and nobody reads.
     """
@@ -79,7 +79,7 @@ class BoundedSends:
 
     def __init__(self) -> None:
         self._since: float | None = None
-        """When the send began that is going on."""
+        """When the current send began; None between sends."""
         self._timeout = cancellation.timeout(None)
         self._loop = asyncio.get_running_loop()
         # One timer that looks at the clock when it fires costs less than a deadline armed anew for every send.
@@ -118,7 +118,7 @@ class BoundedSends:
 
 
 class Call:
-    """One request: what a handler gets."""
+    """One request, as a handler gets it."""
 
     __slots__ = ("body_pending", "caller", "headers", "path_param", "receive", "request_id", "scope", "send", "status")
 
@@ -131,9 +131,9 @@ class Call:
         """The part of the path that the route leaves open; empty where it has none."""
         self.caller: Caller = ANYBODY
         self.headers: Sequence[tuple[bytes, bytes]] = SECURITY_HEADERS
-        """What the answer has besides its own: for every answer, for a browser's page, for a rate that is limited."""
+        """Headers that are added to the answer: those of every answer, for browsers' pages, and of the rate limit."""
         self.status = 0
-        """Of an answer whose start was sent by the handler itself."""
+        """Of an answer whose start the handler has sent itself; 0 before."""
         self.body_pending = True
         """Whether some of the body may still be to come."""
 
@@ -187,7 +187,7 @@ class Call:
         loop = asyncio.get_running_loop()
         began = loop.time()
         while self.body_pending:
-            # Who sends a byte now and then would keep the request open for days.
+            # A client that sends a byte now and then would keep the request open for days.
             pause_s = began + BODY_PAUSE_S + length / BODY_RATE_BYTES_S - loop.time()
             parts.append(await self._next_part(min(pause_s, BODY_PAUSE_S)))
             length += len(parts[-1])
@@ -199,7 +199,7 @@ class Call:
 
     async def discard_body(self) -> None:
         """
-        Take what is left of the body and forget it, so that whoever is still sending it gets to see the answer.
+        Read the rest of the body and discard it, so that a client that is still sending gets to see the answer.
 
         The connection is reset when it is answered and closed while more is coming. Gives up when ``DISCARD_PAUSE_S``
         bring nothing, when the body breaks off, and after ``DISCARD_TIMEOUT_S`` or ``DISCARD_LIMIT_BYTES``.
@@ -214,7 +214,7 @@ class Call:
         except (TimeoutError, ClientLeft):
             pass
         finally:
-            # What comes still is nobody's.
+            # Whatever else comes is ignored.
             self.body_pending = False
 
     async def _next_part(self, pause_s: float) -> bytes:
@@ -233,19 +233,19 @@ class Call:
         return part
 
     async def decode(self, decoder: msgspec.json.Decoder[T], limit_bytes: int) -> T:
-        """Return the JSON body as a struct; raises the error that names what is wrong with it."""
+        """Return the JSON body as a struct; raises an error that names what is wrong with it."""
         kind = self.header(b"content-type").partition(";")[0].strip().lower()
         if kind and kind != "application/json" and not kind.endswith("+json"):
             raise UnsupportedMediaType(f"The body has to be application/json, not {kind}.")
         return decode(decoder, await self.body(limit_bytes))
 
     async def left(self) -> None:
-        """Wait until the client has closed the connection; what it sends until then is forgotten."""
+        """Wait until the client has closed the connection; discards what it sends until then."""
         while (message := await self.receive())["type"] != "http.disconnect":
             self.body_pending = message.get("more_body", False)
 
     async def unless_left(self, work: Coroutine[Any, Any, T]) -> T:
-        """Return what *work* returns; it is cancelled when the client leaves first, and ``ClientLeft`` raised."""
+        """Return what *work* returns; cancels it and raises ``ClientLeft`` when the client leaves first."""
         watcher = asyncio.get_running_loop().create_task(self.left())
         try:
             return await unless(watcher, work)
@@ -306,10 +306,10 @@ def boolean_field(query: dict[str, str], name: str) -> bool | None:
 
 def broken_body() -> InvalidRequest:
     """
-    Return the error for a body that did not come to its end.
+    Return the error for a body that broke off.
 
-    Granian (2.8.7) tells of a body that breaks off, or whose chunks are malformed, as of a client that has left, and has
-    500 in plain text for it where nothing is sent. What is sent to a client that did leave is nobody's.
+    Granian (2.8.7) reports a body that breaks off, or whose chunks are malformed, as a client that has left, and
+    answers 500 in plain text unless the application answers. An answer to a client that did leave does no harm.
     """
     return InvalidRequest.field("body", "broke off before its end, or its chunks are malformed")
 

@@ -178,7 +178,7 @@ def _state(turn: Turn) -> Reply:
 
 
 def _of_turn(turn: Turn) -> Exception:
-    """Return the error of a failed turn, with what the client needs to find its message again."""
+    """Return the error of a failed turn, with the ids by which the client finds its message again."""
     if turn.error is None:
         return AssertionError("a failed turn has an error")
     error = turn.error.bare()

@@ -1,9 +1,9 @@
 """
-Who is at the other end of a connection: the peer, or the client that a trusted proxy says it speaks for.
+Finds a client's address: the peer's, or the one that a trusted proxy forwards for.
 
 ``X-Forwarded-For`` and ``-Proto`` can be written by anybody, so they are read only where the peer is one of
-``TRUSTED_PROXIES``. Each proxy appends the address that it saw: read from the right, the first that is not a trusted proxy's
-is the client's, and what stands left of it is what the client claims.
+``TRUSTED_PROXIES``. Each proxy appends the address that it saw: read from the right, the first address that is not a
+trusted proxy's is the client's, and everything left of it is the client's own claim.
 """
 
 from __future__ import annotations

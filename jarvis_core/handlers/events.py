@@ -42,7 +42,7 @@ class Item(Struct, omit_defaults=True):
 
 
 class EventError(Struct):
-    """What went wrong."""
+    """An error, as events carry it."""
 
     type: str
     code: str | None
@@ -72,7 +72,7 @@ class SpokenOutput(Struct):
 
     format: PcmFormat
     voice: str | None
-    """As it was asked for; at the response's end the one that spoke."""
+    """The voice that was asked for; at the response's end the voice that spoke."""
 
 
 class ResponseAudio(Struct):
@@ -205,7 +205,7 @@ REASONS = {"cancelled": "client_cancelled", "max_tokens": "max_output_tokens"}
 
 
 class TurnEvents:
-    """Writes the entries of one turn's log as events."""
+    """Encodes the entries of one turn's log as events."""
 
     __slots__ = ("_delta_head", "_turn")
 

@@ -1,4 +1,4 @@
-"""How errors look to clients: one table from an error to its HTTP status, and one body for all."""
+"""Turns errors into answers: one table from an error to its HTTP status, and one body for all."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ _encoder = msgspec.json.Encoder()
 
 
 def status_of(error: RequestError) -> int:
-    """Return the HTTP status for *error*; 500 for what is none of the table's kinds."""
+    """Return the HTTP status for *error*; 500 for a class that is not in the table."""
     return next((STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES), 500)
 
 
@@ -70,7 +70,7 @@ def headers_of(error: RequestError) -> list[tuple[bytes, bytes]]:
     if isinstance(error, Unauthenticated):
         headers.append((b"www-authenticate", b"Bearer"))
     if isinstance(error, Stopping):
-        # For proxies: a status alone does not tell them that they may ask somebody else.
+        # For proxies: a status alone does not tell them that they may retry with another server.
         headers.append((b"x-jarvis-stopping", b"1"))
     return headers
 

@@ -1,4 +1,4 @@
-"""Health, readiness and metrics: answered from memory, whatever the neighbours do."""
+"""Answers health, readiness and metrics from memory, without asking any neighbour."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ METRICS_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 
 class HealthHandlers:
     """
-    The three routes that machines ask.
+    The routes for monitoring.
 
-    *services* and *reasons* only look at what is already known: the states of the parts, and why the core is not ready.
+    *services* returns the states of the parts and *reasons* why the core is not ready; both only read what is known
+    already.
     """
 
     def __init__(

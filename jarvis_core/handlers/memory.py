@@ -1,4 +1,4 @@
-"""Memory: what the assistant is to keep in mind, found, listed, changed and deleted."""
+"""The routes that add, search, list, change and delete memories."""
 
 from __future__ import annotations
 

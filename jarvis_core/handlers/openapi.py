@@ -25,7 +25,7 @@ FORM = {
     },
     "required": ["file"],
 }
-"""An upload from a page's form: the file, and what JSON has beside it."""
+"""An upload from a page's form: the file, and the fields that JSON has beside it."""
 
 RANGES = {
     "limit": {"minimum": 1, "maximum": 200, "default": 50},

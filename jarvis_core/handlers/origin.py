@@ -1,8 +1,8 @@
 """
-Which pages of browsers may call (https://fetch.spec.whatwg.org/#http-cors-protocol).
+Decides which web pages may call the API (https://fetch.spec.whatwg.org/#http-cors-protocol).
 
-A browser keeps a page of a foreign origin from reading an answer, but not from sending a request that needs no preflight,
-nor from opening a WebSocket: whatever may change something is refused here.
+A browser keeps a page of a foreign origin from reading an answer, but not from sending a request that needs no
+preflight, nor from opening a WebSocket: requests that may change something are refused here.
 """
 
 from __future__ import annotations
@@ -40,7 +40,10 @@ class Origins:
         return [(b"access-control-allow-origin", origin), EXPOSED, VARY]
 
     def check(self, scope: Scope, origin: bytes) -> None:
-        """Raise ``Forbidden`` for pages that may not call, in what browsers leave to the server; *origin* is not empty."""
+        """
+        Raise ``Forbidden`` for a page that may not call, where browsers leave the check to the server; *origin* is not
+        empty.
+        """
         if self.allows(origin) or (scope["type"] == "http" and scope["method"] in SAFE_METHODS):
             return
         host = next((value for key, value in scope["headers"] if key == b"host"), b"")

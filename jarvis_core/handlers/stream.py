@@ -1,5 +1,5 @@
 """
-Turns on their way to a client: one whole answer, or server-sent events
+Sends a turn to a client: whole, or as server-sent events
 (https://html.spec.whatwg.org/multipage/server-sent-events.html).
 
 The server's ``send`` neither fails nor waits after the client has gone, so the connection is watched by receiving; while

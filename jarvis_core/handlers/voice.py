@@ -1,4 +1,4 @@
-"""Voice: audio to text and text to audio, and who can speak."""
+"""The routes for speech: audio to text, text to audio, the voices and languages."""
 
 from __future__ import annotations
 
@@ -27,9 +27,12 @@ LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 1_000, 384_000
 BASE64_SLICE_BYTES = 3 << 19
 """A multiple of 3, whose base64 is made in a few milliseconds."""
 WHOLE_LIMIT_BYTES = 32 << 20
-"""Of speech in one answer: eleven minutes of WAV at 24 kHz; a stream may be longer."""
+"""Audio in one whole answer: eleven minutes of WAV at 24 kHz; a stream may be longer."""
 SEND_SLICE_BYTES = 64 << 10
-"""So little that a client which only plays what it reads takes it in time, also where a sentence lasts minutes."""
+"""
+Audio in one send: a client that reads no faster than it plays takes so little within ``SEND_TIMEOUT_S``, even of a long
+sentence.
+"""
 MEDIA_TYPES: dict[OutputFormat, bytes] = {
     "wav": b"audio/wav",
     "mp3": b"audio/mpeg",
@@ -48,7 +51,7 @@ ACCEPTED: dict[str, OutputFormat] = {
     "audio/pcm": "pcm16",
     "audio/x-float32": "f32",
 }
-"""What Accept may ask for where the body names no format."""
+"""Media types that Accept may name where the body names no format."""
 
 _encoder = msgspec.json.Encoder()
 _synthesize_decoder = msgspec.json.Decoder(SynthesizeRequest)
@@ -74,7 +77,7 @@ class VoiceHandlers:
             raise InvalidRequest.field("query.language", "must have at most 10 characters")
         rate_hz = integer_field(query, "sample_rate", 0, LOWEST_RATE_HZ, HIGHEST_RATE_HZ) or None
         try:
-            with self._transcriber.growing_room() as grow:
+            with self._transcriber.reserve_growing() as grow:
                 call.declared_length(UPLOAD_LIMIT_BYTES)
                 self._transcriber.expect(upload=True)
                 parts = await call.body_parts(UPLOAD_LIMIT_BYTES, grow)
@@ -205,7 +208,7 @@ def _printable(text: str) -> bytes:
 
 
 def _slices(chunks: list[bytes]) -> Iterator[bytes]:
-    """Give all bytes of *chunks* in pieces of ``BASE64_SLICE_BYTES``, the last one shorter."""
+    """Yield all bytes of *chunks* in pieces of ``BASE64_SLICE_BYTES``, the last one shorter."""
     piece = bytearray()
     for chunk in chunks:
         for start in range(0, len(chunk), BASE64_SLICE_BYTES):
@@ -217,5 +220,5 @@ def _slices(chunks: list[bytes]) -> Iterator[bytes]:
 
 
 def _with_sizes(wav: bytes, length: int) -> bytes:
-    """Return the beginning of a WAV file that was made as a stream, with the sizes of one of *length* bytes."""
+    """Return the beginning of a streamed WAV file with its size fields set for *length* bytes."""
     return wav[:4] + (length - 8).to_bytes(4, "little") + wav[8:40] + (length - 44).to_bytes(4, "little") + wav[44:]

@@ -1,4 +1,4 @@
-"""The public structs: what clients send and get, as the OpenAPI document describes them."""
+"""The public structs of requests and answers; their docstrings are the descriptions in the OpenAPI document."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """
-What was spoken before: the same words in the same voice are not made twice.
+Caches speech: the same text in the same voice is not synthesized twice.
 
-Kept in this worker's memory, and where workers share a Redis also there, in a fixed number of places: what falls on
-another one's place takes it, so that all of it together stays small whatever is said. Failures are never kept.
+Speech is kept in this worker's memory, and in Redis where workers share one. In Redis there are ``PLACES`` slots,
+direct-mapped by the key's hash: a collision overwrites, so that the total size is bounded. Failures are never cached.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from jarvis_core.shared.cache import Cache, LocalCache
 KEPT_S = 3_600
 PLACES = 256
 SHARED_LIMIT_BYTES = 512 << 10
-"""Of one place: 128 MiB together."""
+"""Audio in one slot: 128 MiB in all slots together."""
 VOICES_KEPT_S = 1_800
-"""The bridges answer the question for their voices 50 times an hour, however many workers ask."""
+"""The bridges answer for their voices 50 times an hour, for all workers together."""
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(SpokenAudio).decode
@@ -29,7 +29,7 @@ _decode_place = msgspec.msgpack.Decoder(tuple[bytes, bytes]).decode
 
 class SpeechCache:
     """
-    Speaks through *speaker*, whose *address* tells it from others, and keeps what it said.
+    Synthesizes through *speaker* and caches its speech; *address* tells speakers apart.
 
     At most *limit_bytes* of audio are kept in memory; 0 keeps none anywhere.
     """
@@ -40,7 +40,7 @@ class SpeechCache:
         self._cache = cache
         self._mine = LocalCache(limit_bytes) if limit_bytes else None
         self.hits = 0
-        """How often nothing had to be made."""
+        """How often speech came from the cache."""
 
     async def synthesize(self, text: str, voice: str | None, speed: float, caller: Caller) -> SpokenAudio:
         """Return *text* as speech; raises as the speaker does."""
@@ -61,7 +61,7 @@ class SpeechCache:
         return audio
 
     async def fetch_voices(self, caller: Caller) -> list[Voice]:
-        """Return the voices that there are, as any worker was last told; raises as the speaker does."""
+        """Return the voices that the neighbour last gave any worker; raises as the speaker does."""
         key = f"voices:{self._address}"
         kept = await self._cache.get(key) if self._cache.state == "healthy" else None
         if kept is not None:

@@ -1,9 +1,9 @@
 """
-A turn read aloud while it is being said: sentence by sentence, its words and then their sound.
+Reads a turn aloud while its text arrives: sentence by sentence, the text and then its sound.
 
-The voice keeps just ahead of the listener: at most two sentences are spoken that have not begun to be heard, so that
-little is made for nothing when the listener interrupts. What the listener hears is reckoned from what was sent, by the
-clock. ``silence`` ends the voice at once; the words still come to their end, as they are stored.
+The voice keeps just ahead of the listener: at most ``AHEAD_SENTENCES`` are synthesized that have not begun to play, so
+that little is wasted when the listener interrupts. When a sentence plays is computed from the durations sent and the
+clock. ``silence`` stops the voice at once; the text still comes to its end, as it is stored.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ logger = log.get(__name__)
 _failures = log.LogThrottle()
 
 AHEAD_SENTENCES = 2
-"""Spoken before their time, at most."""
+"""Sentences that are synthesized before they begin to play, at most."""
 SENTENCE_CHARS = 300
 FIRST_SENTENCE_CHARS = 160
-"""The first one is waited for: rather cut in two than long."""
+"""The listener waits for the first sentence: a long one is cut."""
 CHUNK_S = 0.5
-"""Of sound in one entry."""
+"""Sound in one entry."""
 
 
 class Phase(IntEnum):
-    """What an entry is, in the order in which they come."""
+    """The kind of an entry, in the order in which entries come."""
 
     START = 0
     """Before everything."""
@@ -51,13 +51,13 @@ class Phase(IntEnum):
 
 
 class Cursor(Struct, frozen=True, order=True, array_like=True):
-    """Where an entry of a narration ends; those that come later are greater."""
+    """The place at which an entry of a narration ends; later places compare greater."""
 
     phase: Phase
     at: int = 0
-    """How many code points of the text have been given; of the steps of a phase, which one."""
+    """Code points of the text up to here; in other phases, the index of the step."""
     sound_bytes: int = 0
-    """How much of the last sentence's sound has been given; ``WHOLE`` where all was."""
+    """Bytes of the last sentence's sound up to here; ``WHOLE`` for all of it."""
 
 
 START = Cursor(Phase.START)
@@ -68,7 +68,7 @@ Narrated = Step | str | bytes | RequestError
 
 
 class Narration:
-    """One turn read aloud to one listener."""
+    """Reads one turn aloud to one listener."""
 
     def __init__(self, turn: Turn, synthesizer: Synthesizer, options: SpeechOptions, caller: Caller) -> None:
         self.turn = turn
@@ -77,20 +77,20 @@ class Narration:
         self._caller = caller
         self._sentences: list[str] = []
         self._collected = False
-        """Whether all sentences are there: the turn has ended."""
+        """Whether the turn has ended, so that no more sentences come."""
         self._changed = asyncio.Event()
         self._silence: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         """Done with a turn's reason once the voice is to stop."""
         self._begins: list[float] = []
-        """When each sentence begins to be heard."""
+        """When each sentence begins to play."""
         self._heard_until = 0.0
-        """When the listener will have heard all that was sent."""
+        """When all sound that was sent will have been played."""
         self._stream: SpeechStream | None = None
         self._said_chars = 0
 
     @property
     def voice(self) -> str | None:
-        """Who speaks, once somebody has spoken."""
+        """The id of the voice, once a sentence was spoken."""
         return None if self._stream is None else self._stream.voice
 
     @property
@@ -106,10 +106,10 @@ class Narration:
 
     async def entries(self, after: Cursor = START) -> AsyncGenerator[tuple[Cursor, Narrated], None]:
         """
-        Give (place, entry) of all that comes after the place *after*, to the turn's end.
+        Yield (place, entry) of every entry after the place *after*, to the turn's end.
 
-        A listener that comes back in the middle of a sentence gets the rest of its sound, spoken anew. Close the
-        iterator to stop; one at a time.
+        A listener that comes back in the middle of a sentence gets the rest of its sound, synthesized again. Close the
+        iterator to stop; only one may run at a time.
         """
         loop = asyncio.get_running_loop()
         self._sentences, self._begins, self._said_chars, self._collected = [], [], 0, False
@@ -164,7 +164,7 @@ class Narration:
             if self.turn.status is Status.CANCELLED:
                 self.silence(self.turn.reason)
         finally:
-            # Also after a defect: whoever waits for a sentence is to see it.
+            # Also after a defect: the task that waits for a sentence has to wake.
             self._collected = True
             self._changed.set()
 
@@ -174,7 +174,7 @@ class Narration:
             await self._changed.wait()
 
     async def _next_sentence(self, index: int) -> str | None:
-        """Wait for the sentence; None when there is none, or the voice is to stop."""
+        """Wait for the sentence at *index*; None when there are no more, or the voice is to stop."""
         while self.silenced is None:
             if index < len(self._sentences):
                 return self._sentences[index]
@@ -185,7 +185,7 @@ class Narration:
         return None
 
     async def _speak(self, stack: AsyncExitStack, after: Cursor) -> AsyncGenerator[tuple[Cursor, Narrated], None]:
-        """Give the sentences and their sound, until all is said or the voice is to stop."""
+        """Yield the sentences and their sound, until all is spoken or the voice is to stop."""
         index = 0
         muted = False
         while (sentence := await self._next_sentence(index)) is not None:
@@ -227,7 +227,7 @@ class Narration:
                     yield Cursor(Phase.TEXT, end, sent_bytes), piece.data[start:stop]
 
     async def _say(self, stack: AsyncExitStack, words: str) -> EncodedPiece:
-        """Speak *words* once the listener is near enough."""
+        """Synthesize *words*, once few enough sentences wait to be played."""
         if len(self._begins) >= AHEAD_SENTENCES:
             await asyncio.sleep(self._begins[-AHEAD_SENTENCES] - asyncio.get_running_loop().time())
         if self._stream is None:

@@ -1,7 +1,7 @@
 """
 Synthesis: text in, audio out.
 
-``Synthesizer`` speaks a whole text, piece by piece. ``Voices`` knows who can speak.
+``Synthesizer`` speaks a text piece by piece. ``Voices`` lists and chooses voices.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from jarvis_core.words.sentences import speakable, split
 PIECE_CHARS = 240
 """Sentences are spoken together up to this length, the first alone: each call counts in the bridges' 20 a minute."""
 SPEED_RANGE = (0.5, 2.0)
-"""What the neighbours' own speed may be; the rest is done here."""
+"""Speeds that the neighbours support; the rest is done here by changing the tempo."""
 VOICES_FRESH_S = 3_600.0
-"""The bridges answer the question for their voices 50 times an hour."""
+"""The bridges answer for their voices 50 times an hour."""
 VOICES_RETRY_S = 15.0
 VOICES_LONGEST_RETRY_S = 120.0
-"""The wait after a failure doubles up to this, so that the 50 times are not used up by failures."""
+"""The wait after a failure doubles up to this, so that failures do not use up the 50 calls."""
 
 
 class Language(Struct, frozen=True):
@@ -53,7 +53,7 @@ class SpeechOptions(Struct, frozen=True):
 
 
 class Voices:
-    """Who can speak, as the neighbour last said."""
+    """The voices, as the neighbour last listed them."""
 
     def __init__(self, speaker: TextToSpeech, settings: Speech) -> None:
         self._speaker = speaker
@@ -61,13 +61,14 @@ class Voices:
         self._known: list[Voice] | None = None
         self._asked_at = -VOICES_FRESH_S
         self._patience_s = VOICES_FRESH_S
-        """How long the last answer holds."""
+        """How long to wait after the last answer before asking again."""
         self._asking: asyncio.Task[list[Voice]] | None = None
         self._error: RequestError | None = None
 
     async def fetch(self, caller: Caller) -> list[Voice]:
         """
-        Return the voices: from memory, else from the neighbour, else the last known ones.
+        Return the voices: the last known ones, refreshed in the background, or the neighbour's answer where none are
+        known.
 
         Raises what ``TextToSpeech`` raises while they were never known.
         """
@@ -83,7 +84,7 @@ class Voices:
         raise self._error.bare()
 
     async def languages(self, caller: Caller) -> list[Language]:
-        """Return what can be spoken, the default language first; raises as ``fetch`` does."""
+        """Return the languages of the voices, the default language first; raises as ``fetch`` does."""
         codes = {voice.language for voice in await self.fetch(caller) if voice.language}
         default = language_code(self._default_language)
         ordered = sorted(codes, key=lambda code: (code != default, code))
@@ -91,10 +92,10 @@ class Voices:
 
     async def choose(self, options: SpeechOptions, caller: Caller) -> str | None:
         """
-        Return the id of the voice to ask for; None leaves it to the neighbour.
+        Return the id of the voice to ask for; None leaves the choice to the neighbour.
 
-        A voice that there is not gives way to one of *language*, or of the default language: the neighbours fail with
-        it. Raises ``InvalidRequest`` where no voice speaks the language, if that was to be strict.
+        Replaces an unknown voice, with which the neighbours fail, by one of *language* or of the default language.
+        Raises ``InvalidRequest`` where no voice speaks the language and the options are strict.
         """
         voice, language = options.voice, options.language
         try:
@@ -116,7 +117,7 @@ class Voices:
         return chosen
 
     async def close(self) -> None:
-        """Give up a question that is still being asked."""
+        """Cancel a request for the voices."""
         if self._asking is not None:
             self._asking.cancel()
             await asyncio.wait([self._asking])
@@ -136,7 +137,7 @@ class Voices:
 
 
 class SpeechStream:
-    """One stream of speech: sentences go in one after another, bytes to send come out."""
+    """Turns sentences, one after another, into one stream of encoded speech."""
 
     def __init__(
         self, encoder: SpeechEncoder, speaker: TextToSpeech, voice: str | None, speed: float, caller: Caller
@@ -146,10 +147,10 @@ class SpeechStream:
         self._caller = caller
         self._speed = speed
         self.voice = voice
-        """Who speaks, once the first piece was said; None where the neighbour does not tell."""
+        """The voice that was asked for, and once the first piece was spoken the voice that the neighbour named."""
 
     async def say(self, text: str) -> EncodedPiece:
-        """Return *text* (1..5,000 characters) as speech; raises what ``TextToSpeech`` raises."""
+        """Return *text* (1..5,000 characters) as speech; raises as ``TextToSpeech`` does."""
         spoken = await self._speaker.synthesize(text, self.voice, self._speed, self._caller)
         self.voice = spoken.voice or self.voice
         return await self._encoder.feed(spoken)
@@ -160,7 +161,7 @@ class SpeechStream:
 
 
 class Synthesizer:
-    """Speaks."""
+    """Opens streams of speech in a voice and format."""
 
     def __init__(self, codec: Codec, speaker: TextToSpeech, voices: Voices) -> None:
         self._codec = codec
@@ -169,7 +170,7 @@ class Synthesizer:
 
     @asynccontextmanager
     async def open_stream(self, options: SpeechOptions, caller: Caller) -> AsyncIterator[SpeechStream]:
-        """Lend what speaks one stream; raises ``InvalidRequest`` where no voice speaks the language."""
+        """Lend a stream of speech; raises ``InvalidRequest`` where no voice speaks the language."""
         voice = await self._voices.choose(options, caller)
         low, high = SPEED_RANGE
         speed = min(max(options.speed, low), high)
@@ -181,9 +182,9 @@ class Synthesizer:
 
 def pieces_of(text: str) -> list[str]:
     """
-    Return what is spoken in one call each: the first sentence, then as many as fit ``PIECE_CHARS``.
+    Cut *text* into pieces for one call each: the first sentence, then as many as fit ``PIECE_CHARS``.
 
-    Markdown and what else a voice cannot say is left out; empty where nothing is left.
+    Leaves out Markdown and whatever else a voice cannot speak; empty where nothing is left.
     """
     pieces: list[str] = []
     for sentence in split(text, PIECE_CHARS):

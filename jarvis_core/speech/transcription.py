@@ -1,8 +1,8 @@
 """
 Transcription: audio in, text out.
 
-Decoded audio goes window by window through the audio engine, where that is well, and to the speech model; what nobody
-said is never asked for, because speech models invent words for silence.
+Decoded audio goes window by window through the audio engine, where that is healthy, and to the speech model. Silent
+windows are never sent, because speech models invent words for silence.
 """
 
 from __future__ import annotations
@@ -28,28 +28,31 @@ logger = log.get(__name__)
 CLIP_LIMIT_S = 600.0
 """Ten minutes: the API's limit."""
 CLIP_LIMIT_BYTES = 25 << 20
-ROOM_STEP_BYTES = 1 << 20
+RESERVE_STEP_BYTES = 1 << 20
 READING_TIMEOUT_S = 60.0
 
 
 class Heard(Struct, frozen=True):
-    """What a clip says."""
+    """The transcript of a clip."""
 
     text: str
-    """Empty where nobody speaks."""
+    """Empty where nobody speaks in the clip."""
     language: str
     confidence: float
-    """0..1, weighed by the length of what was heard; 0 for silence."""
+    """0..1, weighted by the length of the windows; 0 for silence."""
     duration_ms: int
     segments: list[Segment]
     enhanced: bool
     """Whether all that was transcribed had passed through the audio engine."""
     language_confidence: float | None = None
-    """0..1: how sure it is that it is this language, of those of the house; None where it was named, or nobody says."""
+    """
+    0..1: how certain *language* is, among the configured languages; None where the request named it, or the model gives
+    no confidence.
+    """
 
 
 class Transcriber:
-    """Hears; holds at most ``buffer_limit_bytes`` of audio at a time."""
+    """Transcribes audio; holds at most ``buffer_limit_bytes`` of it at a time."""
 
     def __init__(
         self, codec: Codec, listener: SpeechToText, enhancer: Enhancer | None, voices: Voices, settings: Speech
@@ -60,14 +63,14 @@ class Transcriber:
         self._voices = voices
         self._settings = settings
         self._languages = list(dict.fromkeys(code for code in map(language_code, settings.languages) if code))
-        """Of the house, as the settings name them."""
+        """Codes of the configured languages."""
         self._held_bytes = 0
         self._reading: dict[str, tuple[asyncio.Lock, int]] = {}
-        """By user: whose upload is being read, and how many of theirs are or wait."""
+        """By user: the lock that an upload holds while it is read, and how many uploads hold it or wait."""
 
     @contextmanager
     def reserve_buffer(self, length_bytes: int) -> Iterator[None]:
-        """Reserve room for so many bytes of audio that are about to arrive; raises ``Overloaded``."""
+        """Reserve *length_bytes* of the buffer for audio that is about to arrive; raises ``Overloaded``."""
         if self._held_bytes + length_bytes > self._settings.buffer_limit_bytes:
             raise Overloaded("Too much audio is being worked on; try again in a moment.", retry_after_s=2)
         self._held_bytes += length_bytes
@@ -77,26 +80,27 @@ class Transcriber:
             self._held_bytes -= length_bytes
 
     @contextmanager
-    def growing_room(self) -> Iterator[Callable[[int], None]]:
+    def reserve_growing(self) -> Iterator[Callable[[int], None]]:
         """
-        Lend what reserves room as audio arrives: it is told how many bytes there are, and raises ``Overloaded``.
+        Lend a function that reserves buffer as audio arrives: it takes the number of bytes so far, and raises
+        ``Overloaded``.
 
-        Whoever only says that much will come takes nothing from the others.
+        A client that only announces a large body takes no buffer from others.
         """
         reserved = 0
-        with ExitStack() as rooms:
+        with ExitStack() as reservations:
 
             def grow(length_bytes: int) -> None:
                 nonlocal reserved
                 if length_bytes > reserved:
-                    step = max(length_bytes - reserved, min(ROOM_STEP_BYTES, reserved))
-                    rooms.enter_context(self.reserve_buffer(step))
+                    step = max(length_bytes - reserved, min(RESERVE_STEP_BYTES, reserved))
+                    reservations.enter_context(self.reserve_buffer(step))
                     reserved += step
 
             yield grow
 
     def expect(self, *, upload: bool = False) -> None:
-        """Have the codec ready: a file is on its way, or else samples."""
+        """Start the codec, for an upload or else for samples, while the audio arrives."""
         if upload:
             self._codec.expect_upload()
         else:
@@ -113,12 +117,12 @@ class Transcriber:
         format_hint: str | None = None,
     ) -> Heard:
         """
-        Return what the body of a request says.
+        Return the transcript of a request's body.
 
         Raises ``InvalidJson``, ``InvalidRequest``, ``TooLarge`` or ``UnsupportedMediaType`` for a body that is not
-        audio, and what ``SpeechToText`` raises.
+        audio, and as ``SpeechToText`` does.
         """
-        async with self._turn_of(caller):
+        async with self._reading_slot(caller):
             clip = await self._codec.decode_upload(
                 parts,
                 content_type,
@@ -130,9 +134,9 @@ class Transcriber:
         return await self._transcribe(clip, clip.language or language, caller)
 
     @asynccontextmanager
-    async def _turn_of(self, caller: Caller) -> AsyncIterator[None]:
+    async def _reading_slot(self, caller: Caller) -> AsyncIterator[None]:
         """
-        Wait until no other upload of *caller* is being read: who sends many has them read one after another.
+        Wait until no other upload of *caller* is being read: a caller's uploads are read one after another.
 
         Raises ``Overloaded`` after ``READING_TIMEOUT_S``.
         """
@@ -164,16 +168,16 @@ class Transcriber:
         *,
         language: str | None = None,
     ) -> Heard:
-        """Return what samples say; raises as ``transcribe_upload`` does."""
+        """Return the transcript of samples; raises as ``transcribe_upload`` does."""
         clip = await self._codec.decode_pcm(parts, encoding, sample_rate_hz, limit_s=CLIP_LIMIT_S)
         return await self._transcribe(clip, language, caller)
 
     async def _transcribe(self, clip: Clip, language: str | None, caller: Caller) -> Heard:
         # A small file may be a long clip.
         with self.reserve_buffer(sum(len(window.audio) for window in clip.windows)):
-            return await self._hear(clip, language, caller)
+            return await self._transcribe_clip(clip, language, caller)
 
-    async def _hear(self, clip: Clip, language: str | None, caller: Caller) -> Heard:
+    async def _transcribe_clip(self, clip: Clip, language: str | None, caller: Caller) -> Heard:
         asked = language_code(language or self._settings.default_language)
         languages = self._languages
         if asked is None and len(languages) == 1:
@@ -190,7 +194,7 @@ class Transcriber:
         for window in clip.windows:
             if not window.audio:
                 continue
-            transcript = await self._hear_window(window, asked, languages, caller)
+            transcript = await self._transcribe_window(window, asked, languages, caller)
             enhanced = enhanced and transcript.enhanced
             if transcript.text:
                 texts.append(transcript.text)
@@ -212,13 +216,13 @@ class Transcriber:
             language_confidence=None if found is None else found.language_confidence,
         )
 
-    async def _hear_window(
+    async def _transcribe_window(
         self, window: Window, language: str | None, languages: list[str], caller: Caller
     ) -> Transcript:
         """
-        Return what a window says, in *language* or else in one of *languages*, where there are any.
+        Return the transcript of a window, in *language* or else in one of *languages*, where there are any.
 
-        The language is found in the recording as it came: what takes the noise away takes something of the sounds, too.
+        The language is detected in the original recording: noise suppression also removes some of the sounds of speech.
         """
         audio = await self._enhance(window)
         if language is None:
@@ -226,10 +230,10 @@ class Transcriber:
                 window.audio, None, caller, languages=languages, enhanced=audio
             )
             code = language_code(transcript.language)
-            # Some say "french" and not "fr": that is not judged.
+            # Some models answer "french" and not "fr": such a name is not compared.
             if not languages or not code or len(code) > 3 or code in languages or not transcript.text:
                 return transcript
-            # Written down in a language that nobody speaks here, it is no more than a bad translation.
+            # A transcript in a language that is not spoken in this house is a bad translation at best.
             logger.info("a foreign language was heard", language=code, house=languages)
             default = language_code(self._settings.default_language)
             language = default if default in languages else languages[0]
@@ -237,7 +241,7 @@ class Transcriber:
         return msgspec.structs.replace(transcript, enhanced=audio is not None)
 
     async def _spoken_languages(self, caller: Caller) -> list[str]:
-        """Return what the voices speak; empty where that is not known."""
+        """Return the languages of the voices; empty where they are not known."""
         try:
             return [language.code for language in await self._voices.languages(caller)]
         except RequestError:
@@ -255,7 +259,7 @@ class Transcriber:
         try:
             checked, complaint = await self._codec.check_enhanced(answer, samples)
         except RequestError as exc:
-            # Nothing that is only for the better makes a call fail.
+            # Enhancement is optional: its failure must not fail the transcription.
             logger.info("an enhanced clip was not checked", error=exc.message)
             return None
         if complaint:
@@ -265,7 +269,7 @@ class Transcriber:
 
 
 def _within(window: Window, segments: list[Segment]) -> list[Segment]:
-    """Return *segments* in the clip's time, none beyond what was listened to, whatever the neighbour claims."""
+    """Return *segments* in the clip's time, cut to the window, whatever times the neighbour claims."""
     bounded = []
     for part in segments:
         start_ms = min(max(part.start_ms, 0), window.duration_ms)

@@ -361,10 +361,10 @@ async def test_room_for_what_was_decoded() -> None:
         pass
 
 
-def test_growing_room() -> None:
+def test_reserve_growing() -> None:
     """Room is taken as audio arrives, not before, and given back at the end."""
     one, _ = transcriber(Clip(0, [], None), StubListener(), buffer_limit_bytes=36 << 20)
-    with one.growing_room() as grow, one.reserve_buffer(35 << 20):
+    with one.reserve_growing() as grow, one.reserve_buffer(35 << 20):
         grow(1 << 19)
         grow(1 << 20)
         with pytest.raises(Overloaded):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 
 import pytest
 
@@ -51,8 +52,11 @@ async def test_work_fails() -> None:
 @pytest.mark.parametrize("reason", [None, ValueError("at its end")])
 async def test_event_comes_first(reason: Exception | None) -> None:
     """Work that an event preempts is cancelled, and has ended when that is told, however it ends."""
-    event = asyncio.get_running_loop().create_future()
+    loop = asyncio.get_running_loop()
+    event = loop.create_future()
     ended = []
+    untold: list[object] = []
+    loop.set_exception_handler(lambda _, context: untold.append(context))
 
     async def work() -> None:
         try:
@@ -67,6 +71,8 @@ async def test_event_comes_first(reason: Exception | None) -> None:
     with pytest.raises(Preempted):
         await unless(event, work())
     assert ended == [True]
+    gc.collect()
+    assert not untold, "nobody is left to look at the work's error"
 
 
 async def test_event_at_the_same_time() -> None:

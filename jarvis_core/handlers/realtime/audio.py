@@ -12,37 +12,37 @@ from jarvis_core.speech.transcription import CLIP_LIMIT_S, Transcriber
 
 SAMPLE_BYTES = 2
 RESERVED_BYTES = 1 << 20
-"""Room is reserved in steps of this."""
+"""The buffer limit is charged in steps of this."""
 PART_BYTES = 1 << 18
 """Frames are put together up to this: thousands of small ones would take more memory than their samples."""
 
 
 class Recording:
-    """What was in the buffer when it was committed; holds its room until it is closed."""
+    """The samples of a committed buffer; holds their share of the buffer limit until it is closed."""
 
-    def __init__(self, parts: list[bytes], sample_rate_hz: int, room: ExitStack) -> None:
+    def __init__(self, parts: list[bytes], sample_rate_hz: int, reservation: ExitStack) -> None:
         self.parts = parts
         self.sample_rate_hz = sample_rate_hz
-        self._room = room
+        self._reservation = reservation
 
     def close(self) -> None:
-        """Give the room back."""
+        """Drop the samples and release their share of the buffer limit."""
         self.parts = []
-        self._room.close()
+        self._reservation.close()
 
 
 class InputBuffer:
-    """16-bit samples that a client has sent and not committed yet; at most ten minutes of them."""
+    """Collects 16-bit samples until the client commits them; at most ten minutes."""
 
     def __init__(self, transcriber: Transcriber) -> None:
         self._transcriber = transcriber
         self._parts: list[bytes] = []
         self._last = bytearray()
-        """What is not yet enough for a part."""
+        """Samples that are not yet enough for a part."""
         self.length_bytes = 0
-        """How much it holds."""
+        """The number of bytes in the buffer."""
         self._reserved = 0
-        self._room = ExitStack()
+        self._reservation = ExitStack()
 
     def append_base64(self, audio: str, sample_rate_hz: int) -> None:
         """Add samples in base64; raises as ``append`` does."""
@@ -53,7 +53,10 @@ class InputBuffer:
         self.append(samples, sample_rate_hz)
 
     def append(self, samples: bytes, sample_rate_hz: int) -> None:
-        """Add samples; raises ``TooLarge`` over ten minutes and ``Overloaded`` without room, and adds nothing then."""
+        """
+        Add samples; raises ``TooLarge`` over ten minutes and ``Overloaded`` over the buffer limit, and adds nothing
+        then.
+        """
         if self.length_bytes + len(samples) > CLIP_LIMIT_S * sample_rate_hz * SAMPLE_BYTES:
             raise TooLarge(
                 f"The buffer holds at most {CLIP_LIMIT_S:g} s; commit or clear it.", details={"limit_s": CLIP_LIMIT_S}
@@ -61,7 +64,7 @@ class InputBuffer:
         missing = self.length_bytes + len(samples) - self._reserved
         if missing > 0:
             step = max(missing, RESERVED_BYTES)
-            self._room.enter_context(self._transcriber.reserve_buffer(step))
+            self._reservation.enter_context(self._transcriber.reserve_buffer(step))
             self._reserved += step
         if not self.length_bytes:
             self._transcriber.expect()
@@ -78,14 +81,14 @@ class InputBuffer:
         if self.length_bytes % SAMPLE_BYTES:
             last = self._last or bytearray(self._parts.pop())
             self._last = last[:-1]
-        recording = Recording([*self._parts, bytes(self._last)], sample_rate_hz, self._room.pop_all())
+        recording = Recording([*self._parts, bytes(self._last)], sample_rate_hz, self._reservation.pop_all())
         self._forget()
         return recording
 
     def clear(self) -> None:
-        """Forget all samples."""
+        """Drop all samples."""
         self._forget()
-        self._room.close()
+        self._reservation.close()
 
     def _forget(self) -> None:
         self._parts, self._last, self.length_bytes, self._reserved = [], bytearray(), 0, 0

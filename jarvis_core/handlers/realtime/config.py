@@ -1,4 +1,4 @@
-"""What a session is set to, and what its client may change."""
+"""The settings of a session, and the changes that its client may make to them."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from jarvis_core.handlers.realtime.wire import (
 from jarvis_core.settings import Llm
 
 NAMES = ("instructions", "output_modalities", "max_output_tokens", "temperature")
-"""Fields of a session that are taken as they are said."""
+"""Fields of a session that are taken unchanged."""
 
 BodyT = TypeVar("BodyT", bound=Struct)
 
 
 def default_config(session_id: str, conversation_id: str | None, settings: Llm) -> SessionBody:
-    """Return what a session is set to whose client has changed nothing."""
+    """Return the settings of a session before its client changes any."""
     return SessionBody(
         id=session_id,
         conversation_id=conversation_id,
@@ -44,7 +44,7 @@ def default_config(session_id: str, conversation_id: str | None, settings: Llm) 
 
 
 def configured(body: SessionBody, given: object, path: str) -> tuple[SessionBody, list[InvalidRequest]]:
-    """Return *body* with what can be set of *given*, decoded JSON at *path*, and an error for each value that cannot be."""
+    """Return *body* with the valid settings of *given*, decoded JSON at *path*, and an error for each invalid value."""
     config, errors = take(SessionConfig, given, path)
     if config.output_modalities is not UNSET and len(config.output_modalities) != 1:
         errors.append(InvalidRequest.field(f"{path}.output_modalities", 'must be ["text"] or ["audio"]'))
@@ -80,6 +80,6 @@ def _configured_audio(body: AudioBody, config: AudioConfig, path: str, errors: l
 
 
 def _replaced(body: BodyT, config: Partial, names: Iterable[str]) -> BodyT:
-    """Return *body* with those fields of *config* in *names* that are set."""
+    """Return *body* with the fields *names* of *config* that are set."""
     changes = {name: value for name in names if (value := getattr(config, name)) is not UNSET}
     return msgspec.structs.replace(body, **changes)

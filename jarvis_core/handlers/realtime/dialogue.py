@@ -1,4 +1,4 @@
-"""What a session has said and heard, as far as it is needed to go on: its conversation, and what waits for an answer."""
+"""The conversation of a session: its last item, and the user's message that waits for an answer."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ MESSAGE_LIMIT_CHARS = 10_000
 
 
 class Dialogue:
-    """One session's conversation, which the first message makes where there is none."""
+    """Stores a session's messages; the first message makes a conversation where there is none."""
 
     def __init__(self, conversations: Conversations, user_id: str, conversation_id: str | None) -> None:
         self.conversation_id = conversation_id
         self.last_item_id: str | None = None
         self.pending: tuple[str, str] | None = None
-        """(id, text) of the user's last message while nothing has answered it."""
+        """(id, text) of the user's last message while no response answers it."""
         self.asked: tuple[str, str] | None = None
-        """(id, text) of the message that the session's response answers."""
+        """(id, text) of the message that the current or last response answers."""
         self._conversations = conversations
         self._user_id = user_id
         self._claimed: set[str] = set()
         """Ids of items that the client has brought."""
 
     def restore(self, last_item_id: str | None, pending: tuple[str, str] | None, asked: tuple[str, str] | None) -> None:
-        """Go on where another session of the same conversation was left."""
+        """Continue the dialogue of another session of the same conversation."""
         self.last_item_id, self.pending, self.asked = last_item_id, pending, asked
 
     def claim(self, item_id: str | None) -> None:
-        """Note an id that the client brings for an item; raises ``DuplicateItem`` where it had brought it before."""
+        """Claim an id that the client chose for an item; raises ``DuplicateItem`` where it has used the id before."""
         if item_id is None:
             return
         if item_id in self._claimed:
@@ -40,7 +40,7 @@ class Dialogue:
         self._claimed.add(item_id)
 
     async def store(self, role: Role, text: str, message_id: str | None = None) -> str:
-        """Store a message and return its id; a user's waits for an answer from now on."""
+        """Store a message and return its id; a user's message becomes ``pending``."""
         conversation_id, message_id = await self._conversations.add_message(
             self._user_id, self.conversation_id, role, text, message_id=message_id
         )
@@ -51,7 +51,7 @@ class Dialogue:
         return message_id
 
     async def show(self, socket: Socket, item: Item) -> None:
-        """Tell the client of an item that is the last of the conversation now."""
+        """Tell the client of an item, which becomes the conversation's last."""
         previous, self.last_item_id = self.last_item_id, item.id
         conversation_id = self.conversation_id
         for name in ("conversation.item.added", "conversation.item.done"):
@@ -60,6 +60,6 @@ class Dialogue:
             )
 
     def ask_again(self) -> None:
-        """Have the message that was not answered with a word wait for an answer again, unless another does."""
+        """Make ``asked``, which was answered with no text, ``pending`` again, unless a newer message is."""
         if self.pending is None:
             self.pending = self.asked

@@ -1,7 +1,7 @@
 """
-Settings that a client sends, taken as far as they can be.
+Decodes a client's settings leniently, value by value.
 
-One value that cannot be never refuses the rest, null means "not said", and what nobody here knows is left out.
+An invalid value does not refuse the rest, null means "not said", and unknown fields are ignored.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class Partial(Struct):
 
 def take(kind: type[PartialT], given: object, path: str) -> tuple[PartialT, list[InvalidRequest]]:
     """
-    Return what of *given*, decoded JSON, can be a *kind*, and an error for each value that cannot; never raises.
+    Return a *kind* with the valid fields of *given*, decoded JSON, and an error for each invalid value; never raises.
 
-    *path* is where *given* stands in the client's event, as in ``$.session``.
+    *path* is the place of *given* in the client's event, such as ``$.session``.
     """
     errors: list[InvalidRequest] = []
     taken: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""What a session is sent of its response: the text as it is said, or the voice that reads it."""
+"""Turns a response into events for its session: text as it arrives, or the voice that reads it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ VOICE_DONE = Cursor(Phase.VOICE_DONE)
 
 
 class Event:
-    """One event that is due: what it tells, and how it is written."""
+    """An event to send: its place in the response, its step, and its encoder."""
 
     __slots__ = ("place", "step", "write")
 
@@ -34,27 +34,27 @@ class Event:
 
 
 class Writer(Protocol):
-    """Gives the JSON of an event with the number *seq*."""
+    """Returns the JSON of an event with the number *seq*."""
 
     def __call__(self, seq: int) -> bytes: ...
 
 
 class Output(Protocol):
-    """The events of one response for one session; which of them were sent, the session knows by their places."""
+    """The events of one response for one session, which resumes after the place of the last event that it has sent."""
 
     turn: Turn
 
     @property
     def silenced(self) -> str | None:
-        """Why it was stopped, if it was."""
+        """Why the output was stopped before its end; None where it was not."""
         ...
 
     def events(self, after: Cursor) -> AsyncGenerator[Event, None]:
-        """Give what comes after the place *after*, to the end."""
+        """Yield the events after the place *after*, to the end."""
         ...
 
     def silence(self, reason: str) -> None:
-        """Stop what goes on after the turn has ended; *reason* is as a turn's."""
+        """Stop output that goes on after the turn has ended; *reason* is as a turn's."""
         ...
 
 
@@ -65,14 +65,14 @@ def event_error(error: RequestError, event_id: str | None) -> EventError:
 
 
 class TextOutput:
-    """The text, as it is said."""
+    """Sends the text as it arrives."""
 
     def __init__(self, turn: Turn) -> None:
         self.turn = turn
         self.silenced: str | None = None
 
     async def events(self, after: Cursor) -> AsyncGenerator[Event, None]:
-        """Give the entries of the turn's log; a place has the log's position."""
+        """Yield the entries of the turn's log; a place holds the log's position."""
         reader = Reader(self.turn, after.at)
         events = TurnEvents(self.turn)
         while True:
@@ -83,7 +83,7 @@ class TextOutput:
             if not taken or taken[-1][1] is Step.ENDED:
                 return
             if reader.behind:
-                # Neither a send nor ``next`` would give way; the others on this loop get their turn here.
+                # Neither a send nor ``next`` yields to the loop here: let other tasks run.
                 await asyncio.sleep(0)
 
     def silence(self, reason: str) -> None:
@@ -91,7 +91,7 @@ class TextOutput:
 
 
 class AudioOutput:
-    """The voice, and the words that it says."""
+    """Sends the voice and the text that it reads."""
 
     def __init__(
         self, turn: Turn, synthesizer: Synthesizer, options: SpeechOptions, audio: SpokenOutput, caller: Caller
@@ -103,11 +103,11 @@ class AudioOutput:
 
     @property
     def silenced(self) -> str | None:
-        """Why the voice was stopped, if it was."""
+        """Why the voice was stopped before its end; None where it was not."""
         return self._narration.silenced
 
     async def events(self, after: Cursor) -> AsyncGenerator[Event, None]:
-        """Give the narration's entries."""
+        """Yield the narration's entries."""
         events = self._events
         async with aclosing(self._narration.entries(after)) as entries:
             async for place, entry in entries:

@@ -1,4 +1,4 @@
-"""What a session refuses under a code of the Realtime API, which its clients look at."""
+"""Errors with codes of the Realtime API, which its clients look at."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class CommitEmpty(InvalidRequest):
 
 
 class NothingToCancel(NotFound):
-    """No response, or another than the one that is named, is active; frameworks look for how the sentence begins."""
+    """No response is active, or not the one that the event names; frameworks match the beginning of the message."""
 
     code = "response_cancel_not_active"
 

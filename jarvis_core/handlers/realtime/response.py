@@ -1,4 +1,4 @@
-"""The response of a session on its way to its client, and how far it has come."""
+"""Sends a session's response to its client, and remembers how far it has come."""
 
 from __future__ import annotations
 
@@ -20,38 +20,38 @@ logger = log.get(__name__)
 
 class ResponseStream:
     """
-    The one response that a session sends, or the last one that it has sent.
+    The response that a session sends, or the last one that it has sent.
 
-    Owns the task that sends it.
+    Owns the task that sends the events.
     """
 
     def __init__(self, socket: Socket, dialogue: Dialogue, config: SessionBody) -> None:
         self.turn: Turn | None = None
         self.output: Output | None = None
         self.config = config
-        """With which it was asked for."""
+        """The settings with which the response was asked for."""
         self.active = False
         """Whether its ``response.done`` is still to come."""
         self._socket = socket
         self._dialogue = dialogue
         self._marks: list[tuple[int, Cursor]] = []
-        """(seq, place) of each event of it that was sent."""
+        """(seq, place) of each event that was sent."""
         self._resume_at: Cursor | None = None
         self._pump: asyncio.Task[None] | None = None
 
     def begin(self, turn: Turn, output: Output, config: SessionBody) -> None:
-        """Send *turn* from its start; the last one has been sent."""
+        """Send *turn* from its start; the response before it has been sent."""
         self.turn, self.output, self.config, self._marks = turn, output, config, []
         self._follow(output, START)
 
     def marks_seen(self, after: int) -> list[tuple[int, Cursor]]:
-        """Return the marks of the events up to the one with the number *after*."""
+        """Return the marks of the events up to the number *after*."""
         return self._marks[: bisect.bisect_right(self._marks, after, key=lambda mark: mark[0])]
 
-    def take_over(self, left: ResponseStream, after: int) -> None:
+    def take_over(self, previous: ResponseStream, after: int) -> None:
         """Take the turn of another session of this worker, to ``resume`` after the event with the number *after*."""
-        turn, left.turn = left.turn, None
-        self.restore(turn, left.output, left.config, left.marks_seen(after))
+        turn, previous.turn = previous.turn, None
+        self.restore(turn, previous.output, previous.config, previous.marks_seen(after))
 
     def restore(
         self, turn: Turn | None, output: Output | None, config: SessionBody, marks: list[tuple[int, Cursor]]
@@ -61,30 +61,31 @@ class ResponseStream:
         self._resume_at = marks[-1][1] if marks else START
 
     def resume(self) -> None:
-        """Go on sending what was taken over, if anything was."""
+        """Continue sending a response that was taken over, if there is one."""
         if self._resume_at is not None and self.output is not None and self.turn is not None:
             self._follow(self.output, self._resume_at)
 
     async def wait_sent(self) -> None:
-        """Wait until all of it was sent, or its client is lost."""
+        """Wait until the whole response was sent, or its client is lost."""
         if self._pump is not None and not self._pump.done():
             await asyncio.wait([self._pump])
 
     async def say_goodbye(self) -> None:
-        """Send what is due of a response that has ended, then stop; waits ``CLOSE_TIMEOUT_S`` at most."""
+        """Send the rest of a response that has ended, then stop; waits ``CLOSE_TIMEOUT_S`` at most."""
         if self._pump is not None and self.turn is not None and self.turn.ended:
             if self.output is not None and self._socket.code == GOING_AWAY:
-                # Nobody can resume it: what it has left to say comes in words.
+                # No session can resume it after this: send the rest as text, without the voice.
                 self.output.silence("server_stopped")
             await asyncio.wait([self._pump], timeout=CLOSE_TIMEOUT_S)
         await self.stop()
 
     async def stop(self) -> None:
-        """Send no more of it."""
+        """Cancel the task that sends the events."""
         if (pump := self._pump) is not None:
             pump.cancel()
             await asyncio.wait([pump])
-            # Its cancellation refers to this: let go of, both are freed at once, not by a collector that looks seldom.
+            # Its cancellation refers to this object: without the reference both are freed at once, not by the garbage
+            # collector, which runs rarely.
             if self._pump is pump:
                 self._pump = None
 
@@ -93,7 +94,7 @@ class ResponseStream:
         self._pump = asyncio.get_running_loop().create_task(self._send_events(output, after))
 
     async def _send_events(self, output: Output, after: Cursor) -> None:
-        """Send the events of a response from the place *after* to its end."""
+        """Send the events of a response after the place *after*, to its end."""
         socket = self._socket
         try:
             async with BoundedSends() as sends, aclosing(output.events(after)) as events:
@@ -105,7 +106,7 @@ class ResponseStream:
                     if event.step is Step.ITEM_ADDED:
                         self._dialogue.last_item_id = output.turn.id
                     elif event.step is Step.ENDED:
-                        # Before it is sent: whoever has seen it may ask for the next response.
+                        # Before it is sent: a client that has seen it may ask for the next response.
                         self._end(output.turn)
                     socket.begin(event.write(socket.seq).decode())
                 await sends.wait(socket.free())
@@ -120,5 +121,5 @@ class ResponseStream:
     def _end(self, turn: Turn) -> None:
         self.active = False
         if not turn.opened:
-            # The next response.create answers the message that this turn did not answer with a word.
+            # The next response.create answers the message again, as this turn gave no text.
             self._dialogue.ask_again()

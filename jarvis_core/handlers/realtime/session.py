@@ -1,4 +1,4 @@
-"""One WebSocket's session: what its client sends, and what becomes of it."""
+"""A session over one WebSocket: handles its client's events."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from jarvis_core.handlers.events import ContentPart, Item, SpokenOutput
 from jarvis_core.handlers.realtime.audio import InputBuffer
 from jarvis_core.handlers.realtime.config import configured, default_config
 from jarvis_core.handlers.realtime.dialogue import MESSAGE_LIMIT_CHARS, Dialogue
-from jarvis_core.handlers.realtime.hearing import PendingTranscriptions
 from jarvis_core.handlers.realtime.lenient import take
 from jarvis_core.handlers.realtime.output import AudioOutput, Output, TextOutput
 from jarvis_core.handlers.realtime.refusals import AlreadyActive, NothingToCancel
 from jarvis_core.handlers.realtime.response import ResponseStream
 from jarvis_core.handlers.realtime.snapshot import MARKS_LIMIT, SessionSnapshot
 from jarvis_core.handlers.realtime.socket import NORMAL, POLICY, Socket
+from jarvis_core.handlers.realtime.transcriptions import PendingTranscriptions
 from jarvis_core.handlers.realtime.wire import (
     AudioAppend,
     AudioClear,
@@ -51,15 +51,15 @@ from jarvis_core.turns.turns import Ask, Turns
 
 EVENT_LIMIT_BYTES = 1 << 20
 AUDIO_LIMIT_BYTES = 15 << 20
-"""Of samples in one event. A frame of more than 16 MiB is refused by the server below us, which closes the socket."""
+"""Samples in one event. Granian refuses a frame of more than 16 MiB and closes the socket."""
 APPEND_LIMIT_BYTES = AUDIO_LIMIT_BYTES * 4 // 3 + 1_024
-"""The same in base64, with what an event has beside it."""
+"""The same in base64, with the rest of the event."""
 APPEND = "input_audio_buffer.append"
 
 CHARGED = (ItemCreate, ResponseCreate, AudioCommit)
-"""Events that count as a request: each stores something, or asks a neighbour."""
+"""Events that count as requests: each stores a message or asks a neighbour."""
 REFUSALS_LIMIT = 20
-"""Events in a row that are refused for their rate; with the next one the socket is closed."""
+"""Events in a row that are refused for their rate; at the next one the socket is closed."""
 
 TEXT_PARTS = ("input_text", "output_text", "text")
 
@@ -68,7 +68,7 @@ _head_decoder = msgspec.json.Decoder(EventHead)
 
 
 class Sessions(Protocol):
-    """What a session needs of those who keep it."""
+    """The parts that sessions share, and the owner of those whose socket is gone."""
 
     turns: Turns
     conversations: Conversations
@@ -77,15 +77,15 @@ class Sessions(Protocol):
     settings: Llm
 
     async def charge(self, admitted: Admitted) -> None:
-        """Count what somebody asks for over an open socket; raises ``RateLimited``."""
+        """Count a request that a caller makes over an open socket; raises ``RateLimited``."""
         ...
 
     def give_grace(self, session: Session) -> asyncio.Task[None]:
-        """Have *session* give up its turn when the time to come back is over."""
+        """Start a task in which *session* gives up its turn after the resume grace."""
         ...
 
     def own(self, task: asyncio.Task[None]) -> None:
-        """Take over a task of a session whose socket is gone."""
+        """Own a task of a session whose socket is gone."""
         ...
 
     def keep(self, session: Session, turn: Turn) -> None:
@@ -98,14 +98,14 @@ class Sessions(Protocol):
 
 
 class Session:
-    """One client's conversation over one socket; a new one goes on where another was left."""
+    """One client's conversation over one socket; may continue the response of an earlier session."""
 
     def __init__(self, realtime: Sessions, admitted: Admitted, conversation_id: str | None, send: Send) -> None:
         self.id = f"sess_{new_id()}"
         self.caller = admitted.caller
         self._admitted = admitted
         self._refusals = 0
-        """Events in a row that were one too many for the caller's rate."""
+        """Events in a row that were refused for the caller's rate."""
         self._realtime = realtime
         self._turns = realtime.turns
         self._socket = Socket(send)
@@ -114,20 +114,20 @@ class Session:
         self._response = ResponseStream(self._socket, self._dialogue, self._config)
         self._grace: asyncio.Task[None] | None = None
         self._handling = asyncio.Lock()
-        """Held while an event, or words that were heard, change what the session is about."""
+        """Held while an event or a transcript changes the session."""
         self._buffer = InputBuffer(realtime.transcriber)
-        self._hearings = PendingTranscriptions(
+        self._transcriptions = PendingTranscriptions(
             realtime.transcriber, self.caller, self._socket, self._dialogue, self._handling
         )
 
     @property
     def conversation_id(self) -> str | None:
-        """The conversation, once there is one."""
+        """The conversation's id, once there is one."""
         return self._dialogue.conversation_id
 
     @property
     def turn(self) -> Turn | None:
-        """The response that runs, or the last one, unless the session has let go of it."""
+        """The turn of the current or last response; None once another session has it or the grace is over."""
         return self._response.turn
 
     async def run(self, receive: Receive) -> None:
@@ -145,30 +145,32 @@ class Session:
         self._socket.close(code)
 
     async def complain(self, error: RequestError) -> None:
-        """Tell the client of *error*, which no event of its own caused."""
+        """Send *error*, which was caused by none of the client's events."""
         await self._socket.complain(error, None)
 
     async def say_goodbye(self) -> None:
-        """Send what is due of a response that has ended, then close the socket; waits twice ``CLOSE_TIMEOUT_S`` at most."""
+        """
+        Send the rest of a response that has ended, then close the socket; waits twice ``CLOSE_TIMEOUT_S`` at most.
+        """
         await self._response.say_goodbye()
         await self._socket.say_goodbye()
 
     async def leave(self) -> None:
         """
-        Stop sending; a response can be resumed for a while, as its end may not have arrived.
+        Stop sending; the response can be resumed during the grace, because its end may not have arrived.
 
-        What was committed still becomes a message: the client was told that it would.
+        Committed recordings still become messages: the client was told that they would.
         """
         self._socket.leave()
         self._buffer.clear()
-        for hearing in self._hearings.hand_over():
-            self._realtime.own(hearing)
+        for task in self._transcriptions.hand_over():
+            self._realtime.own(task)
         await self._response.stop()
         if self.turn is not None:
             self._grace = self._realtime.give_grace(self)
 
     async def give_up(self, grace_s: float) -> None:
-        """Let go of the turn after *grace_s* seconds in which nobody took it over."""
+        """Detach from the turn after *grace_s* seconds; cancelled where another session takes it over."""
         await asyncio.sleep(grace_s)
         self._grace = None
         turn, self._response.turn = self.turn, None
@@ -176,32 +178,35 @@ class Session:
             self._realtime.forget(self, turn)
             await self._turns.detach(turn)
 
-    async def take_over(self, left: Session, after: int) -> None:
-        """Go on with the response of the session *left*, whose client has seen its events up to *after*."""
-        # Critical section: without an await, so that of two who come back at once the second takes over from the first.
-        self._response.take_over(left._response, after)
-        if left._grace is not None:
-            left._grace.cancel()
-            left._grace = None
-        said = left._dialogue
-        self._dialogue.restore(said.last_item_id, said.pending, said.asked)
-        self._hearings.language = left._hearings.language
-        self._config = msgspec.structs.replace(left._config, id=self.id)
+    async def take_over(self, previous: Session, after: int) -> None:
+        """
+        Continue the response of *previous*, a session of this worker, whose client has seen its events up to *after*.
+        """
+        # Critical section without an await: of two sessions that resume at once, the second takes over from the first.
+        self._response.take_over(previous._response, after)
+        if previous._grace is not None:
+            previous._grace.cancel()
+            previous._grace = None
+        dialogue = previous._dialogue
+        self._dialogue.restore(dialogue.last_item_id, dialogue.pending, dialogue.asked)
+        self._transcriptions.language = previous._transcriptions.language
+        self._config = msgspec.structs.replace(previous._config, id=self.id)
         self._socket.seq = after
         if self.turn is not None:
             self._realtime.keep(self, self.turn)
-        left.close(NORMAL)
-        await left._response.stop()
+        previous.close(NORMAL)
+        await previous._response.stop()
 
     async def hand_over(self, after: int) -> SessionSnapshot | None:
         """
-        Give up the response for a session on another worker, whose client has seen its events up to *after*.
+        Return a snapshot for a session on another worker, whose client has seen the events up to *after*, and close
+        this one.
 
-        The turn is let go of a while later: by then that worker follows it.
+        Detaches from the turn after the grace: by then the other worker follows it.
         """
         if self.turn is None or self._response.output is None:
             return None
-        left = SessionSnapshot(
+        snapshot = SessionSnapshot(
             self.conversation_id,
             self._config,
             self._response.config,
@@ -209,24 +214,24 @@ class Session:
             self._dialogue.last_item_id,
             self._dialogue.pending,
             self._dialogue.asked,
-            self._hearings.language,
+            self._transcriptions.language,
             self._response.output.silenced,
         )
         self._realtime.forget(self, self.turn)
         self.close(NORMAL)
         await self._response.stop()
-        return left
+        return snapshot
 
-    def restore(self, left: SessionSnapshot, turn: Turn, after: int) -> None:
-        """Go on with the response *turn* of a session that was *left* on another worker."""
+    def restore(self, snapshot: SessionSnapshot, turn: Turn, after: int) -> None:
+        """Continue the response *turn* of a session on another worker, from its *snapshot*."""
         self._turns.attach(turn)
-        self._dialogue.restore(left.last_item_id, left.pending, left.asked)
-        self._hearings.language = left.heard_language
-        self._config = msgspec.structs.replace(left.config, id=self.id)
-        output = self._output_of(turn, left.response_config)
-        if left.silenced is not None:
-            output.silence(left.silenced)
-        self._response.restore(turn, output, left.response_config, left.marks)
+        self._dialogue.restore(snapshot.last_item_id, snapshot.pending, snapshot.asked)
+        self._transcriptions.language = snapshot.heard_language
+        self._config = msgspec.structs.replace(snapshot.config, id=self.id)
+        output = self._output_of(turn, snapshot.response_config)
+        if snapshot.silenced is not None:
+            output.silence(snapshot.silenced)
+        self._response.restore(turn, output, snapshot.response_config, snapshot.marks)
         self._socket.seq = after
         self._realtime.keep(self, turn)
 
@@ -259,7 +264,10 @@ class Session:
             await self._socket.complain(error, event_id)
 
     async def _charge(self) -> None:
-        """Count an event that makes work; raises ``RateLimited``, and closes the socket of a client that does not care."""
+        """
+        Count an event as a request; raises ``RateLimited``, and closes the socket after ``REFUSALS_LIMIT`` refusals in
+        a row.
+        """
         try:
             await self._realtime.charge(self._admitted)
         except RateLimited:
@@ -288,7 +296,7 @@ class Session:
                 await self._socket.emit(lambda seq: ClearedEvent(f"event_{seq}", seq))
 
     async def _configure(self, event: SessionUpdate) -> None:
-        """Set what can be set, show what holds now, and name each value that cannot be."""
+        """Apply the valid settings, send all settings as they are now, and an error for each invalid value."""
         config, errors = configured(self._config, event.session, "$.session")
         if self._buffer.length_bytes and config.audio.input.format != self._config.audio.input.format:
             config.audio.input.format = self._config.audio.input.format
@@ -320,7 +328,7 @@ class Session:
         config = self._config
         if event.response is not None:
             config = self._config_of_response(event.response)
-        if self._hearings.defer(event):
+        if self._transcriptions.defer(event):
             return
         if self._dialogue.pending is None:
             raise InvalidRequest("There is no message to answer; create one first.", details={"path": "$.type"})
@@ -345,7 +353,7 @@ class Session:
             await self._turns.detach(last)
 
     def _config_of_response(self, given: object) -> SessionBody:
-        """Return with what a response is made that was asked for with *given*; raises ``InvalidRequest``."""
+        """Return the settings of a response that was asked for with *given*; raises ``InvalidRequest``."""
         asked, errors = take(ResponseConfig, given, "$.response")
         if asked.input is not UNSET:
             raise InvalidRequest.field("$.response.input", "is not served; use conversation.item.create")
@@ -363,7 +371,7 @@ class Session:
         options = SpeechOptions(
             "pcm16",
             wanted.voice,
-            self._hearings.language,
+            self._transcriptions.language,
             wanted.speed,
             sample_rate_hz=wanted.format.rate,
             strict=False,
@@ -372,8 +380,8 @@ class Session:
         return AudioOutput(turn, self._realtime.synthesizer, options, shown, self.caller)
 
     async def _commit(self) -> None:
-        """Make the buffer an item, and begin to listen to it."""
-        self._hearings.admit()
+        """Make the buffer an item, and begin to transcribe it."""
+        self._transcriptions.admit()
         recording = self._buffer.commit(self._config.audio.input.format.rate)
         item_id = new_id()
         previous = self._dialogue.last_item_id
@@ -381,7 +389,7 @@ class Session:
         await self._dialogue.show(
             self._socket, Item(item_id, "user", [ContentPart("input_audio", transcript=None)], "completed")
         )
-        self._hearings.begin(item_id, recording, self._config, self._respond_or_complain)
+        self._transcriptions.begin(item_id, recording, self._config, self._respond_or_complain)
 
     async def _respond_or_complain(self, event: ResponseCreate) -> None:
         if self._socket.gone:
@@ -394,17 +402,17 @@ class Session:
     async def _cancel(self, event: ResponseCancel) -> None:
         response = self._response
         if not response.active and event.response_id is None:
-            waiting = self._hearings.take_deferred()
-            if waiting is not None:
+            deferred = self._transcriptions.take_deferred()
+            if deferred is not None:
                 error = Conflict("The response was cancelled before it was created.")
-                await self._socket.complain(error, waiting.event_id)
+                await self._socket.complain(error, deferred.event_id)
                 return
         if not response.active or response.turn is None or event.response_id not in (None, response.turn.id):
             raise NothingToCancel
         if response.output is not None:
             response.output.silence("cancelled")
         await self._turns.stop(response.turn)
-        # Who interrupts asks for the next response in the same breath: by then this one is over.
+        # A client that interrupts asks for the next response at once: this one must be over by then.
         await response.wait_sent()
 
 

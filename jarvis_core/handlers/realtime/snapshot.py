@@ -1,4 +1,4 @@
-"""What a session leaves behind for the one that goes on with its response on another worker."""
+"""The state of a session that is handed over to a session on another worker."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from jarvis_core.handlers.realtime.wire import SessionBody
 from jarvis_core.speech.narration import Cursor
 
 MARKS_LIMIT = 20_000
-"""The latest are what a client comes back to."""
+"""Only the latest marks are kept: a client comes back to one of the last events."""
 
 
 class SessionSnapshot(Struct, array_like=True):
-    """One session, as its client saw it up to the event that it names."""
+    """A session up to the last event that its client has seen."""
 
     conversation_id: str | None
     config: SessionBody
     response_config: SessionBody
-    """With which the response was asked for."""
+    """The settings with which the response was asked for."""
     marks: list[tuple[int, Cursor]]
     """(seq, place) of the events of the response that the client has seen."""
     last_item_id: str | None
@@ -26,18 +26,18 @@ class SessionSnapshot(Struct, array_like=True):
     asked: tuple[str, str] | None
     heard_language: str | None
     silenced: str | None
-    """Why the voice was stopped, if it was."""
+    """Why the voice was stopped before its end; None where it was not."""
 
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(SessionSnapshot)
 
 
-def encode(left: SessionSnapshot) -> bytes:
-    """Return *left* as bytes."""
-    return _encoder.encode(left)
+def encode(snapshot: SessionSnapshot) -> bytes:
+    """Return *snapshot* as bytes."""
+    return _encoder.encode(snapshot)
 
 
 def decode(data: bytes) -> SessionSnapshot:
-    """Return what was encoded."""
+    """Return the snapshot in *data*."""
     return _decoder.decode(data)

@@ -1,4 +1,4 @@
-"""The server's side of one WebSocket: events out, numbered without holes and one at a time, and its closing."""
+"""Sends events over one WebSocket, numbered without gaps and one at a time, and closes it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jarvis_core.handlers.realtime.output import event_error
 from jarvis_core.handlers.realtime.wire import ErrorEvent
 
 CLOSE_TIMEOUT_S = 1.0
-"""How long a client may take to read what is due to it before its socket is closed, and then the close itself."""
+"""How long a client may take to read its last events before its socket is closed, and then to read the close."""
 
 NORMAL = 1000
 GOING_AWAY = 1001
@@ -32,8 +32,8 @@ class Socket:
     """
     One WebSocket.
 
-    Who sends waits until it is ``free``, and then numbers an event and begins to send it without an await in between. So
-    events go out in the order of their numbers: Granian (2.8.7) keeps none among several sends.
+    A sender waits until the socket is ``free``, then numbers an event and begins to send it without an await in
+    between. So events go out in the order of their numbers: Granian (2.8.7) does not order concurrent sends.
     """
 
     def __init__(self, send: Send) -> None:
@@ -41,17 +41,17 @@ class Socket:
         self._begun: asyncio.Future[None] | None = None
         """The last send."""
         self._waiting = asyncio.Lock()
-        """Held while its end is waited for: Granian tells it to one who waits, not to several."""
+        """Serialises waiting for a send's end: Granian wakes one waiter per send."""
         self.seq = 0
-        """Of the last event."""
+        """The number of the last event."""
         self.code: int | None = None
-        """What it is to be closed with."""
+        """The code to close it with, once it is to be closed."""
         self.gone = False
-        """Whether there is nobody to send anything to."""
+        """Whether the client is gone, so that nothing is sent any more."""
         self._receiving: asyncio.Future[Message] | None = None
 
     async def receive(self, receive: Receive) -> Message | None:
-        """Wait for what the client sends; None when the socket is to be closed."""
+        """Wait for the client's next message; None when the socket is to be closed."""
         if self.code is not None:
             return None
         self._receiving = asyncio.ensure_future(receive())
@@ -92,11 +92,11 @@ class Socket:
 
     @property
     def is_free(self) -> bool:
-        """Whether nothing is being sent, and nobody waits for that."""
+        """Whether no send is going on, and no task waits for one to end."""
         return (self._begun is None or self._begun.done()) and not self._waiting.locked()
 
     async def free(self) -> None:
-        """Wait, for as long as the client does not read, until nothing is being sent."""
+        """Wait until no send is going on, which lasts for as long as the client does not read."""
         async with self._waiting:
             if self._begun is not None and not self._begun.done():
                 try:
@@ -111,8 +111,8 @@ class Socket:
         """
         Begin to send *text*, while it is free; raises what the last send raised.
 
-        To wait for the end of every send took 15 µs of CPU more (``perf websockets``): the server's thread then has to
-        wake the loop. When the next delta is there the last one has long been sent.
+        Waiting for the end of every send took 15 µs of CPU more (``perf websockets``), because the server's thread then
+        has to wake the loop. By the time of the next delta the last one has long been sent.
         """
         if self._begun is not None and not self._begun.cancelled():
             begun, self._begun = self._begun, None
@@ -120,7 +120,10 @@ class Socket:
         self._begun = asyncio.ensure_future(self._send({"type": "websocket.send", "text": text}))
 
     async def emit(self, build: Callable[[int], Struct]) -> None:
-        """Send the event that *build* makes of its number; a client that does not take the last one for long is lost."""
+        """
+        Send the event that *build* makes of its number; loses the client where it has not read the last event for
+        ``SEND_TIMEOUT_S``.
+        """
         if self.gone:
             return
         try:

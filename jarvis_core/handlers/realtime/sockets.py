@@ -1,9 +1,10 @@
 """
-The WebSocket: turns in text and voice, in the vocabulary of the OpenAI Realtime API, at ``/ws`` and ``/v1/realtime``.
+Accepts WebSockets at ``/ws`` and ``/v1/realtime``: turns in text and voice, in the vocabulary of the OpenAI Realtime
+API.
 
-A session has at most one active response. Its turn outlives the socket for a grace (``WS_RESUME_GRACE_S``), in which the
-client may come back with ``?resume=<response id>&after=<seq>`` and gets what it missed under the numbers that follow
-*after*; on another worker than the one that it was lost on too, which then hands the session over.
+A session has at most one active response. Its turn outlives the socket for a grace (``WS_RESUME_GRACE_S``), in which
+the client may come back with ``?resume=<response id>&after=<seq>`` and gets the events that it missed under the numbers
+that follow *after*. Where it comes back to another worker, the first one hands the session over.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ logger = log.get(__name__)
 
 SUBPROTOCOL = "realtime"
 RETRY_AFTER_S = 5
-HEAR_OUT_S = 0.1
+DISCARD_S = 0.1
 
 
 class Realtime:
-    """Serves the WebSockets of one worker, and keeps what their clients may come back to."""
+    """Serves the WebSockets of one worker, and keeps the sessions that can be resumed."""
 
     def __init__(
         self,
@@ -62,8 +63,8 @@ class Realtime:
         self._sessions: dict[Session, asyncio.Task[None] | None] = {}
         """Open sockets, and the tasks that serve them."""
         self._graces: set[asyncio.Task[None]] = set()
-        self._hearings: set[asyncio.Task[None]] = set()
-        """Recordings of lost sockets whose words are still to be stored."""
+        self._transcriptions: set[asyncio.Task[None]] = set()
+        """Transcriptions for sessions whose socket is gone."""
         self._by_response: dict[str, Session] = {}
         """Sessions whose response can be resumed, connected or in their grace."""
 
@@ -73,7 +74,7 @@ class Realtime:
         return len(self._sessions)
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one WebSocket from its handshake to its end."""
+        """Serve one WebSocket from its handshake to its close."""
         await receive()
         query = {name: values[-1] for name, values in parse_qs(scope["query_string"].decode("latin-1")).items()}
         subprotocol = SUBPROTOCOL if SUBPROTOCOL in (scope.get("subprotocols") or ()) else None
@@ -89,7 +90,7 @@ class Realtime:
                 await send({"type": "websocket.accept", "subprotocol": subprotocol})
                 socket = Socket(send)
                 await socket.complain(error, None)
-                await _hear_out(receive)
+                await _discard(receive)
                 socket.close(TRY_AGAIN if isinstance(error, Overloaded) else POLICY)
                 await socket.say_goodbye(error.code)
                 socket.leave()
@@ -107,7 +108,7 @@ class Realtime:
                 self._admission.leave(admitted.caller)
 
     async def charge(self, admitted: Admitted) -> None:
-        """Count what somebody asks for over an open socket; raises ``RateLimited``."""
+        """Count a request that a caller makes over an open socket; raises ``RateLimited``."""
         await self._admission.charge(admitted)
 
     async def _run(self, session: Session, receive: Receive, send: Send, subprotocol: str | None) -> None:
@@ -125,7 +126,7 @@ class Realtime:
             await session.leave()
 
     async def close(self) -> None:
-        """Close every socket because the server goes away; clients that do not read are not waited for."""
+        """Close every socket because the server stops; does not wait for clients that do not read."""
         for session in self._sessions:
             session.close(GOING_AWAY)
         tasks = [task for task in self._sessions.values() if task is not None]
@@ -133,27 +134,30 @@ class Realtime:
             await asyncio.wait(tasks, timeout=3 * CLOSE_TIMEOUT_S)
         for grace in self._graces:
             grace.cancel()
-        if self._hearings:
-            _, late = await asyncio.wait(self._hearings, timeout=3 * CLOSE_TIMEOUT_S)
-            for hearing in late:
-                hearing.cancel()
+        if self._transcriptions:
+            _, late = await asyncio.wait(self._transcriptions, timeout=3 * CLOSE_TIMEOUT_S)
+            for task in late:
+                task.cancel()
 
     async def hand_over(self, user_id: str, response_id: str, after: int) -> bytes | None:
-        """Give up the session of a response, connected or in its grace, for one on another worker."""
+        """
+        Return the snapshot of a response's session, connected or in its grace, and end the session here; None where
+        there is none.
+        """
         session = self._by_response.get(response_id)
         if session is None or session.caller.user_id != user_id:
             return None
-        left = await session.hand_over(after)
-        return None if left is None else encode(left)
+        snapshot = await session.hand_over(after)
+        return None if snapshot is None else encode(snapshot)
 
     def give_grace(self, session: Session) -> asyncio.Task[None]:
-        """Have *session* give up its turn when the time to come back is over."""
+        """Start a task in which *session* gives up its turn after the resume grace."""
         return start_in(self._graces, session.give_up(self.resume_grace_s))
 
     def own(self, task: asyncio.Task[None]) -> None:
-        """Take over a task of a session whose socket is gone."""
-        self._hearings.add(task)
-        task.add_done_callback(self._hearings.discard)
+        """Own a task of a session whose socket is gone."""
+        self._transcriptions.add(task)
+        task.add_done_callback(self._transcriptions.discard)
 
     def keep(self, session: Session, turn: Turn) -> None:
         """Let *turn* be resumed from *session*."""
@@ -171,23 +175,23 @@ class Realtime:
             after = query.get("after", "0")
             if not (after.isascii() and after.isdigit() and len(after) <= 12):
                 raise InvalidRequest.field("query.after", "must be the seq of the last event seen")
-            left = self._by_response.get(resume)
-            if left is None or left.caller != caller or left.turn is None:
+            previous = self._by_response.get(resume)
+            if previous is None or previous.caller != caller or previous.turn is None:
                 self.turns.check_open()
                 taken = await self.turns.take_session(caller, resume, int(after))
                 if taken is not None:
                     turn, data = taken
-                    parted = decode(data)
-                    session = Session(self, admitted, parted.conversation_id, send)
-                    session.restore(parted, turn, int(after))
+                    snapshot = decode(data)
+                    session = Session(self, admitted, snapshot.conversation_id, send)
+                    session.restore(snapshot, turn, int(after))
                     return session
                 turn = await self.turns.find(caller, resume)
                 raise NotFound(
                     "This response can no longer be resumed here; it is to be had at /api/chat/response/{id}.",
                     details={"response_id": turn.id, "conversation_id": turn.conversation_id},
                 )
-            session = Session(self, admitted, left.conversation_id, send)
-            await session.take_over(left, int(after))
+            session = Session(self, admitted, previous.conversation_id, send)
+            await session.take_over(previous, int(after))
             return session
         self.turns.check_open()
         conversation_id = query.get("conversation_id")
@@ -196,14 +200,14 @@ class Realtime:
         return Session(self, admitted, conversation_id, send)
 
 
-async def _hear_out(receive: Receive) -> None:
+async def _discard(receive: Receive) -> None:
     """
-    Take for ``HEAR_OUT_S`` what a client says that is to be closed.
+    Discard for ``DISCARD_S`` what a client sends before its socket is closed.
 
-    It may have sent its first events at once, and a connection that is closed with these unread is reset: then the
-    client sees neither why nor the code.
+    A client may send its first events at once. A connection that is closed with unread data is reset, and the client
+    would see neither the error nor the code.
     """
     with contextlib.suppress(TimeoutError):
-        async with cancellation.timeout(HEAR_OUT_S):
+        async with cancellation.timeout(DISCARD_S):
             while (await receive())["type"] != "websocket.disconnect":
                 pass

@@ -1,5 +1,5 @@
 """
-What goes over the WebSocket besides responses: the client's events, and ours about sessions and items.
+Structs of the WebSocket besides responses: the client's events, and the server's about sessions and items.
 
 The vocabulary is that of the OpenAI Realtime API (https://platform.openai.com/docs/api-reference/realtime); fields that
 it has and we do not use are ignored.
@@ -30,7 +30,7 @@ class Transcription(Struct):
 
 
 class TranscriptionConfig(Partial):
-    """What a client says of how its speech is to be understood."""
+    """A client's settings for transcription."""
 
     language: Language | UnsetType = UNSET
 
@@ -42,7 +42,7 @@ class VoiceId(Struct):
 
 
 class AudioInputConfig(Partial):
-    """What a client says of the audio that it sends."""
+    """A client's settings for the audio that it sends."""
 
     format: PcmFormat | UnsetType = UNSET
     transcription: TranscriptionConfig | UnsetType = UNSET
@@ -58,7 +58,7 @@ class AudioInputConfig(Partial):
 
 
 class AudioOutputConfig(Partial):
-    """What a client wants of the audio that it gets."""
+    """A client's settings for the audio that it gets."""
 
     format: PcmFormat | UnsetType = UNSET
     voice: VoiceName | VoiceId | UnsetType = UNSET
@@ -73,7 +73,7 @@ class AudioConfig(Partial):
 
 
 class SessionConfig(Partial):
-    """What a client may set; absent fields, and those that are null, stay as they are."""
+    """The settings that a client may change; absent and null fields stay as they are."""
 
     instructions: SystemPrompt | UnsetType = UNSET
     output_modalities: list[Modality] | UnsetType = UNSET
@@ -160,7 +160,7 @@ ClientEvent = SessionUpdate | ItemCreate | ResponseCreate | ResponseCancel | Aud
 
 
 class EventHead(Struct):
-    """As much of a client's event as is needed to complain about it."""
+    """The fields of a client's event that an error about it needs."""
 
     event_id: str | None = None
     type: Any = None
@@ -268,7 +268,7 @@ class TranscriptionCompletedEvent(Struct):
     enhanced: bool
     """Ours: whether the audio had passed through the audio engine."""
     language_confidence: float | None = None
-    """Ours: 0..1, how sure it is that it is this language; null where it was named, or nobody says."""
+    """Ours: 0..1, how certain the language is; null where the client named it, or the model gives no confidence."""
     content_index: int = 0
     type: Literal["conversation.item.input_audio_transcription.completed"] = (
         "conversation.item.input_audio_transcription.completed"
@@ -289,7 +289,7 @@ class TranscriptionFailedEvent(Struct):
 
 
 class ErrorEvent(Struct):
-    """A client's mistake, or what went wrong here; the socket stays open."""
+    """A client's mistake, or a failure of the server; the socket stays open."""
 
     event_id: str
     seq: int

@@ -1,8 +1,8 @@
 """
-Recordings of one session that are listened to.
+Transcribes the committed recordings of one session.
 
-A committed recording is a user's message once its words are known. That takes a while, in a task of its own: the client
-may go on sending, and a ``response.create`` that comes meanwhile waits for the words. Recordings become messages in the
+A committed recording becomes a user's message once it is transcribed, which takes a while, in a task of its own: the
+client may go on sending, and a ``response.create`` that comes meanwhile is deferred. Recordings become messages in the
 order in which they were committed.
 """
 
@@ -31,51 +31,54 @@ from jarvis_core.speech.transcription import Heard, Transcriber
 
 logger = log.get(__name__)
 
-HEARINGS_LIMIT = 4
-"""Recordings of one session that are being listened to; more are refused."""
+TRANSCRIPTIONS_LIMIT = 4
+"""Recordings of one session that are being transcribed; more are refused."""
 
 Respond = Callable[[ResponseCreate], Awaitable[None]]
-"""Begins a response, or complains to the client; raises nothing that a client can cause."""
+"""Begins a response, or tells the client why not; raises no error that a client can cause."""
 
 
 class PendingTranscriptions:
     """
-    The recordings of one session whose words are not known yet, in their order, and the response that waits for them.
+    The recordings of one session that are being transcribed, in their order, and the response that waits for them.
 
-    Owns a task for each.
+    Owns a task for each recording.
     """
 
     def __init__(
         self, transcriber: Transcriber, caller: Caller, socket: Socket, dialogue: Dialogue, handling: asyncio.Lock
     ) -> None:
         self.language: str | None = None
-        """What was spoken last."""
+        """The language of the last recording."""
         self._transcriber = transcriber
         self._caller = caller
         self._socket = socket
         self._dialogue = dialogue
         self._handling = handling
-        """Held while words change what the session is about."""
+        """The session's lock, held while a transcript changes the session."""
         self._tasks: list[asyncio.Task[None]] = []
         self._deferred: ResponseCreate | None = None
 
     def admit(self) -> None:
-        """Raise ``Overloaded`` where no further recording may be listened to."""
-        if len(self._tasks) >= HEARINGS_LIMIT:
+        """Raise ``Overloaded`` where as many recordings are being transcribed as may."""
+        if len(self._tasks) >= TRANSCRIPTIONS_LIMIT:
             raise Overloaded("Too many recordings are being listened to; wait for their words.", retry_after_s=1)
 
     def begin(self, item_id: str, recording: Recording, config: SessionBody, respond: Respond) -> None:
         """
-        Listen to *recording*, which becomes the message *item_id*.
+        Transcribe *recording* in a task; the transcript becomes the message *item_id*.
 
-        *respond* is kept until its words are known: whoever it belongs to and this would otherwise hold one another.
+        *respond* is held per recording, not by this object: a bound method of the session would make a reference cycle.
         """
         before = self._tasks[-1] if self._tasks else None
-        task = asyncio.get_running_loop().create_task(self._hear(item_id, recording, config, respond, before))
+        task = asyncio.get_running_loop().create_task(self._transcribe(item_id, recording, config, respond, before))
         self._tasks.append(task)
 
     def defer(self, event: ResponseCreate) -> bool:
-        """Return whether *event* has to wait for words, as it does from now on; raises where one waits already."""
+        """
+        Defer *event* while recordings are being transcribed, and return whether it is; raises ``AlreadyActive`` where
+        another one is deferred.
+        """
         if not self._tasks:
             return False
         if self._deferred is not None:
@@ -84,16 +87,16 @@ class PendingTranscriptions:
         return True
 
     def take_deferred(self) -> ResponseCreate | None:
-        """Return the response that waits for words, if any, and have it wait no longer."""
-        waiting, self._deferred = self._deferred, None
-        return waiting
+        """Return the deferred response, if any, and defer it no longer."""
+        deferred, self._deferred = self._deferred, None
+        return deferred
 
     def hand_over(self) -> list[asyncio.Task[None]]:
-        """Return the tasks that go on where the socket is gone, for somebody to own; nothing waits for them any more."""
+        """Return the tasks, which go on without the socket and need a new owner; drops the deferred response."""
         self._deferred = None
         return self._tasks
 
-    async def _hear(
+    async def _transcribe(
         self,
         item_id: str,
         recording: Recording,
@@ -101,7 +104,9 @@ class PendingTranscriptions:
         respond: Respond,
         before: asyncio.Task[None] | None,
     ) -> None:
-        """Find the words of a recording and store them; then whatever waited for them goes on."""
+        """
+        Transcribe a recording, wait for the earlier ones, store the message, then begin the response that was deferred.
+        """
         heard: Heard | None = None
         failure: RequestError | None = None
         try:
@@ -124,27 +129,27 @@ class PendingTranscriptions:
         async with self._handling:
             try:
                 if heard is not None:
-                    await self._take_words(item_id, heard)
+                    await self._store_transcript(item_id, heard)
             except RequestError as exc:
                 failure = exc.bare()
             except Exception:
-                # Whatever went wrong, a response may wait for the end of this.
+                # A deferred response waits for the end of this, also after a defect.
                 logger.exception("words were not stored through a defect", session=config.id)
                 failure = INTERNAL
             if failure is not None:
                 body = event_error(failure, None)
                 await self._socket.emit(lambda seq: TranscriptionFailedEvent(f"event_{seq}", seq, item_id, body))
             self._tasks = [task for task in self._tasks if task is not asyncio.current_task()]
-            if not self._tasks and (waiting := self.take_deferred()) is not None:
+            if not self._tasks and (deferred := self.take_deferred()) is not None:
                 if failure is not None and self._dialogue.pending is None:
-                    await self._socket.complain(failure, waiting.event_id)
+                    await self._socket.complain(failure, deferred.event_id)
                 else:
-                    await respond(waiting)
+                    await respond(deferred)
             elif heard is not None and heard.text and failure is None and config.audio.input.create_response:
                 await respond(ResponseCreate())
 
-    async def _take_words(self, item_id: str, heard: Heard) -> None:
-        """Store what was heard as the user's message, and tell the client."""
+    async def _store_transcript(self, item_id: str, heard: Heard) -> None:
+        """Store the transcript as the user's message, and tell the client."""
         text = text_without_nul(heard.text)
         if len(text) > MESSAGE_LIMIT_CHARS:
             raise InvalidRequest(f"The recording says more than {MESSAGE_LIMIT_CHARS} characters.")
