@@ -97,8 +97,8 @@ class Codec:
                 complaint, samples = check_enhanced(b"".join(payloads), request.samples)
                 return Checked(complaint), [] if complaint else [samples]
             case Encode():
-                encoded, data = self._streams.encode(request, b"".join(payloads))
-                return encoded, [data]
+                encoded, *sent = self._streams.encode(request, b"".join(payloads))
+                return encoded, sent
             case DropStream():
                 self._streams.drop(request.stream)
                 return Encoded(0.0, 0), []

@@ -68,6 +68,8 @@ class EncodedPiece(Struct, frozen=True):
     data: bytes
     duration_ms: float
     sample_rate_hz: int
+    beginning: bytes = b""
+    """After the last piece: what the file would have begun with, had its length been known, as long as what it did."""
 
 
 class Codec:
@@ -226,7 +228,8 @@ class SpeechEncoder:
     async def _ask(self, request: Encode, payloads: list[bytes]) -> EncodedPiece:
         message = await self._session.call(encoder.encode(request), payloads, timeout_s=PIECE_TIMEOUT_S)
         encoded = _answer(message[0], Encoded)
-        return EncodedPiece(message[1] if len(message) > 1 else b"", encoded.duration_ms, encoded.sample_rate_hz)
+        data, beginning = message[1:] if len(message) > 1 else (b"", b"")
+        return EncodedPiece(data, encoded.duration_ms, encoded.sample_rate_hz, beginning)
 
 
 def _answer(header: bytes, kind: type[T]) -> T:

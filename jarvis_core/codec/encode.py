@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import binascii
-import struct
 from collections.abc import Iterator
-from fractions import Fraction
 from itertools import pairwise
-from typing import Protocol, cast
+from typing import cast
 
-import av
 import numpy as np
-import numpy.typing as npt
 import soxr
 from av.audio.frame import AudioFrame
-from av.codec import CodecContext
 from av.filter import Graph
 
 from jarvis_core.codec.clip import LOUDEST, PIECE_SAMPLES, Clip, CpuLimit, Samples
 from jarvis_core.codec.containers import find_container
 from jarvis_core.codec.decode import decode_file
-from jarvis_core.codec.messages import Encode, Encoded, OutputFormat
+from jarvis_core.codec.encoders import allowed_rate, open_encoder, to_frame
+from jarvis_core.codec.headerless import float32_peak
+from jarvis_core.codec.messages import Encode, Encoded
 from jarvis_core.errors import BadGateway, InvalidRequest, Overloaded, RequestError, TooLarge, Unavailable
 
 STREAMS_LIMIT = 256
@@ -42,30 +39,8 @@ WHITE_SPACE = b" \t\r\n"
 
 TEMPO_MIN, TEMPO_MAX = 0.1, 10.0
 
-MP3_RATES_HZ = (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000)
-MP3_BIT_RATE = 64_000
-MP3_FAST_BIT_RATE = 96_000
-"""Bits a second for rates over 24,000 Hz."""
-
-OPUS_RATE_HZ = 48_000
-OPUS_BIT_RATE = 48_000
-OPUS_PAGE_US = 40_000
-"""Sound in a page of Ogg; a page is sent when it is full and the next one begins."""
-
 TEMPO_SHORTEST_S = 0.05
 """The filter makes nothing of less."""
-
-
-class Encoder(Protocol):
-    """One format's way of writing samples at one rate."""
-
-    def encode(self, samples: Samples) -> bytes:
-        """Return what can be sent now that *samples* have come."""
-        ...
-
-    def end(self) -> bytes:
-        """Return what is left to be sent."""
-        ...
 
 
 class Streams:
@@ -74,9 +49,11 @@ class Streams:
     def __init__(self) -> None:
         self._streams: dict[int, _Stream] = {}
 
-    def encode(self, request: Encode, payload: bytes) -> tuple[Encoded, bytes]:
+    def encode(self, request: Encode, payload: bytes) -> tuple[Encoded, bytes, bytes]:
         """
-        Add a piece to the request's stream, which the first one makes; return what can be sent.
+        Add a piece to the request's stream, which the first one makes.
+
+        Returns what can be sent, and of one that ends its new beginning.
 
         Raises ``BadGateway`` where *payload* is not the sound that it is said to be, ``Unavailable`` where there is no
         such stream, ``Overloaded`` where there are too many for another.
@@ -95,11 +72,13 @@ class Streams:
             data = stream.add(clip, cpu)
         except TooLarge as exc:
             raise BadGateway(f"The speech cannot be used. {exc.message}") from exc
+        beginning = b""
         if request.last:
             data += stream.end()
+            beginning = stream.beginning()
         else:
             self._streams[request.stream] = stream
-        return Encoded(1_000 * len(clip.samples) / clip.rate_hz, stream.rate_hz), data
+        return Encoded(1_000 * len(clip.samples) / clip.rate_hz, stream.rate_hz), data, beginning
 
     def drop(self, stream: int) -> None:
         """Forget *stream*, if there is one."""
@@ -151,18 +130,18 @@ def _read_base64(payload: bytes, rate_hz: int, cpu: CpuLimit) -> Clip:
         data = binascii.a2b_base64(payload.translate(None, WHITE_SPACE), strict_mode=True)
     except ValueError as exc:
         raise BadGateway("The speech is not base64.") from exc
-    if find_container(data) is not None:
-        return _read_file(data, cpu)
+    peak = float32_peak(data)
+    if len(data) % 4 or not peak <= LOUDEST:
+        if find_container(data) is not None:
+            return _read_file(data, cpu)
+        if len(data) % 4:
+            why = f"{len(data)} bytes are no multiple of 4"
+        else:
+            why = f"some are beyond ±{LOUDEST:g}" if np.isfinite(peak) else "some are not numbers"
+        raise BadGateway(f"The speech is no float32 samples: {why}.")
     if not RATE_MIN_HZ <= rate_hz <= RATE_MAX_HZ:
         raise BadGateway(f"The speech has {rate_hz} samples a second.")
-    if len(data) % 4:
-        raise BadGateway(f"The speech is no float32 samples: {len(data)} bytes are no multiple of 4.")
-    samples = np.frombuffer(data, "<f4")
-    if not np.isfinite(samples).all():
-        raise BadGateway("The speech is no float32 samples: some are not numbers.")
-    if np.abs(samples).max(initial=0) > LOUDEST:
-        raise BadGateway(f"The speech is no float32 samples: some are beyond ±{LOUDEST:g}.")
-    return Clip(np.clip(samples, -1.0, 1.0), rate_hz)
+    return Clip(np.clip(np.frombuffer(data, "<f4"), -1.0, 1.0), rate_hz)
 
 
 class _Stream:
@@ -170,8 +149,8 @@ class _Stream:
 
     def __init__(self, request: Encode, rate_hz: int) -> None:
         wanted_hz = request.output_rate_hz or rate_hz
-        self.rate_hz = _allowed_rate(request.format, wanted_hz)
-        self._encoder = _open_encoder(request.format, self.rate_hz)
+        self.rate_hz = allowed_rate(request.format, wanted_hz)
+        self._encoder = open_encoder(request.format, self.rate_hz)
         self._resampler: soxr.ResampleStream | None = None
         self._source_hz = self.rate_hz
 
@@ -191,6 +170,10 @@ class _Stream:
         """Return what is left to be sent."""
         return self._flush() + self._encoder.end()
 
+    def beginning(self) -> bytes:
+        """Return what the file would have begun with, had its length been known."""
+        return self._encoder.beginning()
+
     def _resample(self, samples: Samples, cpu: CpuLimit) -> Iterator[Samples]:
         for start in range(0, len(samples), PIECE_SAMPLES):
             cpu.check()
@@ -208,151 +191,12 @@ class _Stream:
         return self._encoder.encode(np.clip(rest, -1.0, 1.0))
 
 
-def _allowed_rate(output_format: OutputFormat, wanted_hz: int) -> int:
-    """Return the rate that *output_format* can have and that loses nothing of *wanted_hz*, if there is one."""
-    if output_format == "opus":
-        return OPUS_RATE_HZ
-    if output_format == "mp3":
-        return next((rate_hz for rate_hz in MP3_RATES_HZ if rate_hz >= wanted_hz), MP3_RATES_HZ[-1])
-    return wanted_hz
-
-
-def _open_encoder(output_format: OutputFormat, rate_hz: int) -> Encoder:
-    match output_format:
-        case "wav":
-            return _Pcm16Encoder(wav_header(rate_hz))
-        case "pcm16":
-            return _Pcm16Encoder(b"")
-        case "f32":
-            return _Float32Encoder()
-        case "mp3":
-            return _Mp3Encoder(rate_hz)
-        case "opus":
-            return _OpusEncoder()
-
-
-def wav_header(rate_hz: int) -> bytes:
-    """Return the header of a mono 16-bit WAV that does not know its length: the sizes are the largest there are."""
-    unknown = 0xFFFFFFFF
-    return struct.pack(
-        "<4sI4s4sIHHIIHH4sI",
-        *(b"RIFF", unknown, b"WAVE", b"fmt ", 16, 1, 1, rate_hz, rate_hz * 2, 2, 16, b"data", unknown),
-    )
-
-
-class _Pcm16Encoder:
-    """16-bit samples, after a header."""
-
-    def __init__(self, header: bytes) -> None:
-        self._header = header
-
-    def encode(self, samples: Samples) -> bytes:
-        header, self._header = self._header, b""
-        values: npt.NDArray[np.int16] = np.rint(samples * np.float32(32_767)).astype("<i2")
-        return header + values.tobytes()
-
-    def end(self) -> bytes:
-        return b""
-
-
-class _Float32Encoder:
-    """The samples as they are."""
-
-    def encode(self, samples: Samples) -> bytes:
-        return samples.astype("<f4").tobytes()
-
-    def end(self) -> bytes:
-        return b""
-
-
-class _Mp3Encoder:
-    """
-    MP3 frames and nothing else: a stream that is cut plays as far as it goes, one after another they play both.
-
-    Without the bit reservoir no frame needs those before it.
-    """
-
-    def __init__(self, rate_hz: int) -> None:
-        context = CodecContext.create("libmp3lame", "w")
-        context.rate = rate_hz
-        context.layout = "mono"
-        context.format = "fltp"
-        context.bit_rate = MP3_BIT_RATE if rate_hz <= 24_000 else MP3_FAST_BIT_RATE
-        context.time_base = Fraction(1, rate_hz)
-        context.options = {"reservoir": "0"}
-        self._context = context
-        self._position = 0
-
-    def encode(self, samples: Samples) -> bytes:
-        frame = _to_frame(samples, self._context.rate, self._position)
-        self._position += len(samples)
-        return b"" if frame is None else self._send(frame)
-
-    def end(self) -> bytes:
-        return self._send(None) if self._position else b""
-
-    def _send(self, frame: AudioFrame | None) -> bytes:
-        return b"".join(bytes(packet) for packet in self._context.encode(frame))
-
-
-class _OpusEncoder:
-    """Opus in one logical stream of Ogg (RFC 7845)."""
-
-    def __init__(self) -> None:
-        self._sink = _Sink()
-        self._output = av.open(
-            self._sink,
-            "w",
-            format="ogg",
-            container_options={"page_duration": str(OPUS_PAGE_US)},
-        )
-        self._stream = self._output.add_stream("libopus", rate=OPUS_RATE_HZ, layout="mono")
-        self._stream.bit_rate = OPUS_BIT_RATE
-        self._stream.codec_context.thread_count = 1
-        self._position = 0
-
-    def encode(self, samples: Samples) -> bytes:
-        frame = _to_frame(samples, OPUS_RATE_HZ, self._position)
-        self._position += len(samples)
-        if frame is not None:
-            self._output.mux(self._stream.encode(frame))
-        return self._sink.take()
-
-    def end(self) -> bytes:
-        self._output.mux(self._stream.encode(None))
-        self._output.close()
-        return self._sink.take()
-
-
-class _Sink:
-    """Where FFmpeg writes to; it cannot be told to go back."""
-
-    def __init__(self) -> None:
-        self._data = bytearray()
-
-    def write(self, data: bytes) -> int:
-        self._data += data
-        return len(data)
-
-    def take(self) -> bytes:
-        """Return what was written since the last time."""
-        data = bytes(self._data)
-        self._data.clear()
-        return data
-
-
-def _to_frame(samples: Samples, rate_hz: int, position: int) -> AudioFrame | None:
-    if not len(samples):
-        return None
-    frame = AudioFrame.from_ndarray(np.ascontiguousarray(samples[np.newaxis]), format="fltp", layout="mono")
-    frame.rate = rate_hz
-    frame.pts = position
-    frame.time_base = Fraction(1, rate_hz)
-    return frame
-
-
 def change_tempo(clip: Clip, tempo: float, cpu: CpuLimit) -> Clip:
-    """Return *clip* played *tempo* times as fast, at the same pitch, within *cpu*."""
+    """
+    Return *clip* played *tempo* times as fast, at the same pitch, within *cpu*.
+
+    It is exactly so much shorter or longer: the filter is a few hundredths of a second off at the end.
+    """
     if tempo == 1.0 or len(clip.samples) < TEMPO_SHORTEST_S * clip.rate_hz:
         return clip
     graph = Graph()
@@ -370,11 +214,13 @@ def change_tempo(clip: Clip, tempo: float, cpu: CpuLimit) -> Clip:
     pieces: list[Samples] = []
     for start in range(0, len(clip.samples), PIECE_SAMPLES):
         cpu.check()
-        graph.push(_to_frame(clip.samples[start : start + PIECE_SAMPLES], clip.rate_hz, start))
+        graph.push(to_frame(clip.samples[start : start + PIECE_SAMPLES], clip.rate_hz, start))
         pieces += _pull(graph)
     graph.push(None)
     pieces += _pull(graph)
-    samples = np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
+    samples = np.zeros(round(len(clip.samples) / tempo), np.float32)
+    made = np.concatenate([samples[:0], *pieces])[: len(samples)]
+    samples[: len(made)] = made
     return Clip(np.clip(samples, -1.0, 1.0), clip.rate_hz)
 
 

@@ -65,7 +65,8 @@ class FrameKind(NamedTuple):
         return -1
 
 
-def _mpeg_frame_bytes(head: bytes) -> int:
+def mpeg_frame_bytes(head: bytes) -> int:
+    """Return how long the frame of MPEG audio is that *head* begins, 0 where it begins none."""
     if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE0 != 0xE0:
         return 0
     version, layer = head[1] >> 3 & 3, 4 - (head[1] >> 1 & 3)
@@ -85,7 +86,7 @@ def _mpeg_frame_bytes(head: bytes) -> int:
 def declares_mpeg_length(data: bytes, start: int) -> bool:
     """Tell whether the frame at *start* is none of sound, but says how many there are: Xing's, LAME's, or Fraunhofer's."""
     head = data[start : start + 4]
-    if not _mpeg_frame_bytes(head):
+    if not mpeg_frame_bytes(head):
         return False
     lower, mono = head[1] >> 3 & 3 != 3, head[3] >> 6 == 3
     place = start + 4 + ((9 if mono else 17) if lower else (17 if mono else 32))
@@ -108,7 +109,7 @@ def _loas_frame_bytes(head: bytes) -> int:
     return 3 + ((head[1] & 0x1F) << 8 | head[2])
 
 
-MPEG = FrameKind(0xFF, 4, _mpeg_frame_bytes, lambda head: bytes((head[1] & 0xFE, head[2] & 0x0C)))
+MPEG = FrameKind(0xFF, 4, mpeg_frame_bytes, lambda head: bytes((head[1] & 0xFE, head[2] & 0x0C)))
 ADTS = FrameKind(0xFF, 7, _adts_frame_bytes, lambda head: bytes((head[1], head[2] & 0xFC)))
 LOAS = FrameKind(0x56, 3, _loas_frame_bytes, lambda head: head[:1])
 

@@ -88,7 +88,8 @@ class Checked(Struct, frozen=True, tag="checked"):
 
 class Encode(Struct, frozen=True, tag="encode"):
     """
-    One piece of speech on its way out, answered by ``Encoded`` with one payload: what can be sent of it.
+    One piece of speech on its way out, answered by ``Encoded`` with two payloads: what can be sent of it; and after the last one
+    what the file would have begun with, had its length been known, where that is another beginning of the same length.
 
     Pieces of one *stream* are one file, in order; the one with *first* makes it, and the one with *last* ends it. A piece without
     a payload only ends it.

@@ -134,13 +134,13 @@ class VoiceHandlers:
                     )
                 duration_ms += piece.duration_ms
                 sample_rate_hz = piece.sample_rate_hz
-            chunks.append((await speech.finish()).data)
+            rest = await speech.finish()
+            chunks.append(rest.data)
             voice = speech.voice or ""
         body = SynthesizeReply("", options.output_format, sample_rate_hz, round(duration_ms), voice)
         # The base64 goes between the quotes of the empty text: as a field it would be scanned and copied once more.
         head, _, tail = _encoder.encode(body).partition(b'""')
-        if options.output_format == "wav":
-            chunks[0] = _with_sizes(chunks[0], sum(map(len, chunks)))
+        chunks[0] = rest.beginning + chunks[0][len(rest.beginning) :]
         encoded = [head, b'"']
         for part in _slices(chunks):
             encoded.append(base64.b64encode(part))
@@ -158,12 +158,19 @@ class VoiceHandlers:
             async with BoundedSends() as sends, self._synthesizer.open_stream(options, call.caller) as speech:
                 for number, text in enumerate(pieces):
                     piece = await unless(watcher, speech.say(text))
+                    data = piece.data
+                    if number == len(pieces) - 1:
+                        rest = await speech.finish()
+                        data += rest.data
+                        if number == 0:
+                            # All is there before anything is sent: the file can say how long it is.
+                            data = rest.beginning + data[len(rest.beginning) :]
                     if number == 0:
                         await self._send_head(call, options.output_format, piece.sample_rate_hz, speech.voice)
-                    for start in range(0, len(piece.data), SEND_SLICE_BYTES):
-                        part = piece.data[start : start + SEND_SLICE_BYTES]
+                    for start in range(0, len(data), SEND_SLICE_BYTES):
+                        part = data[start : start + SEND_SLICE_BYTES]
                         await sends.wait(call.send({"type": "http.response.body", "body": part, "more_body": True}))
-                await sends.wait(call.send({"type": "http.response.body", "body": (await speech.finish()).data}))
+                await sends.wait(call.send({"type": "http.response.body", "body": b""}))
         except Preempted:
             raise ClientLeft from None
         except RequestError as error:
@@ -217,8 +224,3 @@ def _slices(chunks: list[bytes]) -> Iterator[bytes]:
                 yield bytes(piece[:BASE64_SLICE_BYTES])
                 del piece[:BASE64_SLICE_BYTES]
     yield bytes(piece)
-
-
-def _with_sizes(wav: bytes, length: int) -> bytes:
-    """Return the beginning of a streamed WAV file with its size fields set for *length* bytes."""
-    return wav[:4] + (length - 8).to_bytes(4, "little") + wav[8:40] + (length - 44).to_bytes(4, "little") + wav[44:]
