@@ -416,6 +416,18 @@ async def test_a_speed_is_kept_to_what_the_voice_can_do(client: aiohttp.ClientSe
     assert lengths[2] == lengths[3]
 
 
+async def test_speed_2_is_half_the_time(client: aiohttp.ClientSession) -> None:
+    """Speech at another speed takes exactly so much less or more time, its pauses too, and can be understood."""
+    text = "The weather is fine, and the train leaves at noon. What can I do for you?"
+    lengths = {speed: len(await say(client, text, voice="af_heart", speed=speed)) for speed in (0.5, 0.8, 1, 1.5)}
+    for speed, length in lengths.items():
+        assert abs(length * speed - lengths[1]) < 10
+    spoken = await say(client, text, voice="af_heart", speed=2)
+    assert abs(len(spoken) * 2 - lengths[1]) < 10
+    heard = await hear(client, soxr.resample(spoken, kokoro.SAMPLE_RATE_HZ, RATE_HZ), language="en")
+    assert wrong_share(text, heard["text"]) <= 0.2
+
+
 def test_text_is_read_as_it_is_spoken() -> None:
     """Numbers are words, a foreign word brings no "(en)" along, a line's end is a pause, and of symbols nothing is left."""
     reader = kokoro.Reader({})
