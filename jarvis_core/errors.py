@@ -185,7 +185,13 @@ class DeadlineExceeded(RequestError):
     code = "timeout"
 
 
-def of_code(code: str, message: str) -> RequestError:
+BY_CODE: dict[str, type[RequestError]] = {kind.code: kind for kind in RequestError.__subclasses__()}
+"""The class of each code; ``Stopping``, which shares its parent's code, is not told between processes."""
+
+
+def of_code(code: str, message: str, details: dict[str, Any] | None = None) -> RequestError:
     """Return the error with *code*, as another process told of it; an unknown code is a defect."""
-    kind = next((kind for kind in RequestError.__subclasses__() if kind.code == code), RequestError)
-    return RequestError(message) if kind is MethodNotAllowed else kind(message)
+    kind = BY_CODE.get(code, RequestError)
+    error = RequestError(message) if kind is MethodNotAllowed else kind(message)
+    error.details = details
+    return error

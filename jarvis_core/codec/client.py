@@ -37,11 +37,6 @@ DECODE_TIMEOUT_S = 20.0
 PIECE_TIMEOUT_S = 10.0
 """For a window or a few sentences."""
 PROCESS_IDLE_S = 300.0
-ERRORS = {
-    kind.code: kind
-    for kind in vars(errors).values()
-    if isinstance(kind, type) and issubclass(kind, errors.RequestError)
-}
 
 
 class Window(Struct, frozen=True):
@@ -235,10 +230,9 @@ class SpeechEncoder:
 def _answer(header: bytes, kind: type[T]) -> T:
     answer: Answer = answer_decoder.decode(header)
     if isinstance(answer, Failed):
-        error = ERRORS.get(answer.code, errors.RequestError)
-        if error is errors.RequestError:
+        if answer.code not in errors.BY_CODE:
             raise errors.RequestError("Something went wrong here; the log has the details.")
-        raise error(answer.message, details=answer.details)
+        raise errors.of_code(answer.code, answer.message, answer.details)
     if not isinstance(answer, kind):
         raise TypeError(f"the codec answered with {type(answer).__name__}")
     return answer
