@@ -1,1 +1,1 @@
-"""What stands in for an absent neighbour on one machine: real servers that speak the neighbours' own contracts."""
+"""Stand-ins for absent neighbours on one machine: real servers that speak the neighbours' own contracts."""

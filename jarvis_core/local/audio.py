@@ -1,8 +1,8 @@
 """
 The local stand-in for the audio engine: its contract, with WebRTC's noise suppression behind it.
 
-It is served under ``/audio`` by the process of the bridges' stand-in: one of its own would cost 40 MB for a few
-milliseconds of work. What it needs, numpy included, is imported with the first clip.
+The process of the bridges' stand-in serves it under ``/audio``: a process of its own would cost 40 MB for a few
+milliseconds of work. Its libraries, numpy included, are imported with the first clip.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from aiohttp import web
 
 from jarvis_core import __version__
 from jarvis_core.errors import InvalidRequest
-from jarvis_core.local.http import AUDIO_BODY_LIMIT_BYTES, FLOAT_BYTES, Line, answer, read, samples_of
+from jarvis_core.local.http import AUDIO_BODY_LIMIT_BYTES, FLOAT_BYTES, RequestQueue, answer, read, samples_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,13 +33,13 @@ LEVEL = 2
 """Of 0..4. At 10 dB above white noise it adds 10 dB, and Whisper hears no worse at any level; from 3 on it does."""
 FRAME_SAMPLES = 160
 DELAY_SAMPLES = 96
-"""Between what goes in and what comes out: the overlap of the windows of 256."""
+"""Delay of the output: the overlap of the windows of 256."""
 QUIET = 0.1
 NORMAL = 0.5
 """Peaks: a clip below `QUIET` is processed at `NORMAL`, or 16 bits would not do for it."""
 SILENCE = 1e-4
 SPEECH_RMS = 0.1
-"""What speech is amplified to, -20 dB,"""
+"""The level that speech is amplified to, -20 dB,"""
 GAIN_LIMIT = 4.0
 """by no more than this,"""
 PEAK_LIMIT = 0.95
@@ -47,7 +47,7 @@ PEAK_LIMIT = 0.95
 SPEECH_FRAMES = 10
 """Fewer with a voice in them, a tenth of a second, are no speech: nothing is amplified."""
 FIRST_FRAMES = 10
-"""The library's voice detector says yes to these, whatever they are."""
+"""The library's voice detector takes these windows for speech, whatever they hold."""
 CONTRAST = 2.5
 """Between a voice and the tenth of the clip that is quietest; measured 3.4 and more at 0 dB, steady noise has 1.2."""
 
@@ -81,7 +81,7 @@ class AudioEngine:
     """The handlers."""
 
     def __init__(self) -> None:
-        self._line = Line()
+        self._queue = RequestQueue()
         self._processed = 0
         self._work_s = 0.0
         self._latency_ms = 0.0
@@ -134,7 +134,7 @@ class AudioEngine:
         return answer({"samples": memoryview(cleaned).cast("f").tolist()})
 
     async def _suppress(self, samples: bytes) -> bytes:
-        async with self._line.turn():
+        async with self._queue.slot():
             started = time.monotonic()
             result = await asyncio.to_thread(suppress, samples)
             elapsed_s = time.monotonic() - started
@@ -188,7 +188,7 @@ def voice_rms(audio: NDArray[np.floating[Any]], is_speech: list[bool]) -> float:
 
 
 def float32(values: list[float]) -> bytes:
-    """Return numbers as float32 samples; what is too large becomes infinite."""
+    """Return numbers as float32 samples; numbers that are too large become infinite."""
     import numpy as np
 
     with np.errstate(over="ignore"):

@@ -11,15 +11,15 @@ a network of its own. Its processes:
 - Speech to text (``whisper.py``), text to speech (``kokoro.py``) and embeddings (``e5.py``), started with the first
   request for them.
 
-When the server or the language model ends, so do all; a supervisor needs to watch only the first. Nothing here has a
+When the server or the language model ends, so do all; a supervisor needs to watch only the first. No process here has
 state worth closing, so SIGTERM keeps its default action: an end within milliseconds, also while a model is loading or
-talking.
+generating.
 
 Beyond the contract a request to the language model may carry ``stream`` (the answer is ``application/x-ndjson``:
 ``{"text": …}`` lines, then one with ``"done": true`` and the counts, or one with ``error`` when the engine fails on the
 way) and ``messages`` (the conversation, its newest message last, in place of ``prompt``), and one for embeddings
-``input_type``. What the stand-in was started without answers 501. With ``--audio`` it stands in for the audio engine as
-well (``audio.py``).
+``input_type``. Routes of engines that the stand-in was started without answer 501. With ``--audio`` it stands in for
+the audio engine as well (``audio.py``).
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ SERVICES = ("ollama_llm", "whisper_stt", "piper_tts", "embeddings")
 
 
 class PastMessage(ChatMessage, frozen=True):
-    """One message as a client may send it."""
+    """A message of a conversation, as a client sends it."""
 
     role: Literal["user", "assistant"]
 
@@ -73,7 +73,7 @@ class GenerateRequest(msgspec.Struct, frozen=True):
     """Oldest first, ending with the user's newest; empty means *prompt* alone."""
 
     def conversation(self) -> list[ChatMessage]:
-        """Return what to answer, without the system prompt."""
+        """Return the messages to answer, without the system prompt."""
         if not self.messages:
             return [ChatMessage("user", self.prompt)]
         if self.messages[-1].role != "user":
@@ -90,7 +90,7 @@ _request_decoder = msgspec.json.Decoder(GenerateRequest)
 def create_app(
     engine: Engine | None, speech: Speech, embeddings: Embeddings, audio: AudioEngine | None
 ) -> web.Application:
-    """Return the HTTP side of the stand-in; None for what it is to be without."""
+    """Return the HTTP side of the stand-in; an engine that is None is left out."""
     model = LanguageModel(engine)
     app = web.Application(client_max_size=BODY_LIMIT_BYTES, middlewares=[failures_as_json, only_under_private_names])
     app.router.add_get("/health", Health(engine, speech, embeddings).health)
@@ -105,7 +105,7 @@ def create_app(
 
 
 class Health:
-    """What works."""
+    """The states of the engines."""
 
     def __init__(self, engine: Engine | None, speech: Speech, embeddings: Embeddings) -> None:
         self._engine = engine
@@ -114,7 +114,7 @@ class Health:
 
     async def health(self, _: web.Request) -> web.Response:
         """
-        Tell what works; "healthy" as soon as all that the stand-in has does.
+        Answer with the state of each engine; "healthy" once all that the stand-in has are ready.
 
         The core asks once at its start and not again for a while: an answer waits for the language model, for a few
         seconds. The speech engines need not be loaded yet.
@@ -148,7 +148,7 @@ class LanguageModel:
             raise absent("language model")
         asked = await read(request, _request_decoder, BODY_LIMIT_BYTES)
         conversation = asked.conversation()
-        async with self._engine.turn():
+        async with self._engine.slot():
             messages = await self._engine.fit(asked.system_prompt, conversation, asked.max_tokens)
             async with aclosing(self._engine.generate(messages, asked.temperature, asked.max_tokens)) as pieces:
                 return await (_stream(request, pieces) if asked.stream else _whole(pieces))
@@ -229,7 +229,7 @@ def parse(arguments: Sequence[str] | None) -> Options:
 
 
 def fetch(options: Options, directory: Path) -> None:
-    """Put paths in *directory* in the place of the catalogue's names, waiting for what is fetched; raises ``StartError``."""
+    """Replace the catalogue's names by paths in *directory*, fetching the models; raises ``StartError``."""
     # The server's process has no use for these.
     from jarvis_core.local.catalogue import LANGUAGE_MODEL, SPEECH_TO_TEXT, TEXT_TO_SPEECH
     from jarvis_core.local.launcher import check_machine

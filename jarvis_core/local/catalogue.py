@@ -1,5 +1,5 @@
 """
-Which model weights there are, and where each file of them comes from.
+The catalogue of model weights, with the sources of each file.
 
 A model is one file in the directory of the models, or several in a directory of its own there.
 """
@@ -15,22 +15,22 @@ NPM = "npm:"
 
 
 class Kind(msgspec.Struct, frozen=True):
-    """What a model does, and what a user's own must look like."""
+    """A kind of model, and the form that a user's own model of this kind must have."""
 
     setting: str
     """The environment variable that names a model."""
     hint: str
-    """What a person can do who cannot fetch one."""
+    """Advice for a person whose machine cannot fetch a model."""
     patterns: tuple[str, ...] = ()
     """Of the files that a directory must have; empty where the model is a GGUF file."""
 
     @property
     def names(self) -> list[str]:
-        """Those of the catalogue's models that do this."""
+        """The catalogue's models of this kind."""
         return [name for name, weights in CATALOGUE.items() if weights.kind == self]
 
     def has(self, model: str) -> bool:
-        """Whether *model* is one of these names, and no path."""
+        """Return whether *model* is a name of the catalogue, and not a path."""
         return model in self.names
 
 
@@ -48,7 +48,7 @@ TEXT_TO_SPEECH = Kind(
 
 
 class File(msgspec.Struct, frozen=True, kw_only=True):
-    """One file of a model, and where it comes from."""
+    """One file of a model, with its sources."""
 
     file_name: str
     sha256: str
@@ -73,11 +73,11 @@ class Weights(msgspec.Struct, frozen=True, kw_only=True):
     """One model."""
 
     name: str
-    """What a setting calls it."""
+    """The name by which a setting selects it."""
     licence: str
     """SPDX identifier."""
     files: tuple[File, ...]
-    """More than one have a directory to themselves."""
+    """Several files have a directory to themselves."""
     kind: Kind = LANGUAGE_MODEL
 
     @property
@@ -90,7 +90,7 @@ class Weights(msgspec.Struct, frozen=True, kw_only=True):
         return models if len(self.files) == 1 else models / self.name
 
     def path(self, models: Path) -> Path:
-        """What the engine is given: the file, or the directory of the files."""
+        """Return the path that the engine is given: the file, or the directory of the files."""
         return models / self.files[0].file_name if len(self.files) == 1 else models / self.name
 
 

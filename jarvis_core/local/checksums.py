@@ -15,7 +15,7 @@ from jarvis_core.local.catalogue import File
 
 
 class Marker(msgspec.Struct, frozen=True):
-    """What ``FILE.verified`` holds: a file that still looks like this has this hash."""
+    """The content of ``FILE.verified``: the hash of the file, valid while its size and time are unchanged."""
 
     sha256: str
     size_bytes: int

@@ -1,5 +1,6 @@
 """
-A PostgreSQL cluster on this machine: the programs, the user who may run them, and the data directory they make.
+Prepares a PostgreSQL cluster on this machine: finds the programs and the user to run them as, and makes the data
+directory.
 
 PostgreSQL refuses to run as root, so root's cluster belongs to ``nobody`` (or to whoever made it), who must be able to
 reach both the programs and the data. A directory with mode 0700 above them hides them: programs that a clone under
@@ -99,7 +100,7 @@ def cluster_user(cluster: Path) -> User | None:
 
 
 def user_name(user: User) -> str:
-    """Return what people call *user*."""
+    """Return the name of *user*."""
     try:
         return pwd.getpwuid(user[0]).pw_name
     except KeyError:

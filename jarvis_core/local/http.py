@@ -1,4 +1,4 @@
-"""What the stand-in's handlers share: reading a body, answering in JSON, telling failures, waiting for one's turn."""
+"""Shared by the stand-in's handlers: reading a body, answering in JSON, reporting failures, queueing for an engine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ AUDIO_BODY_LIMIT_BYTES = 16 << 20
 """Of a request with audio in it: two minutes of it in base64, or half a minute as a list of numbers."""
 FLOAT_BYTES = 4
 WAITING_LIMIT = 32
-"""Requests that wait for an engine; one more is refused."""
+"""Requests that wait for an engine; further ones are refused."""
 
 encode = msgspec.json.encode
 
@@ -33,7 +33,7 @@ def answer(value: object, status: int = 200) -> web.Response:
 
 
 def absent(what: str) -> web.HTTPNotImplemented:
-    """Return what to raise for an engine that the stand-in was started without: waiting for it is of no use."""
+    """Return the error for an engine that the stand-in was started without, for which waiting is of no use."""
     return web.HTTPNotImplemented(text=f"the local stand-in has no {what}")
 
 
@@ -106,21 +106,24 @@ def status_of(error: RequestError) -> int:
 
 
 def log(line: str) -> None:
-    """Tell whoever runs the stand-in."""
+    """Write *line* to standard error."""
     sys.stderr.write(f"jarvis bridges: {line}\n")
     sys.stderr.flush()
 
 
-class Line:
-    """Lets one request at a time through; those who leave while they wait do not matter."""
+class RequestQueue:
+    """Lets one request at a time use an engine; a waiting request may be cancelled."""
 
     def __init__(self) -> None:
         self._lock = asyncio.Lock()
         self._waiting = 0
 
     @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """Wait for one's turn, and keep it for the block; raises ``Overloaded`` when too many wait."""
+    async def slot(self) -> AsyncIterator[None]:
+        """
+        Wait until no other request uses the engine, and hold it for the block; raises ``Overloaded`` when too many
+        wait.
+        """
         if self._waiting >= WAITING_LIMIT:
             raise Overloaded(f"{WAITING_LIMIT} requests are waiting already")
         self._waiting += 1

@@ -1,7 +1,7 @@
 """
-The parent's side of the local stand-in for the Python bridges: start it, stop it.
+Starts and stops the local stand-in for the Python bridges, from the parent's side.
 
-Needs only the standard library; what the stand-in itself needs is imported in its own process.
+Needs only the standard library; the stand-in's libraries are imported in its own process.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from jarvis_core.processes.child import spawn, stop
 STOP_PATIENCE_S = 2
 """The stand-in ends on SIGTERM within milliseconds."""
 OPENMP = "libgomp.so.1"
-"""Of the libraries that the model's wheel wants from the system, the one that a small system lacks."""
+"""The shared library that the model's wheel needs and a small system lacks."""
 
 
 class LocalBridges:
@@ -82,8 +82,8 @@ class LocalBridges:
         """
         Start the child and return its URL, without waiting for it or its model.
 
-        The socket listens before the child is born: who connects early waits for an answer, and is not refused. Starts
-        it again, at the same URL, when it has ended. Raises ``StartError``.
+        The socket listens before the child starts, so that an early connection waits and is not refused. Starts it
+        again, at the same URL, when it has ended. Raises ``StartError``.
         """
         if self._process is not None and self._process.poll() is None:
             return self.url

@@ -29,15 +29,15 @@ from jarvis_core.errors import BadGateway, InvalidRequest, Overloaded
 from jarvis_core.processes.child import end_with_parent
 
 THREADS_LIMIT = 8
-"""More threads than this wait for memory, not for one another's sums."""
+"""More threads than this wait for memory and make nothing faster."""
 BATCH_TOKENS = 64
 """A cancelled request stops after one or two batches: about 1 s each with one slow core, and 7 % slower than 512."""
 PROMPT_CACHE_MIB = 128
-"""Memory for conversations that come back after another one; llama.cpp's own default is 8 GiB."""
+"""Cache for conversations that continue after another one was answered; llama.cpp's own default is 8 GiB."""
 ANSWER_SHARE = 4
 """A conversation is cut until a quarter of the context, or ``max_tokens`` when that is less, is left for the answer."""
 WAITING_LIMIT = 32
-"""Requests that wait for their turn; one more is refused."""
+"""Requests that wait for the model; further ones are refused."""
 CONNECT_LIMIT_S = 5
 SILENCE_LIMIT_S = 120
 """Between two events; each batch of a long prompt is one."""
@@ -51,7 +51,7 @@ class ChatMessage(msgspec.Struct, frozen=True):
 
 
 class Delta(msgspec.Struct, frozen=True):
-    """What the model has just said, in whole characters."""
+    """The text that the model has just generated, in whole characters."""
 
     text: str
     """Empty while a prompt is being read, as a sign of life after each batch."""
@@ -91,7 +91,7 @@ class _Failure(msgspec.Struct, frozen=True):
 
 
 class _Chunk(msgspec.Struct, frozen=True):
-    """One event of the engine's stream; the one with *usage* has no choices and is the last."""
+    """One event of the engine's stream; the last event has *usage* and no choices."""
 
     choices: tuple[_Choice, ...] = ()
     usage: _Usage | None = None
@@ -154,12 +154,12 @@ class Engine:
         self._loaded.set()
 
     async def close(self) -> None:
-        """Close what `open` opened."""
+        """Close the connection to the engine."""
         if self._session is not None:
             await self._session.close()
 
     @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
+    async def slot(self) -> AsyncIterator[None]:
         """
         Wait until the model is loaded and free, and keep it for the block.
 
@@ -180,13 +180,13 @@ class Engine:
 
     async def fit(self, system_prompt: str, conversation: Sequence[ChatMessage], max_tokens: int) -> list[ChatMessage]:
         """
-        Return the conversation as the model gets it, its oldest messages dropped until there is room for the answer.
+        Drop the oldest messages of the conversation until the prompt and the answer fit the context; return the prompt.
 
         Raises ``InvalidRequest`` when the newest message alone is longer than the context, ``BadGateway``.
         """
         head = [ChatMessage("system", system_prompt)] if system_prompt else []
         room = self.context_tokens - min(max_tokens, self.context_tokens // ANSWER_SHARE)
-        # What is kept begins with something that the user said.
+        # The kept messages begin with one of the user.
         starts = [place for place, message in enumerate(conversation) if message.role == "user"]
         low, high = 0, len(starts) - 1
         while low < high:
@@ -253,7 +253,7 @@ class Engine:
 
     @asynccontextmanager
     async def _ask(self, path: str, body: object) -> AsyncIterator[aiohttp.ClientResponse]:
-        assert self._session is not None  # noqa: S101 - only after `turn`
+        assert self._session is not None  # noqa: S101 - only inside `slot`
         headers = {"Content-Type": "application/json"}
         try:
             async with self._session.post(path, data=_encode(body), headers=headers) as response:
@@ -275,7 +275,7 @@ def usable_cores() -> float:
 
 def default_threads() -> int:
     """
-    Return one thread fewer than there are cores.
+    Return the number of cores less one.
 
     The threads wait for each other many times a token: with one of their cores busy elsewhere, two are up to a hundred
     times slower than one.
@@ -284,12 +284,12 @@ def default_threads() -> int:
 
 
 class ModelOptions(msgspec.Struct, frozen=True):
-    """What the model's process is to load, and how."""
+    """The model that a process is to load, and its parameters."""
 
     path: Path
     """A GGUF file."""
     context_tokens: int = 4096
-    """Of one prompt and its answer; cut to what the model was trained for."""
+    """Tokens of a prompt and its answer; cut to the length that the model was trained for."""
     parallel: int = 1
     """Answers at the same time, each with a context of its own."""
     threads: int = 0

@@ -40,11 +40,11 @@ from jarvis_core.processes.child import User, spawn, stop
 START_LIMIT_S = 60
 """A warm start takes 50 ms, but after a crash the write-ahead log is replayed first."""
 RECOVERY_LIMIT_S = 600
-"""To end a server that is replaying its log would have the next one begin again."""
+"""A server that is ended while it replays its log would replay it again from the start."""
 STOP_PATIENCE_S = 20
-"""A fast shutdown ends sessions at once, and then writes what is in memory to the disk."""
+"""A fast shutdown ends sessions at once, and then writes its buffers to the disk."""
 PREVIOUS_SERVER_LIMIT_S = 10
-"""An immediate shutdown takes milliseconds; PostgreSQL itself kills what has not ended after 5 s."""
+"""An immediate shutdown takes milliseconds; PostgreSQL itself kills processes that have not ended after 5 s."""
 POLL_INTERVAL_S = 0.005
 
 SOCKET_NAME = ".s.PGSQL.5432"
@@ -77,7 +77,7 @@ SETTINGS = {
     "min_wal_size": "32MB",
     "max_wal_size": "256MB",
     "timezone": "UTC",
-    # What users say stays out of the log: no statements, no details with the values of keys.
+    # Keep users' words out of the log: no statements, no details with the values of keys.
     "logging_collector": "off",
     "log_destination": "stderr",
     "log_timezone": "UTC",

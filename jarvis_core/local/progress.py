@@ -16,7 +16,7 @@ class Progress(Protocol):
 
 
 def quietly(name: str, done_bytes: int, total_bytes: int, /) -> None:
-    """Tell nobody of the progress."""
+    """Ignore the progress."""
 
 
 class ProgressPrinter:

@@ -18,7 +18,7 @@ from aiohttp import web
 from jarvis_core.errors import InvalidRequest
 from jarvis_core.local import kokoro, whisper
 from jarvis_core.local.engine import Engine
-from jarvis_core.local.http import AUDIO_BODY_LIMIT_BYTES, Line, absent, answer, read, samples_of
+from jarvis_core.local.http import AUDIO_BODY_LIMIT_BYTES, RequestQueue, absent, answer, read, samples_of
 from jarvis_core.local.llama import default_threads
 
 TRANSCRIBE_LIMIT_S = 240.0
@@ -36,9 +36,9 @@ class TranscribeRequest(msgspec.Struct, frozen=True):
     language: Annotated[str, msgspec.Meta(max_length=10)] = ""
     """Empty: whichever is spoken."""
     languages: Annotated[list[Annotated[str, msgspec.Meta(max_length=10)]], msgspec.Meta(max_length=100)] = []
-    """Which it may be, by their codes, as the core knows the house; the voices' where nobody says."""
+    """Codes of the languages to choose from, as the core knows the house; those of the voices where none are named."""
     enhanced_audio_data: str = ""
-    """The same recording without its noise, for the words; the language is found in the other one."""
+    """The same recording without its noise, for the words; the language is detected in the original."""
 
 
 class SynthesizeRequest(msgspec.Struct, frozen=True):
@@ -48,7 +48,7 @@ class SynthesizeRequest(msgspec.Struct, frozen=True):
     voice: str = ""
     """Empty: the stand-in's own choice."""
     speed: Annotated[float, msgspec.Meta(ge=0.1, le=3)] = 1.0
-    """What the engine cannot do is cut to what it can."""
+    """Clamped to the range of the engine."""
 
 
 _transcribe_decoder = msgspec.json.Decoder(TranscribeRequest)
@@ -60,7 +60,7 @@ class Speech:
 
     def __init__(self, ears: Path | None, mouth: Path | None, threads: int = 0) -> None:
         threads = threads or default_threads()
-        self._line = Line()
+        self._queue = RequestQueue()
         self._whisper: Engine[whisper.Heard] | None = None
         self._kokoro: Engine[kokoro.Spoken] | None = None
         self._voices: dict[str, str] = {}
@@ -83,13 +83,13 @@ class Speech:
         router.add_get("/api/tts/voices", self.voices)
 
     async def transcribe(self, request: web.Request) -> web.Response:
-        """Answer what is said in a clip."""
+        """Answer with the transcript of a clip."""
         if self._whisper is None:
             raise absent("speech recognition")
         asked = await read(request, _transcribe_decoder, AUDIO_BODY_LIMIT_BYTES)
         recordings = [samples_of(audio) for audio in (asked.audio_data, asked.enhanced_audio_data) if audio]
         listen = whisper.Listen(asked.language, asked.languages or kokoro.languages(self._voices))
-        async with self._line.turn():
+        async with self._queue.slot():
             heard, _ = await self._whisper.ask(listen, recordings, timeout_s=TRANSCRIBE_LIMIT_S)
         return answer(
             {
@@ -111,7 +111,7 @@ class Speech:
         voice = asked.voice or kokoro.favourite(self._voices)
         if voice not in self._voices:
             raise InvalidRequest(f"voice: there is no {voice!r}, only {', '.join(self._voices)}")
-        async with self._line.turn():
+        async with self._queue.slot():
             spoken, pieces = await self._kokoro.ask(
                 kokoro.Say(asked.text, voice, asked.speed), timeout_s=SYNTHESIZE_LIMIT_S
             )

@@ -1,8 +1,8 @@
 """
-The private Valkey server, for several workers and no REDIS_URL.
+Runs a private Valkey server, for several workers without a REDIS_URL.
 
-It holds only what a moment holds and nothing on the disk; when it ends, the next one starts empty. It listens on
-loopback, and asks for a password that is made anew at each start of the assistant and told on no command line.
+It holds short-lived state in memory only; after its end the next one starts empty. It listens on loopback, and asks for
+a password that is made anew at each start of the assistant and told on no command line.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ loglevel warning
 
 
 class PrivateValkey:
-    """One Valkey server of this process' own, which ends with it however that ends."""
+    """A Valkey server that ends with this process, however this process ends."""
 
     name = "Valkey"
 

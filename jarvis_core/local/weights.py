@@ -58,10 +58,10 @@ def resolve(
 
 def ensure(weights: Weights, models: Path, *, progress: Progress | None = None, sources: Sources = EVERYWHERE) -> Path:
     """
-    Return the path of *weights* below *models*, having fetched what of them is not there or not whole.
+    Fetch the files of *weights* that are missing or damaged below *models*, and return their path.
 
-    Waits while another process fetches the same. Raises ``StartError``; what was fetched until then is kept for the
-    next time, unless the disk is full.
+    Waits while another process fetches the same. Raises ``StartError``; the bytes fetched until then are kept for the
+    next attempt, unless the disk is full.
     """
     directory = weights.directory(models)
     lacking = [file for file in weights.files if not (is_verified(directory, file) or verify(directory, file))]
@@ -71,7 +71,7 @@ def ensure(weights: Weights, models: Path, *, progress: Progress | None = None, 
         path = directory / lacking[0].file_name
         state = "is corrupt" if path.exists() else "is not there"
         raise StartError(f"{path} {state} and may not be fetched; {weights.kind.hint}")
-    from jarvis_core.local.fetch import Fetch  # what only a first start needs costs 10 MB
+    from jarvis_core.local.fetch import Fetch  # only a first start needs it, and it costs 10 MB
 
     try:
         directory.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,9 @@
 """
-The audio engine: an enhancement that nothing may wait for.
+Asks the audio engine to enhance clips, without ever delaying a transcription for long.
 
-Whatever it does wrong, the original is used: a clip waits for its answer no longer than 250 ms and half the clip's own
-length (its contract), and not at all while the engine is known to fail. Whether it is back is found out with a copy of
-a clip that goes on without waiting.
+Where the engine fails, the original is used: a clip waits for its answer no longer than 250 ms and half the clip's own
+length (the engine's contract), and not at all while the engine is known to fail. A copy of a clip that goes on without
+waiting probes whether it is back.
 """
 
 from __future__ import annotations
@@ -51,12 +51,13 @@ class AudioEngine:
             return await self._process(audio, duration_s)
         except RequestError as exc:
             logger.debug("a clip is used as it is", error=str(exc))
-            # Also what is a success to the transport, such as a refusal: it may have kept the clip waiting.
+            # Also for answers that the transport counts as success, such as a refusal: they may have kept the clip
+            # waiting.
             self._transport.breaker.failed()
             return None
 
     def reject(self, complaint: str) -> None:
-        """Take note that an answer was unusable; the engine is asked again, as it did not keep anybody waiting."""
+        """Note an unusable answer; the engine is asked again, because the answer came in time."""
         self._transport.health.learn("degraded", complaint)
 
     async def close(self) -> None:

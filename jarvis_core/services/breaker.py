@@ -1,4 +1,4 @@
-"""A circuit breaker and a retry budget: what keeps a neighbour that fails from being asked again and again."""
+"""A circuit breaker and a retry budget, which keep a failing neighbour from being asked again and again."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable
 
 FAILURES = 5
-"""So many failures in a row open a breaker: a restart of a second, or one slow answer, is not enough."""
+"""Failures in a row that open a breaker: a restart of a second, or one slow answer, does not."""
 RETRY_SHARE = 0.1
 """Retries are at most this share of all requests, as in gRPC's and Finagle's budgets."""
 RETRY_RESERVE = 5.0
-"""What is there for a start, and the most that is saved up."""
+"""Retries that the budget starts with, and the most that it saves."""
 
 
 class Breaker:
@@ -18,8 +18,8 @@ class Breaker:
     Closed, open or half-open (https://learn.microsoft.com/azure/architecture/patterns/circuit-breaker).
 
     *failures* in a row open it for *open_s* seconds. Then it is half-open: ``admit`` lets one call through as a probe,
-    whose success closes the breaker and whose failure opens it again. Everyone who was admitted has to tell how it went,
-    by ``succeeded``, ``failed`` or ``abandoned``; a success closes the breaker whoever tells of it.
+    whose success closes the breaker and whose failure opens it again. Every admitted caller must report ``succeeded``,
+    ``failed`` or ``abandoned``; any success closes the breaker.
     """
 
     def __init__(self, open_s: float, failures: int = FAILURES, clock: Callable[[], float] = time.monotonic) -> None:
@@ -77,7 +77,7 @@ class Breaker:
             self._probing = False
 
     def abandoned(self) -> None:
-        """Take note of a call that ended without telling anything; if it was the probe, the next one is."""
+        """Note a call that ended without a verdict; if it was the probe, the next call is the probe."""
         self._probing = False
 
 
@@ -97,7 +97,7 @@ class RetryBudget:
             self._saved += RETRY_SHARE
 
     def take(self) -> bool:
-        """Whether one more may be sent again."""
+        """Return whether another retry may be sent."""
         if self._saved < 1:
             return False
         self._saved -= 1

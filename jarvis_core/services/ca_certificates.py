@@ -1,9 +1,10 @@
 """
-Whom TLS connections to neighbours trust: the certificate authorities of the system.
+Loads the system's certificate authorities for TLS connections to neighbours, when the first one needs them.
 
-aiohttp (3.14) reads them twice when it is imported, for connections that name no context: 40 ms and 2 MB in every process,
-where few homes have a neighbour with ``https``. So it is imported with nothing to read, before the adapters do it, and
-``authorities`` is read when the first such neighbour is there. A context of aiohttp's own trusts nobody then.
+aiohttp (3.14) reads them twice when it is imported, for connections that name no context: 40 ms and 2 MB in every
+process, where few homes have a neighbour with ``https``. So aiohttp is imported here with nothing to read, before the
+adapters import it, and ``authorities`` reads them for the first such neighbour. aiohttp's own default context trusts no
+certificate then.
 """
 
 from __future__ import annotations

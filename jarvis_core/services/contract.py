@@ -1,4 +1,4 @@
-"""The neighbours' own structs: what goes over their wires, and nothing that we invented but where it says so."""
+"""The structs of the neighbours' own contracts; fields of our own are marked as such."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FAILURE_MARK = "Error:"
 
 
 NONSENSE = (msgspec.DecodeError, UnicodeError, RecursionError)
-"""What decoding an answer raises where it is not the neighbour's contract; the last where it is nested too deeply."""
+"""Errors of decoding an answer that breaks the contract; the last where it is nested too deeply."""
 
 Seconds = Annotated[float, Meta(ge=-1_000_000, le=1_000_000)]
 """A time in a clip; speech models are known to be a little early or late, but none is off by days."""
@@ -71,7 +71,7 @@ class CompletionRequest(Struct):
 
 
 class Delta(Struct):
-    """What a chunk adds; ``reasoning_content`` is not part of the answer and is left out."""
+    """The text that a chunk adds; ``reasoning_content`` is not part of the answer and is ignored."""
 
     content: str | None = None
 
@@ -99,7 +99,7 @@ class Completion(Struct):
 
 
 class Model(Struct):
-    """One model that a server has."""
+    """A model of the server."""
 
     id: str
 
@@ -119,7 +119,7 @@ class TranscribedSegment(Struct):
 
 
 class TranscribeAnswer(Struct):
-    """What the bridges heard; a failure is a text that starts with ``Error: ``."""
+    """A transcript of the bridges; a failure is a text that starts with ``Error: ``."""
 
     text: str
     language: str | None = None
@@ -137,7 +137,7 @@ class SynthesizeRequest(Struct, omit_defaults=True):
     text: str
     voice: str | UnsetType = UNSET
     speed: float | UnsetType = UNSET
-    """0.5..2.0; what is outside passes their validation and then fails."""
+    """0.5..2.0; a value outside passes their validation and then fails."""
 
 
 class SynthesizeAnswer(Struct):
@@ -199,7 +199,7 @@ class EmbeddingsRequest(Struct):
 
 
 class EmbeddingData(Struct):
-    """One vector; *index* says of which input."""
+    """One vector; *index* is the number of its input."""
 
     embedding: list[float]
     index: int = 0

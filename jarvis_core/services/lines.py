@@ -28,7 +28,7 @@ class LineBuffer:
         return [text for line in lines if (text := _payload(line))]
 
     def end(self) -> list[bytes]:
-        """Return what follows the last line feed."""
+        """Return the bytes after the last line feed."""
         rest, self._rest = self._rest, b""
         return [text] if (text := _payload(rest)) else []
 

@@ -1,4 +1,4 @@
-"""What stands where no neighbour listens or speaks: every call says so."""
+"""Stands in where no neighbour transcribes or synthesizes: every call raises an error that says so."""
 
 from __future__ import annotations
 

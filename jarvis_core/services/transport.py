@@ -1,5 +1,5 @@
 """
-One call and one stream to a neighbour: the only place where a foreign error becomes ours.
+Sends requests to a neighbour and translates foreign errors, which happens nowhere else.
 
 | what happens | becomes |
 |---|---|
@@ -13,11 +13,11 @@ One call and one stream to a neighbour: the only place where a foreign error bec
 | its breaker is open | ``Unavailable``, at once |
 | as many requests as it may have are on their way | ``Overloaded``, at once |
 
-A request of whose answer no byte came is sent once more, within its deadline and the retry budget: neighbours close idle
-connections whenever they like, and restart; every call made here is safe to repeat. A request for a stream that
-found a kept connection closed is sent again at once, and takes nothing from the budget. The breaker counts what kept
-somebody waiting or was refused as a whole (no connection, a missed deadline, 502 to 504, a broken answer), not what a
-neighbour answers to one request.
+A request of whose answer no byte came is sent once more, within its deadline and the retry budget: neighbours close
+idle connections whenever they like, and restart; every call made here is safe to repeat. A request for a stream that
+found a kept connection closed is sent again at once, and takes nothing from the budget. The breaker counts failures
+that kept a caller waiting or concern the neighbour as a whole (no connection, a missed deadline, 502 to 504, a broken
+answer), not a neighbour's answers to single requests.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ RATE_LIMIT_RETRY_AFTER_S = 30
 """The bridges' 429 carries no Retry-After; their windows are a minute long."""
 RETRY_AFTER_LIMIT_S = 3_600
 MISSING_RETRY_AFTER_S = 60
-"""What a neighbour was started without, the next one may have."""
+"""When to ask again for a feature that a neighbour was started without: it may have the feature after a restart."""
 BODY_LIMIT_BYTES = 32 << 20
 ERROR_LIMIT_BYTES = 4_096
 RETRY_DELAYS_S = (0.05, 0.15)
@@ -60,7 +60,7 @@ WATCH_INTERVAL_S = 0.5
 """How often it is looked whether a neighbour that was not to be reached takes connections again."""
 
 FOREIGN = (aiohttp.ClientError, OSError)
-"""What breaks a connection, or keeps it from being made."""
+"""Errors of a connection that breaks or cannot be made."""
 NOT_CONNECTED = (aiohttp.ClientConnectorError, NotConnected)
 LOST_BEFORE_ANSWER = (
     aiohttp.ServerDisconnectedError,
@@ -232,11 +232,11 @@ class Transport:
         finally:
             self._in_flight -= 1
             if probing:
-                # Where it has not told how it went: whoever asked has stopped waiting.
+                # No verdict was reported: the caller has stopped waiting.
                 self.breaker.abandoned()
 
     def _left_alone(self) -> Unavailable:
-        """Return the error for who comes while the breaker is open."""
+        """Return the error for calls while the breaker is open."""
         return Unavailable(
             f"{self.name} is not available: it failed time and again, and is left alone for a while.",
             details={"neighbour": self.name},
@@ -249,7 +249,7 @@ class Transport:
                 try:
                     response = await ask()
                 except LOST_BEFORE_ANSWER as exc:
-                    # A probe that fails has told what it was to tell.
+                    # Never retry a half-open probe: its failure is the verdict.
                     if isinstance(exc, aiohttp.ClientSSLError) or not (self.breaker.closed and self.budget.take()):
                         raise
                     if isinstance(exc, NOT_CONNECTED):
@@ -368,7 +368,7 @@ class Transport:
 
 
 def _seconds(retry_after: str) -> int:
-    """Return what a Retry-After header asks for, at most ``RETRY_AFTER_LIMIT_S``; a number of ours where it is none."""
+    """Return the seconds of a Retry-After header, at most ``RETRY_AFTER_LIMIT_S``; a default where it has no number."""
     if not (retry_after.isascii() and retry_after.isdigit()):
         return RATE_LIMIT_RETRY_AFTER_S
     # ``int`` raises on thousands of digits.
