@@ -96,7 +96,7 @@ class Server(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Log(Struct, frozen=True, forbid_unknown_fields=True):
-    """What is logged, and in which form."""
+    """The level and form of the log."""
 
     level: Annotated[str, Meta(min_length=1, extra={"env": ("RUST_LOG", "LOG_LEVEL")})] = "info"
     """A level, or filters such as ``info,jarvis_core=debug``."""
@@ -125,7 +125,7 @@ class Cache(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Neighbours(Struct, frozen=True, forbid_unknown_fields=True):
-    """Where the other services are, and what holds for all of them."""
+    """The addresses of the other services, and the limits that hold for all of them."""
 
     python_bridges_url: Annotated[
         str | None, Meta(examples=["http://host:8005"], extra={"env": "PYTHON_BRIDGES_URL"})
@@ -194,7 +194,7 @@ class Speech(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Memory(Struct, frozen=True, forbid_unknown_fields=True):
-    """What the assistant knows about its users."""
+    """The memories that the assistant keeps of its users."""
 
     embeddings_url: Annotated[str | None, Meta(examples=["http://host:11434/v1"], extra={"env": "EMBEDDINGS_URL"})] = (
         None
@@ -221,7 +221,7 @@ class Memory(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Auth(Struct, frozen=True, forbid_unknown_fields=True):
-    """Who may come in; with neither set the server is open and every caller is the user ``local``."""
+    """Callers' credentials; with neither set the server is open and every caller is the user ``local``."""
 
     jwt_secret: Annotated[
         Secret | None,
@@ -235,7 +235,7 @@ class Auth(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Limits(Struct, frozen=True, forbid_unknown_fields=True):
-    """How much one user may ask."""
+    """Limits for one user."""
 
     rate_limit_per_minute: Annotated[int, Meta(ge=0, le=1_000_000, extra={"env": "RATE_LIMIT_PER_MINUTE"})] = 0
     """Most requests a minute of one user, or of one address where the server is open; 0 is no limit."""
@@ -244,7 +244,7 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Local(Struct, frozen=True, forbid_unknown_fields=True):
-    """What stands in for absent neighbours on this machine."""
+    """The stand-ins for absent neighbours on this machine."""
 
     data_dir: Annotated[str | None, Meta(examples=["/var/lib/jarvis-core"], extra={"env": "DATA_DIR"})] = None
     """Where the embedded database and the weights are; unset: ``/var/lib/jarvis-core`` for root, else the user's data directory (``~/.local/share/jarvis-core``)."""
@@ -283,9 +283,8 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
 
     def with_values(self, section: str, **values: Any) -> Settings:
         """
-        Return the same settings with other *values* in one *section*: what a start works out, such as an address.
-
-        They are held against the types, as a worker process holds what it is given. Raises ``msgspec.ValidationError``.
+        Return the same settings with *values* in one *section* that are known only at the start, such as an address.
+        Checks their types, as a worker process does with its assignment. Raises ``msgspec.ValidationError``.
         """
         changed = msgspec.structs.replace(getattr(self, section), **values)
         plain = msgspec.to_builtins(changed, enc_hook=Secret.reveal)
@@ -293,26 +292,26 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class WorkerGroup(Struct, frozen=True):
-    """What a worker process is told of its group: the processes under one parent."""
+    """A worker's group, the processes under one supervisor, as the worker is told of it."""
 
     worker: int = 0
-    """Its number among them, 0 … workers - 1."""
+    """The worker's number, 0 … workers - 1."""
     workers: int = 1
     embedded_database: bool = False
-    """Whether the database is the group's own, which no other group uses."""
+    """Whether the database is embedded, so that no other group uses it."""
     embedded_neighbours: tuple[str, ...] = ()
-    """Which neighbours are its own; they do not count how often they are asked how they are."""
+    """Neighbours that are embedded, whose health may be probed as often as one likes."""
     stats_descriptors: tuple[int, ...] = ()
-    """The descriptors of the files in memory in which each worker, by its number, leaves what all may read."""
+    """By worker's number: the descriptor of the memory file with its statistics."""
 
 
 class Assignment(Struct, frozen=True):
-    """What a parent has a worker do."""
+    """A worker's settings, group and control socket, from its supervisor."""
 
     settings: Settings
     group: WorkerGroup
     control: int
-    """The descriptor of the socket over which the worker tells how it is."""
+    """The descriptor of the socket over which the worker reports that it is ready or has failed."""
 
     def encode(self) -> bytes:
         """Return it as bytes, secrets included."""
@@ -320,7 +319,7 @@ class Assignment(Struct, frozen=True):
 
     @classmethod
     def decode(cls, data: bytes) -> Assignment:
-        """Return what was encoded."""
+        """Return the assignment in *data*."""
         return msgspec.msgpack.decode(data, type=cls, dec_hook=_secret)
 
 
@@ -404,7 +403,7 @@ def _secret(kind: type, value: Any) -> Any:
 
 
 def _check(settings: Settings) -> None:
-    """Hold what no single type can say."""
+    """Check the rules that concern several settings, or that a type cannot express."""
     neighbours, llm, memory = settings.neighbours, settings.llm, settings.memory
     for name, url, token_name, token in (
         ("PYTHON_BRIDGES_URL", neighbours.python_bridges_url, "JWT_SECRET", settings.auth.jwt_secret),
@@ -441,7 +440,7 @@ def _check_url(name: str, url: str) -> None:
 
 
 def _check_origin(origin: str) -> None:
-    """Raise ``SettingsError`` for what browsers never send as an origin (RFC 6454, 6.2), and which would let nobody in."""
+    """Raise ``SettingsError`` for an origin that browsers never send (RFC 6454, 6.2), and which would admit no page."""
     if origin in ("*", "null", "file://"):
         return
     if "*" in origin:
@@ -491,7 +490,7 @@ def data_directory(local: Local) -> Path:
     if local.data_dir:
         return Path(local.data_dir).expanduser().absolute()
     if os.geteuid() == 0:
-        # PostgreSQL refuses to run as root and becomes another user, who cannot see into root's home.
+        # PostgreSQL refuses to run as root and runs as another user, who cannot read root's home.
         return Path("/var/lib/jarvis-core")
     import platformdirs  # only this branch needs it
 
