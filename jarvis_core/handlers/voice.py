@@ -103,7 +103,7 @@ class VoiceHandlers:
         output_format = accepted or "wav" if request.format is UNSET else request.format
         pieces = pieces_of(text_field("$.text", request.text))
         if not pieces:
-            raise InvalidRequest.field("$.text", "has nothing in it that can be spoken")
+            raise _unspeakable()
         options = SpeechOptions(output_format, request.voice, request.language, request.speed)
         if accepted is None:
             return await call.unless_left(self._whole(call, pieces, options))
@@ -125,6 +125,8 @@ class VoiceHandlers:
         async with self._synthesizer.open_stream(options, call.caller) as speech:
             for text in pieces:
                 piece = await speech.say(text)
+                if piece is None:
+                    continue
                 chunks.append(piece.data)
                 if sum(map(len, chunks)) > WHOLE_LIMIT_BYTES:
                     raise TooLarge(
@@ -134,6 +136,8 @@ class VoiceHandlers:
                     )
                 duration_ms += piece.duration_ms
                 sample_rate_hz = piece.sample_rate_hz
+            if not chunks:
+                raise _unspeakable()
             rest = await speech.finish()
             chunks.append(rest.data)
             voice = speech.voice or ""
@@ -158,18 +162,23 @@ class VoiceHandlers:
             async with BoundedSends() as sends, self._synthesizer.open_stream(options, call.caller) as speech:
                 for number, text in enumerate(pieces):
                     piece = await unless(watcher, speech.say(text))
-                    data = piece.data
-                    if number == len(pieces) - 1:
+                    is_last = number == len(pieces) - 1
+                    if piece is None and not (is_last and call.status):
+                        continue
+                    data = b"" if piece is None else piece.data
+                    if is_last:
                         rest = await speech.finish()
                         data += rest.data
-                        if number == 0:
+                        if not call.status:
                             # All is there before anything is sent: the file can say how long it is.
                             data = rest.beginning + data[len(rest.beginning) :]
-                    if number == 0:
+                    if piece is not None and not call.status:
                         await self._send_head(call, options.output_format, piece.sample_rate_hz, speech.voice)
                     for start in range(0, len(data), SEND_SLICE_BYTES):
                         part = data[start : start + SEND_SLICE_BYTES]
                         await sends.wait(call.send({"type": "http.response.body", "body": part, "more_body": True}))
+                if not call.status:
+                    raise _unspeakable()
                 await sends.wait(call.send({"type": "http.response.body", "body": b""}))
         except Preempted:
             raise ClientLeft from None
@@ -198,6 +207,10 @@ class VoiceHandlers:
             *call.headers,
         ]
         await call.send({"type": "http.response.start", "status": 200, "headers": headers})
+
+
+def _unspeakable() -> InvalidRequest:
+    return InvalidRequest.field("$.text", "has nothing in it that can be spoken")
 
 
 def _accepted(accept: str) -> OutputFormat | None:

@@ -144,7 +144,11 @@ class Kokoro:
 
         phonemes = self._reader.phonemes(text, LANGUAGES[voice[0]])
         if not phonemes:
-            raise BadRequest("text: there is nothing in it that can be spoken")
+            if not any(map(str.isalnum, text)):
+                raise BadRequest("text: there is nothing in it that can be spoken")
+            # Letters for which this language has no sound: one odd line is no reason to fail a whole answer.
+            yield np.zeros(int(SENTENCE_PAUSE_S * SAMPLE_RATE_HZ), np.float32)
+            return
         styles = np.fromfile(self._directory / f"{voice}.bin", "<f4").reshape(STYLES)
         speed = min(max(speed, SPEEDS[0]), SPEEDS[1])
         for piece in split_phonemes(phonemes, PIECE_PHONEMES):

@@ -22,7 +22,8 @@ from jarvis_core.models import Caller, Status
 from jarvis_core.speech.synthesis import SpeechOptions, SpeechStream, Synthesizer
 from jarvis_core.tasks import Preempted, unless
 from jarvis_core.turns.log import CLOSING, OPENING, Reader, Step, Turn
-from jarvis_core.words.sentences import SentenceSplitter, speakable
+from jarvis_core.words.markup import speakable
+from jarvis_core.words.sentences import SentenceSplitter
 
 logger = log.get(__name__)
 _failures = log.LogThrottle()
@@ -226,13 +227,15 @@ class Narration:
                     sent_bytes = stop if stop < len(piece.data) else WHOLE
                     yield Cursor(Phase.TEXT, end, sent_bytes), piece.data[start:stop]
 
-    async def _say(self, stack: AsyncExitStack, words: str) -> EncodedPiece:
-        """Synthesize *words*, once few enough sentences wait to be played."""
+    async def _say(self, stack: AsyncExitStack, words: str) -> EncodedPiece | None:
+        """Synthesize *words*, once few enough sentences wait to be played; return None where no part of them can be spoken."""
         if len(self._begins) >= AHEAD_SENTENCES:
             await asyncio.sleep(self._begins[-AHEAD_SENTENCES] - asyncio.get_running_loop().time())
         if self._stream is None:
             self._stream = await stack.enter_async_context(self._synthesizer.open_stream(self._options, self._caller))
         piece = await self._stream.say(words)
+        if piece is None:
+            return None
         # Each sentence is whole by itself, to the last sample that a resampler holds back: so it sounds the same, and is
         # as long, for a listener that comes back in the middle of it.
         rest = await self._stream.finish()

@@ -18,7 +18,9 @@ from jarvis_core.errors import InvalidRequest, RequestError, Unavailable
 from jarvis_core.models import Caller, TextToSpeech, Voice
 from jarvis_core.settings import Speech
 from jarvis_core.words.languages import LANGUAGE_NAMES, language_code
-from jarvis_core.words.sentences import speakable, split
+from jarvis_core.words.markup import speakable
+from jarvis_core.words.sentences import split
+from jarvis_core.words.spoken_form import spoken_form
 
 PIECE_CHARS = 240
 """Sentences are spoken together up to this length, the first alone: each call counts in the bridges' 20 a minute."""
@@ -57,7 +59,8 @@ class Voices:
 
     def __init__(self, speaker: TextToSpeech, settings: Speech) -> None:
         self._speaker = speaker
-        self._default_language = settings.default_language
+        self.default_language = settings.default_language
+        """``auto`` where there is none."""
         self._known: list[Voice] | None = None
         self._asked_at = -VOICES_FRESH_S
         self._patience_s = VOICES_FRESH_S
@@ -86,7 +89,7 @@ class Voices:
     async def languages(self, caller: Caller) -> list[Language]:
         """Return the languages of the voices, the default language first; raises as ``fetch`` does."""
         codes = {voice.language for voice in await self.fetch(caller) if voice.language}
-        default = language_code(self._default_language)
+        default = language_code(self.default_language)
         ordered = sorted(codes, key=lambda code: (code != default, code))
         return [Language(code, LANGUAGE_NAMES.get(code, code)) for code in ordered]
 
@@ -108,13 +111,17 @@ class Voices:
                     return one.id
         code = language_code(language) if language is not None else None
         if code is None:
-            code = language_code(self._default_language)
+            code = language_code(self.default_language)
             return next((one.id for one in known if one.language == code), None)
         chosen = next((one.id for one in known if one.language == code), None)
         if chosen is None and options.strict and any(one.language for one in known):
             codes = sorted({one.language for one in known if one.language})
             raise InvalidRequest.field("$.language", f"no voice speaks it; there are {', '.join(codes)}")
         return chosen
+
+    def language_of(self, voice: str | None) -> str | None:
+        """Return the code of what *voice* speaks; None where that is not known."""
+        return next((one.language for one in self._known or () if one.id == voice and one.language), None)
 
     async def close(self) -> None:
         """Cancel a request for the voices."""
@@ -140,18 +147,35 @@ class SpeechStream:
     """Turns sentences, one after another, into one stream of encoded speech."""
 
     def __init__(
-        self, encoder: SpeechEncoder, speaker: TextToSpeech, voice: str | None, speed: float, caller: Caller
+        self,
+        encoder: SpeechEncoder,
+        speaker: TextToSpeech,
+        voices: Voices,
+        voice: str | None,
+        language: str,
+        speed: float,
+        caller: Caller,
     ) -> None:
         self._encoder = encoder
         self._speaker = speaker
+        self._voices = voices
+        self._language = language
+        """Of the text, for a voice of which nobody knows what it speaks."""
         self._caller = caller
         self._speed = speed
         self.voice = voice
         """The voice that was asked for, and once the first piece was spoken the voice that the neighbour named."""
 
-    async def say(self, text: str) -> EncodedPiece:
-        """Return *text* (1..5,000 characters) as speech; raises as ``TextToSpeech`` does."""
-        spoken = await self._speaker.synthesize(text, self.voice, self._speed, self._caller)
+    async def say(self, text: str) -> EncodedPiece | None:
+        """
+        Return *text*, which has no markup, as speech; None where the voice can speak no part of it.
+
+        Raises as ``TextToSpeech`` does.
+        """
+        words = spoken_form(text, self._voices.language_of(self.voice) or self._language)
+        if not words:
+            return None
+        spoken = await self._speaker.synthesize(words, self.voice, self._speed, self._caller)
         self.voice = spoken.voice or self.voice
         return await self._encoder.feed(spoken)
 
@@ -177,7 +201,8 @@ class Synthesizer:
         async with self._codec.encode(
             options.output_format, output_rate_hz=options.sample_rate_hz, tempo=options.speed / speed
         ) as encoder:
-            yield SpeechStream(encoder, self._speaker, voice, speed, caller)
+            language = options.language or self._voices.default_language
+            yield SpeechStream(encoder, self._speaker, self._voices, voice, language, speed, caller)
 
 
 def pieces_of(text: str) -> list[str]:

@@ -1,8 +1,8 @@
 """
-A text that is still being written, as sentences to be spoken one after another; French and English at once.
+A text that is still being written, as sentences to be spoken one after another; French, English and German at once.
 
 The results joined are the text itself, and they do not depend on the pieces in which it came. Only letters, digits and a
-few signs (``SIGNS``) are something to say; what stands between two of them is a gap, and all is decided in gaps, when
+few signs (``markup.SIGNS``) are something to say; what stands between two of them is a gap, and all is decided in gaps, when
 the character after one arrives:
 
 - A line break ends a sentence, so a heading and each item of a list is one; ``。！？`` end one too.
@@ -11,8 +11,9 @@ the character after one arrives:
   or semicolon. So "iPhone" begins no sentence. A quote or code that opens begins one in any case, save after an ellipsis.
 - White space, emoji and what closes stay with the sentence before; quotes, brackets, dashes and bullets that open go
   with the next. Nothing is given that has nothing to say, as long as such a run is shorter than half the limit.
-- A full stop after an initial, an abbreviation or a number that begins the sentence ("1. Pommes") ends nothing. Judged
-  to end one before a capital: "etc.", "Inc.", "p.m.", "av. J.-C.", "So do I."; and never: "M.", "cf.", "U.S.", "plan B.".
+- A full stop after an initial, an abbreviation, a number that begins the sentence ("1. Pommes") or an ordinal of German
+  ("Am 3. Oktober") ends nothing. Judged to end one before a capital: "etc.", "Inc.", "p.m.", "av. J.-C.", "So do I.", "Sunset
+  Blvd."; and never: "M.", "cf.", "U.S.", "plan B.", "au Blvd.".
 
 The look-ahead is therefore the first character to say after the gap: "Bonjour." waits, with or without a space, a
 line break or "«" after it, and "Bonjour. C" gives "Bonjour. ". Whoever knows that nothing follows for a while calls ``end``.
@@ -23,22 +24,29 @@ from __future__ import annotations
 import re
 import unicodedata
 
-SIGNS = "%‰€$£¥°"
-"""What a voice says by itself, besides letters and digits."""
+from jarvis_core.words.markup import is_spoken
 
 ABBREVIATIONS = frozenset({
     "Dr", "Drs", "Mr", "Mrs", "Ms", "Mx", "Messrs", "Prof", "Pr", "St", "Ste", "Sts", "Mt", "Rev", "Hon", "Gen", "Gén",
     "Col", "Capt", "Lt", "Sgt", "Adm", "Gov", "Sen", "Rep", "MM", "Mme", "Mmes", "Mlle", "Mlles", "Mgr", "bd", "e.g",
-    "i.e", "cf", "vs", "v", "viz", "ca", "c.-à-d", "p.ex", "av", "apr", "op.cit", "p. ex",
+    "i.e", "cf", "vs", "v", "viz", "ca", "c.-à-d", "p.ex", "av", "apr", "op.cit", "p. ex", "Ft", "Maj", "Cpl", "Pres",
+    "Supt", "fg", "fbg", "chem", "imp", "Sté", "bzw", "d.h", "d. h", "z", "z.B", "z. B", "u.a", "u. a", "i.d.R", "o.ä", "o. ä", "Hr", "Hrn", "Fr", "Frl",
+    "Dipl", "inkl", "exkl", "zzgl", "evtl", "ggf", "vgl", "sog", "geb", "gest",
 })  # fmt: skip
 """What never ends a sentence, without its last full stop; those in lower case also with a capital."""
 
 BEFORE_NUMBERS = frozenset({
     "p", "pp", "n", "no", "nos", "nº", "vol", "t", "chap", "ch", "art", "fig", "sec", "sect", "éd", "ed", "tél", "tel",
     "réf", "ref", "env", "approx", "al", "op", "max", "min", "jan", "feb", "mar", "jun", "jul", "aug", "sep", "sept",
-    "oct", "nov", "dec", "janv", "févr", "avr", "juil", "déc",
+    "oct", "nov", "dec", "janv", "févr", "avr", "juil", "déc", "nr", "nrn", "s", "kap", "abb", "abs", "aufl", "str", "jg",
+    "tab", "eq", "ver", "ext", "apt", "app", "appt", "bât", "arr", "dép", "mrz", "okt", "dez", "lun", "jeu", "ven", "dim",
+    "tue", "thu", "fri",
 })  # fmt: skip
 """What does not end a sentence before a digit; most are words that do otherwise ("un vol.", "No.")."""
+
+STREETS = frozenset({"blvd", "boul", "ave", "rd", "ln", "hwy", "sq", "pl", "rte", "allée"})
+"""French before a name, where they end nothing, and English behind one, where they may."""
+ARTICLES = frozenset({"le", "la", "les", "du", "au", "aux", "un", "ce", "sur", "the", "on", "at"})
 
 ENDING = frozenset({"I", "A.M", "P.M", "av. J.-C", "ap. J.-C", "apr. J.-C"})
 """What looks like initials and may end a sentence."""
@@ -48,7 +56,15 @@ _END = re.compile(r"[.!?…‼⁇⁈⁉]\S*(?=\s)|[。！？｡]")
 _OPENING = re.compile(r"(?<=[\s。！？｡」』）])(?:[«‹“‘„「『¿¡(\[{<—–•-]|[\"'`*_~#]++(?!\s))")
 _QUOTES = "«‹“‘„「『¿¡\"'`"
 _LIST_NUMBER = re.compile(r"[\W_]*(?:\d{1,3}|[IVX]{1,4}|[A-Za-z])")
-_WORD = re.compile(r"(?:\b(?:[Pp]\.\s|(?:av|apr?)\.\s(?=J\.-C$)))?[\w.-]+$")
+_WORD = re.compile(r"(?:\b(?:[PpZzDdUuOo]\.\s|(?:av|apr?)\.\s(?=J\.-C$)))?[\w.-]+$")
+_GERMAN_ORDINAL = re.compile(
+    r"(?<!\bI )\b(?:[Aa]m|[Ii]m|[Vv]om|[Zz]u[mr]|[Bb]eim|[Dd]er|[Dd]e[mn]|[Dd]as|[Aa]b|[Bb]is|[Ss]eit|[Uu]nd|[Oo]der|"
+    r"(?:[Ss]ein|[Ii]hr|[Mm]ein|[Uu]nser|[Jj]ed|[Dd]ies)(?:e[mnrs]?)?|[Ee]ine[mnr]|(?:Mon|Diens|Donners|Frei|Sams|Sonn)tag,?|Mittwoch,?)"
+    r"\s\d{1,3}$"
+)
+"""A number behind a word that no other of the languages has there."""
+_NAME = re.compile(r"[^\W\d_a-zà-ÿ][\w'’-]*|\d+(?:st|nd|rd|th)")
+_BEFORE_STREET = re.compile(r"(?<=\s)(\S+)\s+\S+$")
 _LONGEST_WORD_CHARS = 24
 """How far back an abbreviation is looked for."""
 
@@ -61,22 +77,6 @@ _PLACES = (
 
 _REGIONAL = "".join(map(chr, range(0x1F1E6, 0x1F200)))
 """The letters of which two make a flag."""
-
-_FENCE = re.compile(r"^\s*(?:(?:```|~~~).*|-{3,}|\*{3,}|_{3,})$", re.MULTILINE)
-_LINK = re.compile(r"(?:!?\[([^\[\]]*))?\]\((?:[^()\s]|\([^()\s]*\))*(?:\s[^)]*)?\)")
-"""A link, or the end of one whose text began in the sentence before."""
-_TAG = re.compile(r"</?[A-Za-z][^<>]*>")
-_LINE_START = re.compile(r"^\s*(?:(?:#{1,6}|[*+•–—-])\s+|>+\s*)+", re.MULTILINE)
-_TIMES = re.compile(r"(?<=\d)(\s?)\*\1(?=\d)")
-_MARKUP = re.compile(
-    r"[*`~]+|(?<!\w)_+|_+(?!\w)|(?<![^\W_])#+|[«»‹›“”„‟\"「」『』\u00ad\u200b-\u200d\u2060\ufeff\ufe00-\ufe0f\u20e3]"
-)
-_SPACE_BEFORE_STOP = re.compile(r"\s+(?=[.,](?:\s|$))")
-_KEPT = SIGNS + ".,;:!?…。！？，、'’-‐‑–—−/()&+=<>×÷@§#"
-
-
-def _is_spoken(character: str) -> bool:
-    return character.isalnum() or character in SIGNS
 
 
 class SentenceSplitter:
@@ -108,7 +108,7 @@ class SentenceSplitter:
         pending = self._pending + text
         for at in range(seen, len(pending)):
             cut = start
-            if _is_spoken(pending[at]):
+            if is_spoken(pending[at]):
                 if start < gap < at and (ends := _find_end(pending[start:gap], pending[gap:at], pending[at])):
                     cut = gap + ends
                 gap = at + 1
@@ -131,25 +131,6 @@ def split(text: str, limit_chars: int = 300) -> list[str]:
     """Return the sentences of a whole text; joined they are the text."""
     splitter = SentenceSplitter(limit_chars=limit_chars)
     return splitter.feed(text) + splitter.end()
-
-
-def speakable(text: str) -> str:
-    """
-    Return what a voice should say of a sentence, on one line; empty when there is nothing.
-
-    Markdown, tags, targets of links, emoji, quotes and signs that cannot be said are left out. The number of a list
-    item stays. Also empty for a few texts that have letters: the line that opens a block of code, a link without text.
-    """
-    text = _TAG.sub(" ", _LINK.sub(r"\1", _FENCE.sub("", text)))
-    text = _MARKUP.sub("", _TIMES.sub(" × ", _LINE_START.sub("", text)))
-    text = "".join(
-        character
-        if character.isalnum() or character in _KEPT or unicodedata.category(character) in ("Mn", "Mc")
-        else " "
-        for character in text
-    )
-    text = _SPACE_BEFORE_STOP.sub("", " ".join(text.split()))
-    return text if any(map(_is_spoken, text)) else ""
 
 
 def _find_end(before: str, gap: str, after: str) -> int:
@@ -179,13 +160,19 @@ def _is_abbreviated(before: str, after: str) -> bool:
     """Return whether the full stop after ``before`` belongs to its last word."""
     if _LIST_NUMBER.fullmatch(before):
         return True
-    found = _WORD.search(before[-_LONGEST_WORD_CHARS:])
+    tail = before[-_LONGEST_WORD_CHARS:]
+    if tail[-1:].isdigit() and after.isalpha() and _GERMAN_ORDINAL.search(tail):
+        return True
+    found = _WORD.search(tail)
     if found is None:
         return False
     word = " ".join(found[0].lstrip("._-").split())
     lowered = word[:1].lower() + word[1:]
     if word in ENDING:
         return False
+    if lowered in STREETS:
+        named = _BEFORE_STREET.search(tail)
+        return named is None or not _NAME.fullmatch(named[1]) or named[1].lower() in ARTICLES
     if word in ABBREVIATIONS or lowered in ABBREVIATIONS or (after.isdigit() and lowered in BEFORE_NUMBERS):
         return True
     letters = re.split(r"[.-]+", word)
@@ -195,7 +182,7 @@ def _is_abbreviated(before: str, after: str) -> bool:
 def _find_place(text: str, last: int) -> int:
     """Return where to cut a text that is one over the limit, with ``last`` the last character to say in it."""
     limit = len(text) - 1
-    first = next((at for at, character in enumerate(text) if _is_spoken(character)), last)
+    first = next((at for at, character in enumerate(text) if is_spoken(character)), last)
     # Both sides of the cut have something to say, if there are two characters to say at all.
     low, high = (first + 1, last) if first < last else (max(1, min(first + 1, limit)), limit)
     for place, part in _PLACES:

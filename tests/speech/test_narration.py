@@ -50,6 +50,7 @@ class Voice(Synthesizer):
         self.chunks = chunks
         """How much sound each sentence has."""
         self.failing: dict[str, Exception] = {}
+        self.unsayable: set[str] = set()
         self.hanging = False
         self.asked: list[str] = []
         self.given_up: list[str] = []
@@ -79,9 +80,11 @@ class Mouth(SpeechStream):
         self._voice = voice
         self._rest = b""
 
-    async def say(self, text: str) -> EncodedPiece:
+    async def say(self, text: str) -> EncodedPiece | None:
         """Hold the end back, as a resampler does."""
         voice = self._voice
+        if text in voice.unsayable:
+            return None
         voice.asked.append(text)
         if voice.hanging:
             try:
@@ -355,6 +358,16 @@ async def test_voice_fails() -> None:
     await listener.end()
     assert listener.said[3:] == ["Un. ", "Deux. ", failure, "Trois.", *CLOSING, Step.ENDED]
     assert (listener.sound, listener.narration.silenced) == (voice.sound("Un."), None)
+
+
+async def test_sentence_that_the_voice_cannot_say() -> None:
+    """Such a sentence is shown without a sound, and the voice goes on after it."""
+    voice = Voice()
+    voice.unsayable = {"Deux."}
+    listener = Listener(ended("Un. Deux. Trois."), voice)
+    await listener.end()
+    assert listener.said[3:] == ["Un. ", "Deux. ", "Trois.", *CLOSING, Step.ENDED]
+    assert listener.sound == voice.sound("Un.") + voice.sound("Trois.")
 
 
 async def test_defect_of_the_voice() -> None:

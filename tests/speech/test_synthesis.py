@@ -259,7 +259,9 @@ async def test_speed(speed: float, asked: float, tempo: float) -> None:
     synthesizer = Synthesizer(codec, speaker, Voices(speaker, Speech()))  # type: ignore[arg-type]
     options = SpeechOptions("mp3", speed=speed, sample_rate_hz=24_000)
     async with synthesizer.open_stream(options, ANN) as utterer:
-        assert (await utterer.say("Un.")).data == b"piece"
+        piece = await utterer.say("Un.")
+        assert piece is not None
+        assert piece.data == b"piece"
         assert (await utterer.finish()).data == b"rest"
     assert codec.options == [("mp3", 24_000, tempo)]
     assert speaker.said == [("Un.", "fr_FR-siwis", asked)]
@@ -276,6 +278,44 @@ async def test_who_spoke_goes_on() -> None:
             names.append(utterer.voice)
     assert names == [None, "somebody", "somebody"]
     assert [voice for _, voice, _ in speaker.said] == [None, "somebody"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (SpeechOptions("wav"), "moins cinq pour cent"),
+        (SpeechOptions("wav", language="en"), "minus five percent"),
+        (SpeechOptions("wav", voice="en_US-amy"), "minus five percent"),
+        (SpeechOptions("wav", voice="en_US-amy", language="fr"), "minus five percent"),
+        (SpeechOptions("wav", voice="nobody", language="en"), "minus five percent"),
+    ],
+)
+async def test_the_voice_decides_in_which_language_numbers_are_read(options: SpeechOptions, words: str) -> None:
+    """Numbers are read in the language of whoever speaks, whatever the text is in."""
+    codec, speaker = StubEncoding(), StubSpeaker([SIWIS, AMY])
+    synthesizer = Synthesizer(codec, speaker, Voices(speaker, Speech()))  # type: ignore[arg-type]
+    async with synthesizer.open_stream(options, ANN) as stream:
+        await stream.say("-5 %")
+    assert [text for text, _, _ in speaker.said] == [words]
+
+
+async def test_language_of_a_voice_that_nobody_knows() -> None:
+    """Where the voice's language is not known it is the one that was asked for, or the default; without one digits stay."""
+    for default, language, words in (("en", None, "two"), ("fr", "en", "two"), ("auto", None, "2")):
+        codec, speaker = StubEncoding(), StubSpeaker([NOBODY])
+        synthesizer = Synthesizer(codec, speaker, Voices(speaker, Speech(default_language=default)))  # type: ignore[arg-type]
+        async with synthesizer.open_stream(SpeechOptions("wav", language=language, strict=False), ANN) as stream:
+            await stream.say("2")
+        assert [text for text, _, _ in speaker.said] == [words]
+
+
+async def test_what_the_voice_cannot_say_is_not_asked_for() -> None:
+    """A text in letters that the voice does not read makes no sound, and nobody is asked for it."""
+    codec, speaker = StubEncoding(), StubSpeaker([SIWIS])
+    synthesizer = Synthesizer(codec, speaker, Voices(speaker, Speech()))  # type: ignore[arg-type]
+    async with synthesizer.open_stream(SpeechOptions("wav"), ANN) as stream:
+        assert await stream.say("日本語") is None
+    assert speaker.said == []
 
 
 # Texts

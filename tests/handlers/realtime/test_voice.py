@@ -15,6 +15,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from jarvis_core.words.spoken_form import spoken_form
 from tests.fakes.audio_engine import FakeAudioEngine
 from tests.fakes.faults import Fault
 from tests.fakes.python_bridges import FRENCH_VOICES, BridgesMode, FakeBridges
@@ -644,6 +645,20 @@ async def test_speaks_while_the_model_goes_on(server: Server, bridges: FakeBridg
         assert socket.tally.text == ANSWER
 
 
+async def test_words_are_shown_as_written_and_said_as_spoken(server: Server, bridges: FakeBridges) -> None:
+    """Numbers, signs and abbreviations reach the voice as words, the client as they are; a foreign line fails no voice."""
+    answer = "M. Dupont, il fait -5 °C. 日本語です。 Rendez-vous à 18h30 !"
+    bridges.mode = speaking(answer)
+    async with open_socket(server.url, key=ALICE) as socket:
+        await ask_aloud(socket)
+        response = await socket.done()
+        assert (response["status"], socket.tally.text) == ("completed", answer)
+    assert [asked["text"] for asked in spoken(bridges)] == [
+        "Monsieur Dupont, il fait moins cinq degrés Celsius.",
+        "Rendez-vous à dix-huit heures trente !",
+    ]
+
+
 async def test_nothing_to_say(server: Server, bridges: FakeBridges) -> None:
     """What a voice cannot say is shown and not spoken; an answer without a word has no sound."""
     answer = "Voici.\n```\n```\n🎉🎉\nVoilà."
@@ -1040,7 +1055,8 @@ async def test_two_sockets(server: Server, bridges: FakeBridges) -> None:
                 await commit(socket, duration_s, rate_hz)
                 await socket.done()
                 assert socket.tally.text == f"You said: a clip of {duration_s:.2f} seconds"
-                assert len(socket.tally.sound) == pytest.approx(2 * rate_hz * 0.02 * len(socket.tally.text), abs=4)
+                said = spoken_form(socket.tally.text, "fr")
+                assert len(socket.tally.sound) == pytest.approx(2 * rate_hz * 0.02 * len(said), abs=4)
 
     await asyncio.gather(*(talk(number) for number in range(8)))
 

@@ -157,10 +157,10 @@ async def test_language_that_nobody_speaks(
 
 async def test_long_text(speaker: Api, bridges: FakeBridges) -> None:
     """A text at its limit is spoken whole and in order, in pieces: the first sentence alone, then few calls."""
-    text = "".join(f"Phrase numéro {n:03}. " for n in range(500))[:5_000]
+    text = "".join(f"Phrase notée x{chr(97 + n // 26)}{chr(97 + n % 26)}. " for n in range(500))[:5_000]
     body, samples, rate_hz = await speak(speaker, text=text, speed=2, format="pcm16")
     said = [one["text"] for one in asked_of(bridges)]
-    assert said[0] == "Phrase numéro 000."
+    assert said[0] == "Phrase notée xaa."
     assert " ".join(said).split() == text.split()
     assert max(map(len, said)) <= 240
     assert len(said) <= 25
@@ -173,6 +173,45 @@ async def test_markdown_is_not_spoken(speaker: Api, bridges: FakeBridges) -> Non
     """Signs that are only for the eye are left out of what is said."""
     await speak(speaker, text="# Bonjour 🙂\n* **tout** le [monde](https://example.org)")
     assert [one["text"] for one in asked_of(bridges)] == ["Bonjour", "tout le monde"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("Il fait -5 °C.", "Il fait moins cinq degrés Celsius."),
+        ("Le 01/05/2024 à 18h30, 1\u202f234,50\u00a0€.", "Le premier mai deux mille vingt-quatre à dix-huit heures trente, mille deux cent trente-quatre euros cinquante."),
+        ("Louis XIV, 12 bd. Saint-Michel & 3/4 de 50 %.", "Louis quatorze, douze boulevard Saint-Michel et trois quarts de cinquante pour cent."),
+        ("| Ville | Temp. |\n|---|---|\n| Paris | ≥ 12 °C |", "Ville, Température.|Paris, supérieur ou égal à douze degrés Celsius"),
+        ("① Lavez ٣ pommes", "un. Lavez trois pommes"),
+        ("Bonjour. 日本語です。 Voilà.", "Bonjour.|Voilà."),
+    ],
+)  # fmt: skip
+async def test_spoken_form(speaker: Api, bridges: FakeBridges, text: str, said: str) -> None:
+    """What is written for the eye is read aloud: the voice gets words, and nothing of what it could only spell."""
+    await speak(speaker, text=text)
+    assert [one["text"] for one in asked_of(bridges)] == said.split("|")
+
+
+@pytest.mark.parametrize(
+    "text", ["Bonjour. 日本語です。 Voilà.", "日本語です。 Bonjour. Voilà.", "Bonjour. Voilà. 日本語です。"]
+)
+@pytest.mark.parametrize("kind", ["wav", "opus"])
+async def test_foreign_line_in_a_stream(speaker: Api, bridges: FakeBridges, text: str, kind: str) -> None:
+    """Wherever a line stands of which the voice can say nothing, the stream is whole without it."""
+    answer = await speaker.post(SYNTHESIZE, {"text": text, "format": kind}, headers={"Accept": "audio/*"})
+    assert answer.status == 200
+    samples, rate_hz = read(answer.body, kind, 0)
+    said = [one["text"] for one in asked_of(bridges)]
+    assert " ".join(said) == "Bonjour. Voilà."
+    assert abs(len(samples) / rate_hz - sum(map(len, said)) * 0.05) < 0.1
+
+
+@pytest.mark.parametrize("accept", ["application/json", "audio/*"])
+async def test_foreign_script(speaker: Api, bridges: FakeBridges, accept: str) -> None:
+    """A text of which the voice can say nothing is refused, and the bridges are not asked."""
+    answer = await speaker.post(SYNTHESIZE, {"text": "日本語です。はい。"}, headers={"Accept": accept})
+    assert (answer.status, answer.json["details"]["path"]) == (400, "$.text")
+    assert asked_of(bridges) == []
 
 
 @pytest.mark.parametrize(
