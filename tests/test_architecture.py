@@ -66,6 +66,7 @@ and know nothing of the core that asks them.
 SHARED_SERVICES = {
     "transport",
     "contract",
+    "answers",
     "lines",
     "tokens",
     "breaker",
