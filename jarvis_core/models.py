@@ -26,10 +26,10 @@ class Status(enum.StrEnum):
     COMPLETED = "completed"
     """The model said all that it wanted to say."""
     INCOMPLETE = "incomplete"
-    """Cut short: ``max_tokens``, a lost or stalled stream, the server's end."""
+    """Cut short: ``max_tokens``, a lost or stalled stream, a filter, the server's end."""
     CANCELLED = "cancelled"
     FAILED = "failed"
-    """Nothing was generated, because of an error."""
+    """Nothing was said."""
 
 
 class Caller(Struct, frozen=True):
@@ -132,11 +132,19 @@ class Prompt(Struct, frozen=True):
 class Finish(Struct, frozen=True):
     """How a model's stream ended; its last item."""
 
-    reason: Literal["stop", "length", "lost", "stalled", "deadline"]
-    """``stop`` is the model's own end; all others cut it short."""
+    reason: str
+    """
+    ``stop`` is the model's own end; all others are none: ``length``, ``lost``, ``stalled``, ``deadline``, ``flood`` (a stream
+    that brings nothing without end), ``content_filter``, ``refusal``, ``tool_calls`` (of tools that nobody offered),
+    ``thinking`` (it ended in the middle of it), or what else its server calls it.
+    """
     tokens: int | None = None
     """Generated; None where the neighbour did not say."""
     model: str = ""
+
+
+class Discard(Struct, frozen=True):
+    """What a model's stream has given until now was thinking that nothing told of; the answer begins after it."""
 
 
 class LanguageModel(Protocol):
@@ -145,12 +153,14 @@ class LanguageModel(Protocol):
     history_limit_chars: int
     """More history than this many code points is never used."""
 
-    def generate(self, prompt: Prompt, caller: Caller) -> AbstractAsyncContextManager[AsyncIterator[str | Finish]]:
+    def generate(
+        self, prompt: Prompt, caller: Caller
+    ) -> AbstractAsyncContextManager[AsyncIterator[str | Discard | Finish]]:
         """
         Ask the model; the iterator gives pieces of text as they arrive, and a ``Finish`` last.
 
         Entering waits for the neighbour's first sign of an answer. Leaving closes the neighbour's connection unless
-        the answer was read to its end. Raises ``Unavailable``, ``BadGateway``, ``DeadlineExceeded`` or
+        the answer was read to its end. Raises ``Unavailable``, ``BadGateway``, ``DeadlineExceeded``, ``RateLimited`` or
         ``InvalidRequest``; once text has arrived a loss is a ``Finish`` instead.
         """
         ...

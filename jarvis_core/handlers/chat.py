@@ -157,6 +157,7 @@ def _reply(turn: Turn) -> ChatReply:
         model=turn.model,
         status=turn.status.value,  # type: ignore[arg-type]  # an ended turn is none of the others
         memories=turn.memories,
+        reason=turn.reason or None,
     )
 
 
@@ -173,6 +174,7 @@ def _state(turn: Turn) -> Reply:
         model=turn.model,
         memories=turn.memories,
         ended_at=turn.ended_at,
+        details=turn.error.details if turn.error is not None else None,
     )
     return Reply(_encoder.encode(state))
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
@@ -50,6 +50,8 @@ class EventError(Struct):
     param: str | None = None
     event_id: str | None = None
     """The client's event that caused it."""
+    details: dict[str, Any] | UnsetType = UNSET
+    """Ours: what a program may want to know, such as the model server's own words."""
 
 
 class StatusDetails(Struct):
@@ -268,7 +270,7 @@ class TurnEvents:
             return None
         error = None
         if turn.error is not None:
-            error = EventError("server_error", turn.error.code, turn.error.message)
+            error = EventError("server_error", turn.error.code, turn.error.message, details=turn.error.details or UNSET)
         return StatusDetails(WORDS[turn.status], REASONS.get(turn.reason, turn.reason), error)
 
 

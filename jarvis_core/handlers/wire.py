@@ -90,6 +90,8 @@ class ChatReply(Struct, frozen=True):
     model: str
     status: Literal["completed", "incomplete", "cancelled", "failed"]
     memories: list[str]
+    reason: str | None = None
+    """Why it ended so, as in ``/api/chat/response/{id}``."""
     role: Literal["assistant"] = "assistant"
 
 
@@ -101,13 +103,18 @@ class ResponseState(Struct, frozen=True):
     user_message_id: str
     status: Literal["running", "completed", "incomplete", "cancelled", "failed"]
     reason: str | None
-    """Why it ended so: ``stop``, ``max_tokens``, ``cancelled``, ``client_left``, ``stream_lost``, ``server_stopped`` …"""
+    """
+    Why it ended so: ``stop``, ``max_tokens``, ``cancelled``, ``client_left``, ``stream_lost``, ``content_filter``,
+    ``server_stopped`` …
+    """
     error: str | None
     content: str
     tokens: int
     model: str
     memories: list[str]
     ended_at: datetime | None
+    details: dict[str, Any] | None = None
+    """What a program may want to know of the error, such as the model server's own words; not kept for long."""
     role: Literal["assistant"] = "assistant"
 
 

@@ -16,7 +16,7 @@ state worth closing, so SIGTERM keeps its default action: an end within millisec
 generating.
 
 Beyond the contract a request to the language model may carry ``stream`` (the answer is ``application/x-ndjson``:
-``{"text": …}`` lines, then one with ``"done": true`` and the counts, or one with ``error`` when the engine fails on the
+``{"text": …}`` lines, with ``thinking`` where the model thinks, then one with ``"done": true`` and the counts, or one with ``error`` when the engine fails on the
 way) and ``messages`` (the conversation, its newest message last, in place of ``prompt``), and one for embeddings
 ``input_type``. Routes of engines that the stand-in was started without answer 501. With ``--audio`` it stands in for
 the audio engine as well (``audio.py``).
@@ -156,12 +156,16 @@ class LanguageModel:
 
 async def _whole(pieces: AsyncIterator[Delta | Done]) -> web.Response:
     texts: list[str] = []
+    thoughts: list[str] = []
     async for piece in pieces:
         if isinstance(piece, Done):
             fields = msgspec.structs.asdict(piece)
             del fields["done"]
+            if any(thoughts):
+                fields["thinking"] = "".join(thoughts)
             return answer({"text": "".join(texts), **fields})
         texts.append(piece.text)
+        thoughts.append(piece.thinking)
     raise BadGateway("the answer has no end")
 
 

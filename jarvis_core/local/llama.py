@@ -50,11 +50,13 @@ class ChatMessage(msgspec.Struct, frozen=True):
     content: str
 
 
-class Delta(msgspec.Struct, frozen=True):
+class Delta(msgspec.Struct, frozen=True, omit_defaults=True):
     """The text that the model has just generated, in whole characters."""
 
     text: str
-    """Empty while a prompt is being read, as a sign of life after each batch."""
+    """Empty while a prompt is being read, as a sign of life after each batch, and while the model thinks."""
+    thinking: str = ""
+    """What it thought before it answers; no part of the answer."""
 
 
 class Done(msgspec.Struct, frozen=True):
@@ -70,6 +72,7 @@ class Done(msgspec.Struct, frozen=True):
 
 class _ChunkDelta(msgspec.Struct, frozen=True):
     content: str | None = None
+    reasoning_content: str | None = None
 
 
 class _Choice(msgspec.Struct, frozen=True):
@@ -232,6 +235,8 @@ class Engine:
                 if chunk.prompt_progress is not None:
                     yield Delta("")
                 for choice in chunk.choices:
+                    if choice.delta.reasoning_content:
+                        yield Delta("", choice.delta.reasoning_content)
                     if choice.delta.content:
                         yield Delta(choice.delta.content)
                     if choice.finish_reason is not None:

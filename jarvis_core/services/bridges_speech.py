@@ -101,7 +101,8 @@ class BridgesSpeech:
                 raise InvalidRequest.field("$.language", "is none that the speech model knows") from exc
             raise
         heard = self._decode(_transcript_decoder, answer)
-        if heard.text.startswith(FAILURE_MARK) and not heard.segments:
+        segments = heard.segments or []
+        if heard.text.startswith(FAILURE_MARK) and not _was_heard(heard):
             raise self._failed("transcription", heard.text)
         return Transcript(
             text=heard.text.strip(),
@@ -109,8 +110,8 @@ class BridgesSpeech:
             language=language_code(heard.language or language or "") or "",
             confidence=_share(heard.confidence) or 0.0,
             segments=[
-                Segment(round(1_000 * part.start), round(1_000 * part.end), part.text.strip())
-                for part in heard.segments
+                Segment(round(1_000 * part.start), round(1_000 * part.end), (part.text or "").strip())
+                for part in segments
             ],
             language_confidence=_share(heard.language_confidence),
             enhanced=heard.enhanced,
@@ -136,7 +137,7 @@ class BridgesSpeech:
         if not spoken.audio_data:
             raise self._failed("speech", "no audio")
         audio = spoken.audio_data.encode("ascii", "replace")
-        name = "".join(filter(str.isprintable, spoken.voice[:VOICE_LIMIT]))
+        name = "".join(filter(str.isprintable, (spoken.voice or "")[:VOICE_LIMIT]))
         return SpokenAudio(audio, "base64", int(spoken.sample_rate), name or voice or "")
 
     async def fetch_voices(self, caller: Caller) -> list[Voice]:
@@ -184,6 +185,13 @@ class BridgesSpeech:
 
 def _share(value: float | None) -> float | None:
     return None if value is None else min(max(value, 0.0), 1.0)
+
+
+def _was_heard(answer: TranscribeAnswer) -> bool:
+    """Whether somebody said what *answer* has: a failure has no confidence, and no segment that takes any time."""
+    return bool(answer.confidence and answer.confidence > 0) and any(
+        part.end > part.start and part.text for part in answer.segments or ()
+    )
 
 
 def voice_of(name: str, label: str) -> Voice:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
@@ -46,11 +46,14 @@ class GenerateAnswer(Struct):
     """The bridges' whole answer, or one line of their stream."""
 
     text: str | None = None
+    thinking: Any = None
+    """As Ollama has it; no part of the answer."""
     done: bool = False
-    model: str = ""
-    tokens_generated: int | None = None
-    finish_reason: str | None = None
-    error: str | None = None
+    model: Any = None
+    tokens_generated: Any = None
+    finish_reason: Any = None
+    error: Any = None
+    """A text, or an object in which there is one."""
 
 
 class StreamOptions(Struct):
@@ -64,38 +67,54 @@ class CompletionRequest(Struct):
 
     model: str
     messages: list[ChatMessage]
-    temperature: float
-    max_tokens: int
-    stream: bool = True
-    stream_options: StreamOptions = msgspec.field(default_factory=StreamOptions)
+    temperature: float | UnsetType = UNSET
+    max_tokens: int | UnsetType = UNSET
+    stream: bool | UnsetType = UNSET
+    stream_options: StreamOptions | UnsetType = UNSET
+    max_completion_tokens: int | UnsetType = UNSET
+    """What newer servers call ``max_tokens``."""
 
 
 class Delta(Struct):
-    """The text that a chunk adds; ``reasoning_content`` is not part of the answer and is ignored."""
+    """
+    What a chunk adds, or the message of a whole completion.
 
-    content: str | None = None
+    Strict is only what is needed; what the fields hold differs from server to server.
+    """
+
+    content: Any = None
+    """A text, or a list of parts."""
+    reasoning_content: Any = None
+    """Thinking, like the two that follow."""
+    reasoning: Any = None
+    thinking: Any = None
+    refusal: Any = None
+    """What a model says in place of an answer."""
+    tool_calls: Any = None
+    function_call: Any = None
 
 
 class Choice(Struct):
-    """The only choice of a chunk."""
+    """A choice of a chunk, of which one is asked for."""
 
     delta: Delta | None = None
-    finish_reason: str | None = None
-
-
-class Usage(Struct):
-    """Token counts; their chunk has no choices."""
-
-    completion_tokens: int | None = None
+    message: Delta | None = None
+    """In a whole completion."""
+    text: Any = None
+    """In a completion of the older kind."""
+    finish_reason: Any = None
+    index: Any = None
+    error: Any = None
 
 
 class Completion(Struct):
-    """One chunk of a chat completion."""
+    """One chunk of a chat completion, or a whole one."""
 
     choices: list[Choice] | None = None
-    model: str | None = None
-    usage: Usage | None = None
-    error: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
+    model: Any = None
+    usage: Any = None
+    """Token counts; their chunk has no choices."""
+    error: Any = None
 
 
 class Model(Struct):
@@ -115,7 +134,7 @@ class TranscribedSegment(Struct):
 
     start: Seconds = 0.0
     end: Seconds = 0.0
-    text: str = ""
+    text: str | None = None
 
 
 class TranscribeAnswer(Struct):
@@ -124,7 +143,7 @@ class TranscribeAnswer(Struct):
     text: str
     language: str | None = None
     confidence: float | None = None
-    segments: list[TranscribedSegment] = []
+    segments: list[TranscribedSegment] | None = None
     language_confidence: float | None = None
     """Ours, as is the next: how sure the local stand-in is of a language that it was to find out,"""
     enhanced: bool = False
@@ -147,7 +166,7 @@ class SynthesizeAnswer(Struct):
     """Base64 of float32 little-endian mono samples."""
     sample_rate: Annotated[float, Meta(ge=1, le=1_000_000, multiple_of=1)]
     """In Hz; some JSON encoders write 22050.0."""
-    voice: str = ""
+    voice: str | None = None
 
 
 class Voices(Struct):
@@ -180,8 +199,10 @@ class EmbedBatchRequest(Struct, omit_defaults=True):
 class EmbedAnswer(Struct):
     """A vector: base64 of float32 little-endian."""
 
-    vector: str
-    dimension: int
+    vector: str | list[float]
+    """The latter where a server has unpacked it."""
+    dimension: Annotated[float, Meta(ge=0, le=1_000_000, multiple_of=1)]
+    """Some JSON encoders write 384.0."""
 
 
 class EmbedBatchAnswer(Struct):
@@ -201,8 +222,9 @@ class EmbeddingsRequest(Struct):
 class EmbeddingData(Struct):
     """One vector; *index* is the number of its input."""
 
-    embedding: list[float]
-    index: int = 0
+    embedding: list[float] | str
+    """Numbers as asked for, or base64 of float32 little-endian, which some servers always send."""
+    index: int | None = None
 
 
 class EmbeddingsAnswer(Struct):

@@ -70,14 +70,11 @@ class BridgesEmbedder:
         return await self._transport.call("POST", path, body=body, headers=headers, timeout_s=self._timeout_s)
 
     def _embedding(self, answer: EmbedAnswer) -> Embedding:
-        try:
-            data = base64.b64decode(answer.vector, validate=True)
-        except (binascii.Error, ValueError) as exc:
-            raise _unusable(self._transport, "a vector that is not base64") from exc
-        if len(data) != 4 * answer.dimension:
-            raise _unusable(self._transport, f"{len(data)} bytes for {answer.dimension} dimensions")
-        vector = struct.unpack(f"<{answer.dimension}f", data)
-        return _checked(self._transport, f"python_bridges/{answer.dimension}", vector)
+        vector = _unpacked(self._transport, answer.vector)
+        dimension = int(answer.dimension)
+        if len(vector) != dimension:
+            raise _unusable(self._transport, f"{len(vector)} numbers for {dimension} dimensions")
+        return _checked(self._transport, f"python_bridges/{dimension}", vector)
 
 
 class OpenAiEmbedder:
@@ -99,10 +96,10 @@ class OpenAiEmbedder:
         answer = await self._transport.call(
             "POST", "/embeddings", body=body, headers=self._headers, timeout_s=self._timeout_s
         )
-        found = sorted(_decode(self._transport, _openai_decoder, answer).data, key=lambda one: one.index)
+        found = sorted(_decode(self._transport, _openai_decoder, answer).data, key=lambda one: one.index or 0)
         if len(found) != len(texts):
             raise _unusable(self._transport, f"{len(found)} vectors for {len(texts)} texts")
-        return [_checked(self._transport, self._model, tuple(one.embedding)) for one in found]
+        return [_checked(self._transport, self._model, _unpacked(self._transport, one.embedding)) for one in found]
 
 
 def _decode(transport: Transport, decoder: msgspec.json.Decoder[T], answer: Answer) -> T:
@@ -110,6 +107,19 @@ def _decode(transport: Transport, decoder: msgspec.json.Decoder[T], answer: Answ
         return decoder.decode(answer.body)
     except NONSENSE as exc:
         raise _unusable(transport, "what is not its contract") from exc
+
+
+def _unpacked(transport: Transport, vector: list[float] | str) -> tuple[float, ...]:
+    """Return the numbers of *vector*, which may be base64 of float32 little-endian."""
+    if not isinstance(vector, str):
+        return tuple(vector)
+    try:
+        data = base64.b64decode(vector, validate=True)
+    except (binascii.Error, ValueError) as exc:
+        raise _unusable(transport, "a vector that is not base64") from exc
+    if len(data) % 4:
+        raise _unusable(transport, f"{len(data)} bytes, which is no whole number of float32")
+    return struct.unpack(f"<{len(data) // 4}f", data)
 
 
 def _checked(transport: Transport, model: str, vector: tuple[float, ...]) -> Embedding:

@@ -59,6 +59,7 @@ class Response:
         "at_end",
         "content_type",
         "headers",
+        "parts",
         "status",
     )
 
@@ -71,6 +72,8 @@ class Response:
         """Without parameters, in lower case."""
         self.at_end = False
         """Whether all of the body has been read or lies ready to be."""
+        self.parts = 0
+        """In how many the body has come, as far as it was read; of a chunked one, its chunks and more."""
         self._connection = connection
         self._parts: list[bytes] = []
         self._unread = 0
@@ -84,6 +87,7 @@ class Response:
             if self.at_end:
                 return b""
             await self._change()
+        self.parts += len(self._parts)
         data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         self._parts.clear()
         if self._unread > HIGH_WATER_BYTES:

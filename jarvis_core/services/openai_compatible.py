@@ -2,31 +2,74 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import msgspec
+from msgspec import UNSET, Struct
 
-from jarvis_core.errors import BadGateway, InvalidRequest
-from jarvis_core.models import Caller, Finish, Prompt
-from jarvis_core.services.contract import NONSENSE, ChatMessage, Completion, CompletionRequest, Models
-from jarvis_core.services.lines import LineBuffer
-from jarvis_core.services.stream import Stream
+from jarvis_core import log
+from jarvis_core.errors import BadGateway, RequestError
+from jarvis_core.models import Caller, Prompt
+from jarvis_core.services.answers.completions import CompletionStream
+from jarvis_core.services.answers.finish_reasons import STOP
+from jarvis_core.services.answers.messages import BETWEEN, in_order, system_texts, without_system
+from jarvis_core.services.answers.server_errors import ServerError, error_in_body
+from jarvis_core.services.answers.stream import CHARS_PER_TOKEN_LIMIT, Piece, request_error
+from jarvis_core.services.contract import NONSENSE, ChatMessage, CompletionRequest, Models, StreamOptions
 from jarvis_core.services.transport import Refused, Transport
 from jarvis_core.settings import Llm
+
+logger = log.get(__name__)
 
 BYTES_PER_TOKEN = 3
 """An estimate on the safe side: English has about 4 bytes of UTF-8 a token, French 3.5, Chinese 3."""
 TOKENS_PER_MESSAGE = 8
 """What a chat template puts around each message, at most."""
+ATTEMPTS = 6
+"""Each leaves out one more of what a server refuses."""
+OPTIONAL = ("stream_options", "temperature", "max_completion_tokens", "max_tokens", "stream")
+"""Fields that an answer can be had without, in the order in which they are tried without."""
+NO_SYSTEM = "system"
+"""In place of a field's name: the system message, which goes into the user's first one then."""
+
+REPEATABLE = (400, 413, 422, 500, 501)
+"""Statuses of an error that may be about a field; llama.cpp has 500 for what a template refuses."""
+CONTEXT_LEAST_TOKENS = 256
+
+_SYSTEM_REFUSED = re.compile(
+    r"system (?:role|message|prompt)s?\b.{0,40}not|roles must alternate|only user", re.IGNORECASE
+)
+_RENAMED = re.compile(r"\bmax_completion_tokens\b")
+_THINKS_UNTOLD = re.compile(
+    r"deepseek[-_ ]?r1|r1[-_]distill|\bqwq\b|thinking|reason(?:er|ing)\b|magistral|openthinker|marco-o1|skywork-o1|exaone-deep|glm-z1",
+    re.IGNORECASE,
+)
+"""Names of models whose templates open their thinking in the prompt, so that only its end is told."""
+_VERSION = re.compile(r"/v\d")
 
 _encoder = msgspec.json.Encoder()
-_decoder = msgspec.json.Decoder(Completion)
 _models_decoder = msgspec.json.Decoder(Models)
 
 
+class Asked(Struct):
+    """What one turn asks for, and what is left out of it by now."""
+
+    prompt: Prompt
+    context_tokens: int
+    left_out: set[str]
+    lasting: set[str]
+    """What to leave out from now on, once an answer was had without it."""
+
+
 class OpenAiModel:
-    """A model behind ``POST /chat/completions``."""
+    """
+    A model behind ``POST /chat/completions``.
+
+    What the server refuses is left out from then on; the limit of its context is learnt from what it says of it.
+    """
 
     def __init__(self, transport: Transport, settings: Llm) -> None:
         self._transport = transport
@@ -35,93 +78,154 @@ class OpenAiModel:
         self._headers = {"Content-Type": "application/json"}
         if settings.api_key is not None:
             self._headers["Authorization"] = "Bearer " + settings.api_key.reveal()
+        self._context_tokens = settings.context_tokens
+        self._left_out: set[str] = set()
+        self._opens_thinking = bool(_THINKS_UNTOLD.search(self._model))
+        """Whether the model's thinking is told by its end only: as its name has it, until an answer has shown it."""
+        self._hint = "" if _VERSION.search(transport.base_url) else " LLM_URL may lack the /v1 at its end."
+        """What may be wrong with the address where there is nothing under it."""
         self.history_limit_chars = settings.context_tokens * BYTES_PER_TOKEN
 
     @asynccontextmanager
-    async def generate(self, prompt: Prompt, caller: Caller) -> AsyncIterator[AsyncIterator[str | Finish]]:
-        """Ask the model, as ``LanguageModel`` has it; *caller* is not told to it."""
+    async def generate(self, prompt: Prompt, caller: Caller) -> AsyncIterator[AsyncIterator[Piece]]:
+        """
+        Ask the model, as ``LanguageModel`` has it; *caller* is not told to it.
+
+        A server that refuses a field, or the length of the prompt, is asked again without, within the same time.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._settings.first_token_timeout_s
         if not self._model:
             self._model = await self._first_model()
-        request = CompletionRequest(
-            model=self._model,
-            messages=fit(prompt, self._settings.context_tokens),
-            temperature=prompt.temperature,
-            max_tokens=prompt.max_tokens,
-        )
-        try:
-            async with self._transport.stream(
-                "POST",
-                "/chat/completions",
-                body=_encoder.encode(request),
-                headers=self._headers,
-                first_byte_timeout_s=self._settings.first_token_timeout_s,
-                stall_timeout_s=self._settings.stall_timeout_s,
-                total_timeout_s=self._settings.total_timeout_s,
-            ) as stream:
-                if stream.content_type != "text/event-stream":
-                    raise BadGateway(f"{self._transport.name} answered with {stream.content_type}.")
-                yield self._pieces(stream)
-        except Refused as exc:
-            if exc.status == 400 and b"exceed_context_size" in exc.answer:
-                raise InvalidRequest.field("$.content", "is longer than the model can read") from exc
-            raise
+            self._opens_thinking = bool(_THINKS_UNTOLD.search(self._model))
+        asked = Asked(prompt, self._context_tokens, self._left_out.copy(), set())
+        for attempt in range(ATTEMPTS):
+            error: ServerError | None
+            cause: Refused | None = None
+            answer = None
+            try:
+                async with self._transport.stream(
+                    "POST",
+                    "/chat/completions",
+                    body=_encoder.encode(self._request(asked)),
+                    headers=self._headers,
+                    first_byte_timeout_s=max(deadline - loop.time(), 0.0),
+                    stall_timeout_s=self._settings.stall_timeout_s,
+                    total_timeout_s=self._settings.total_timeout_s,
+                ) as stream:
+                    answer = CompletionStream(
+                        self._transport,
+                        stream,
+                        model=self._model,
+                        limit_chars=prompt.max_tokens * CHARS_PER_TOKEN_LIMIT,
+                        opened=self._opens_thinking,
+                        hint=self._hint,
+                    )
+                    error = await answer.wait_begun()
+                    if error is None:
+                        self._left_out |= asked.lasting
+                        yield answer.pieces()
+                        self._learn_of(answer)
+                        return
+            except Refused as exc:
+                if answer is not None:
+                    raise
+                error, cause = error_in_body(exc.answer, exc.status) or ServerError("", status=exc.status), exc
+            if attempt + 1 == ATTEMPTS or not self._leave_out(asked, error):
+                raise self._refusal(error, cause) from cause
+            logger.info(
+                "a model's server is asked again", neighbour=self._transport.name, without=sorted(asked.left_out)
+            )
 
-    async def _pieces(self, stream: Stream) -> AsyncIterator[str | Finish]:
-        buffer = LineBuffer()
-        reason = None
-        tokens = None
-        model = self._model
-        any_text = False
-        while True:
-            data = await stream.read()
-            if not data and stream.lost is not None:
-                break  # what is left of a line was cut off
-            for line in buffer.feed(data) if data else buffer.end():
-                if line == b"[DONE]":
-                    await stream.finish()
-                    yield Finish("length" if reason == "length" else "stop", tokens, model)
-                    return
-                chunk = self._decode(line)
-                if chunk.usage is not None and chunk.usage.completion_tokens is not None:
-                    tokens = chunk.usage.completion_tokens
-                model = chunk.model or model
-                for choice in chunk.choices or ():
-                    reason = choice.finish_reason or reason
-                    if choice.delta is not None and choice.delta.content:
-                        if not any_text:
-                            stream.begin()
-                            any_text = True
-                        yield choice.delta.content
-            if not data:
-                break
-        if reason is not None:
-            # Some servers leave out [DONE]; the model's own end has been seen.
-            yield Finish("length" if reason == "length" else "stop", tokens, model)
-        elif any_text:
-            yield Finish(stream.lost or "lost", tokens, model)
-        elif stream.lost is not None:
-            raise self._transport.lost(stream)
+    def _request(self, asked: Asked) -> CompletionRequest:
+        prompt, left_out = asked.prompt, asked.left_out
+        messages = fit(prompt, asked.context_tokens)
+        request = CompletionRequest(self._model, without_system(messages) if NO_SYSTEM in left_out else messages)
+        if "temperature" not in left_out:
+            request.temperature = prompt.temperature
+        if "max_tokens" not in left_out:
+            request.max_tokens = prompt.max_tokens
+        elif "max_completion_tokens" not in left_out:
+            request.max_completion_tokens = prompt.max_tokens
+        if "stream" not in left_out:
+            request.stream = True
+            if "stream_options" not in left_out:
+                request.stream_options = StreamOptions()
+        return request
+
+    def _leave_out(self, asked: Asked, error: ServerError) -> bool:
+        """Have *asked* be without what *error* refuses; return whether it is another request now."""
+        if error.status and error.status not in REPEATABLE:
+            return False
+        if error.is_context and not error.is_about_answer:
+            return self._shorten(asked, error)
+        request = self._request(asked)
+        refused = next((name for name in OPTIONAL if getattr(request, name) is not UNSET and error.refuses(name)), None)
+        if refused is None and NO_SYSTEM not in asked.left_out and _SYSTEM_REFUSED.search(error.words):
+            refused = NO_SYSTEM
+        if refused is None:
+            return False
+        names = {refused}
+        if refused == "max_tokens" and (error.is_about_value or "max_completion_tokens" not in error.words):
+            names.add("max_completion_tokens")
+        asked.left_out |= names
+        if not error.is_about_value:
+            asked.lasting |= names
+        return True
+
+    def _shorten(self, asked: Asked, error: ServerError) -> bool:
+        """Have *asked* be without the oldest of its history, or at last without ``max_tokens``, which some count as used."""
+        before = fit(asked.prompt, asked.context_tokens)
+        if CONTEXT_LEAST_TOKENS <= error.context_tokens < asked.context_tokens:
+            asked.context_tokens = self._context_tokens = error.context_tokens
         else:
-            raise BadGateway(f"{self._transport.name} ended its stream without an answer.")
+            asked.context_tokens //= 2
+        while asked.context_tokens:
+            if len(fit(asked.prompt, asked.context_tokens)) < len(before):
+                return True
+            asked.context_tokens //= 2
+        if "max_tokens" in asked.left_out and "max_completion_tokens" in asked.left_out:
+            return False
+        asked.left_out |= {"max_tokens", "max_completion_tokens"}
+        return True
 
-    def _decode(self, line: bytes) -> Completion:
-        try:
-            chunk = _decoder.decode(line)
-        except NONSENSE as exc:
-            raise BadGateway(f"{self._transport.name} sent what is not its contract.") from exc
-        if bytes(chunk.error) not in (b"", b"null"):
-            self._transport.health.learn("degraded", bytes(chunk.error)[:200].decode(errors="replace"))
-            raise BadGateway(f"{self._transport.name} reported that its language model failed.")
-        return chunk
+    def _refusal(self, error: ServerError, cause: Refused | None) -> RequestError:
+        """Return the request's error for *error*, which came with the status that *cause* has, or inside of an answer."""
+        hint = self._hint if error.is_endpoint else ""
+        told = request_error(self._transport, error, hint=hint, key="LLM_API_KEY")
+        if cause is None or type(told) is not BadGateway or told.details is None:
+            return told
+        message = told.message
+        if not (error.is_key or error.is_filtered):
+            words = f": {error.words}" if error.words else "."
+            message = f"{self._transport.name} refused with status {cause.status}{words}{hint}"
+        return Refused(message, status=cause.status, answer=cause.answer, details=told.details)
+
+    def _learn_of(self, answer: CompletionStream) -> None:
+        """Take note of how the model's thinking is told, for the next answer."""
+        if answer.filter.unopened:
+            self._opens_thinking = True
+        elif answer.filter.given and answer.reason == STOP:
+            self._opens_thinking = False
 
     async def _first_model(self) -> str:
-        answer = await self._transport.call(
-            "GET", "/models", headers=self._headers, timeout_s=self._settings.first_token_timeout_s
-        )
+        try:
+            answer = await self._transport.call(
+                "GET", "/models", headers=self._headers, timeout_s=self._settings.first_token_timeout_s
+            )
+        except Refused as exc:
+            error = error_in_body(exc.answer, exc.status) or ServerError("", status=exc.status)
+            raise self._refusal(error, exc) from exc
+        told = error_in_body(answer.body)
+        if told is not None:
+            raise self._refusal(told, None)
         try:
             models = _models_decoder.decode(answer.body)
         except NONSENSE as exc:
-            raise BadGateway(f"{self._transport.name} sent what is not its contract.") from exc
+            raise BadGateway(
+                f"{self._transport.name} sent what is not its contract.{self._hint}",
+                details={"neighbour": self._transport.name},
+            ) from exc
         if not models.data:
             raise BadGateway(f"{self._transport.name} has no model; load one, or name it in LLM_MODEL.")
         return models.data[0].id
@@ -135,15 +239,17 @@ def fit(prompt: Prompt, context_tokens: int) -> list[ChatMessage]:
     """
     room = context_tokens - min(prompt.max_tokens, context_tokens // 2)
     room -= estimate_tokens(prompt.system) + estimate_tokens(prompt.content)
-    kept: list[ChatMessage] = []
+    kept = 0
     for utterance in reversed(prompt.history):
         room -= estimate_tokens(utterance.content)
         if room < 0:
             break
-        kept.append(ChatMessage(utterance.role, utterance.content))
-    kept.reverse()
-    system = [ChatMessage("system", prompt.system)] if prompt.system else []
-    return [*system, *kept, ChatMessage("user", prompt.content)]
+        kept += 1
+    history = prompt.history[len(prompt.history) - kept :]
+    system = prompt.system
+    if history and (texts := system_texts(history)):
+        system = BETWEEN.join([system, *texts] if system else texts)
+    return [*([ChatMessage("system", system)] if system else []), *in_order(history, prompt.content)]
 
 
 def estimate_tokens(text: str) -> int:

@@ -8,15 +8,21 @@ The chat form goes along as ``messages`` for those who understand it.
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import msgspec
 
-from jarvis_core.errors import BadGateway, RequestError
-from jarvis_core.models import Caller, Finish, Prompt, Utterance
-from jarvis_core.services.contract import FAILURE_MARK, NONSENSE, ChatMessage, GenerateAnswer, GenerateRequest
-from jarvis_core.services.lines import LineBuffer
+from jarvis_core.errors import RequestError
+from jarvis_core.models import Caller, Prompt, Utterance
+from jarvis_core.services.answers.filter import answer_in
+from jarvis_core.services.answers.finish_reasons import STOP, end_named
+from jarvis_core.services.answers.messages import BETWEEN, in_order, system_texts
+from jarvis_core.services.answers.server_errors import ServerError, clean, error_in, error_of
+from jarvis_core.services.answers.stream import CHARS_PER_TOKEN_LIMIT, AnswerStream, Piece, request_error
+from jarvis_core.services.contract import FAILURE_MARK, NONSENSE, GenerateAnswer, GenerateRequest
+from jarvis_core.services.lines import DONE
 from jarvis_core.services.stream import Stream
 from jarvis_core.services.tokens import TokenMint
 from jarvis_core.services.transport import Transport
@@ -25,7 +31,8 @@ from jarvis_core.settings import Llm
 PROMPT_LIMIT_CHARS = 10_000
 SYSTEM_LIMIT_CHARS = 5_000
 PROBE_TIMEOUT_S = 5.0
-ANSWER_LIMIT_BYTES = 4 << 20
+STREAM_TYPES = ("application/x-ndjson", "text/event-stream")
+SPEAKERS = {"user": "User", "assistant": "Assistant", "system": "Instructions"}
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(GenerateAnswer)
@@ -42,9 +49,11 @@ class BridgesModel:
         self._mint = mint
         self._streams = False
         """Whether this neighbour has been seen to stream."""
+        self._opens_thinking = False
+        """Whether thinking was told by its end only."""
 
     @asynccontextmanager
-    async def generate(self, prompt: Prompt, caller: Caller) -> AsyncIterator[AsyncIterator[str | Finish]]:
+    async def generate(self, prompt: Prompt, caller: Caller) -> AsyncIterator[AsyncIterator[Piece]]:
         """
         Ask the model, as ``LanguageModel`` has it.
 
@@ -64,89 +73,119 @@ class BridgesModel:
             stall_timeout_s=self._settings.stall_timeout_s,
             total_timeout_s=self._settings.total_timeout_s,
         ) as stream:
-            if stream.content_type == "application/json":
-                self._streams = False
-                yield self._whole(stream)
-            elif stream.content_type in ("application/x-ndjson", "text/event-stream"):
-                self._streams = True
-                yield self._pieces(stream)
-            else:
-                raise BadGateway(f"{self._transport.name} answered with {stream.content_type}.")
+            answer = BridgesAnswer(
+                self._transport,
+                stream,
+                model="",
+                limit_chars=prompt.max_tokens * CHARS_PER_TOKEN_LIMIT,
+                opened=self._opens_thinking,
+            )
+            error = await answer.wait_begun()
+            if error is not None:
+                raise answer.failed(error)
+            self._streams = stream.content_type in STREAM_TYPES
+            yield answer.pieces()
+            if answer.filter.unopened:
+                self._opens_thinking = True
+            elif answer.filter.given and answer.reason == STOP:
+                self._opens_thinking = False
 
-    async def _whole(self, stream: Stream) -> AsyncIterator[str | Finish]:
-        parts = []
-        length = 0
-        while chunk := await stream.read():
-            parts.append(chunk)
-            length += len(chunk)
-            if length > ANSWER_LIMIT_BYTES:
-                parts.clear()  # or the error would hold them, wherever it is kept
-                raise BadGateway(f"{self._transport.name} sent more than {ANSWER_LIMIT_BYTES >> 20} MiB.")
-        if stream.lost:
-            raise self._transport.lost(stream)
-        answer = self._decode(b"".join(parts))
-        if answer.error:
-            raise self._failed(answer.error)
-        if answer.text is None:
-            raise self._nonsense()
-        if answer.text.startswith(FAILURE_MARK) and not answer.tokens_generated:
-            raise self._failed(answer.text)
-        if answer.text:
-            yield answer.text
-        yield _finish(answer)
 
-    async def _pieces(self, stream: Stream) -> AsyncIterator[str | Finish]:
-        buffer = LineBuffer()
-        held: str | None = ""
+class BridgesAnswer(AnswerStream):
+    """An answer in the bridges' words: a line a piece, or one JSON for all."""
+
+    def __init__(
+        self, transport: Transport, stream: Stream, *, model: str, limit_chars: int, opened: bool = False
+    ) -> None:
+        super().__init__(transport, stream, model=model, limit_chars=limit_chars, opened=opened)
+        self._taken = 0
+        """How many lines had text, be it empty."""
+        self._counted = False
+        """Whether one had the counts, which come last."""
+        self._held: str | None = ""
         """Text that may yet turn out to be a failure's; None once it cannot be."""
-        while True:
-            chunk = await stream.read()
-            if not chunk and stream.lost is not None:
-                break  # what is left of a line was cut off
-            for line in buffer.feed(chunk) if chunk else buffer.end():
-                answer = self._decode(line)
-                text = answer.text or ""
-                if held is not None:
-                    if text and not held:
-                        stream.begin()
-                    held += text
-                    if held.startswith(FAILURE_MARK) or FAILURE_MARK.startswith(held):
-                        text = ""
-                        if answer.done and held.startswith(FAILURE_MARK) and not answer.tokens_generated:
-                            raise self._failed(held)
-                    if text or answer.done:
-                        text, held = held, None
-                if answer.error:
-                    raise self._failed(answer.error)
-                if text:
-                    yield text
-                if answer.done:
-                    await stream.finish()
-                    yield _finish(answer)
-                    return
-            if not chunk:
-                break
-        if held:
-            if held.startswith(FAILURE_MARK):
-                raise self._failed(held)
-            yield held
-        elif held is not None:
-            raise self._transport.lost(stream) if stream.lost else self._nonsense()
-        yield Finish(stream.lost or "lost")
+        self._said_reason: str | None = None
 
-    def _decode(self, text: bytes) -> GenerateAnswer:
+    def take(self, line: bytes) -> str:
+        """Take a line; return what it adds to the answer."""
+        if line == DONE:
+            self.over = True
+            return ""
+        self.odd = False
+        answer = self._decode(line)
+        if answer is None:
+            return ""
+        if answer.error:
+            raise self.failed(error_of(answer.error))
+        self._taken += answer.text is not None
+        if isinstance(answer.tokens_generated, int | float) and abs(answer.tokens_generated) < 1e15:
+            self.tokens = int(answer.tokens_generated)
+            self._counted = True
+        if answer.finish_reason is not None:
+            self._said_reason = end_named(answer.finish_reason)
+        if answer.model != self.model:
+            self.name_model(answer.model)
+        thinking = self.think(len(str(answer.thinking))) if answer.thinking else ""
+        text = thinking + self._unless_failure(answer.text or "", done=answer.done)
+        if answer.done:
+            self.over = True
+            self.reason = self._said_reason or STOP
+        return text
+
+    def failed(self, error: ServerError) -> RequestError:
+        """Return the request's error for what the bridges told."""
+        return request_error(self._transport, error, key="JWT_SECRET")
+
+    def rest(self) -> str:
+        """Return what is left where the stream ended without its end; raises ``RequestError`` where that is a failure's."""
+        lost = self._stream.lost is not None or self._cut
+        whole = self._taken == 1 and not lost and (self._counted or self._stream.content_type not in STREAM_TYPES)
+        if whole:
+            self.reason = self._said_reason or STOP
+        return self._unless_failure("", done=True, broken=not whole)
+
+    def _unless_failure(self, text: str, *, done: bool, broken: bool = False) -> str:
+        """Return what *text* adds to the answer, where that is not the text of a failure."""
+        if self._held is None:
+            return self.say(text) if text else ""
+        held = self._held + text
+        self._held = held
+        if held.startswith(FAILURE_MARK):
+            if done and (broken or not self.tokens):
+                raise self.failed(ServerError(clean(held.removeprefix(FAILURE_MARK))))
+            if not done:
+                return ""
+        elif not done and FAILURE_MARK.startswith(held):
+            return ""
+        self._held = None
+        return self.say(held) if held else ""
+
+    def _decode(self, line: bytes) -> GenerateAnswer | None:
         try:
-            return _decoder.decode(text)
-        except NONSENSE as exc:
-            raise self._nonsense() from exc
-
-    def _nonsense(self) -> BadGateway:
-        self._transport.health.learn("degraded", "it answered nonsense")
-        return BadGateway(f"{self._transport.name} sent what is not its contract.")
-
-    def _failed(self, text: str) -> BadGateway:
-        self._transport.health.learn("degraded", text[:200])
-        return BadGateway(f"{self._transport.name} reported that its language model failed.")
+            return _decoder.decode(line)
+        except NONSENSE:
+            pass
+        try:
+            # It takes lone surrogates, numbers that are none, and bytes that are no UTF-8.
+            value = json.loads(line.decode(errors="surrogateescape"))
+        except (ValueError, RecursionError):
+            self.take_words(line.strip())
+            return None
+        error = error_in(value)
+        if error is not None:
+            raise self.failed(error)
+        if not isinstance(value, dict):
+            raise self.nonsense()
+        self.odd, self.plain = True, False
+        text = value.get("text")
+        return GenerateAnswer(
+            text=text if isinstance(text, str) else None,
+            thinking=value.get("thinking"),
+            done=value.get("done") is True,
+            model=value.get("model"),
+            tokens_generated=value.get("tokens_generated"),
+            finish_reason=value.get("finish_reason"),
+        )
 
 
 async def probe(transport: Transport) -> None:
@@ -169,23 +208,21 @@ def pack(prompt: Prompt) -> GenerateRequest:
     kept: list[Utterance] = []
     lines: list[str] = []
     for utterance in reversed(prompt.history):
-        line = f"{'User' if utterance.role == 'user' else 'Assistant'}: {utterance.content}\n"
+        text = answer_in(utterance.content) if utterance.role == "assistant" else utterance.content
+        line = f"{SPEAKERS[utterance.role]}: {text}\n"
         room -= len(line)
         if room < 0:
             break
         kept.append(utterance)
         lines.append(line)
     kept.reverse()
-    messages = [ChatMessage("assistant" if one.role == "assistant" else "user", one.content) for one in kept]
+    messages = in_order(kept, prompt.content)
+    system = BETWEEN.join(part for part in (prompt.system, *system_texts(kept)) if part)
     return GenerateRequest(
         prompt=head + "".join(reversed(lines)) + tail if lines else prompt.content,
-        system_prompt=prompt.system[:SYSTEM_LIMIT_CHARS] or msgspec.UNSET,
+        system_prompt=system[:SYSTEM_LIMIT_CHARS] or msgspec.UNSET,
         temperature=prompt.temperature,
         max_tokens=prompt.max_tokens,
         stream=True,
-        messages=[*messages, ChatMessage("user", prompt.content)] if messages else msgspec.UNSET,
+        messages=messages if kept else msgspec.UNSET,
     )
-
-
-def _finish(answer: GenerateAnswer) -> Finish:
-    return Finish("length" if answer.finish_reason == "length" else "stop", answer.tokens_generated, answer.model)

@@ -13,6 +13,11 @@ from jarvis_core.services.http1 import NotHttp, Response
 logger = log.get(__name__)
 
 END_TIMEOUT_S = 0.05
+LAST_WORDS_S = 2.0
+"""How long is waited for what may follow the end of what was waited for: counts, and the end of the body."""
+
+Loss = Literal["lost", "stalled", "deadline", "flood"]
+"""Why a stream ended before its time: it broke, it was silent, it took too long, it brought nothing without end."""
 
 
 class Stream:
@@ -34,13 +39,17 @@ class Stream:
         breaker: Breaker,
     ) -> None:
         self.content_type = response.content_type
-        self.lost: Literal["lost", "stalled", "deadline"] | None = None
+        self.lost: Loss | None = None
+        self.parts = 0
+        """How many pieces the network, or the server, has cut the body into until now."""
         self._response = response
         self._breaker = breaker
         self._loop = asyncio.get_running_loop()
         self._patience_s = first_byte_timeout_s
         self._stall_timeout_s = stall_timeout_s
-        self._touched = asked_at
+        self._asked_at = self._touched = asked_at
+        self._over = False
+        """Whether all that was waited for is here."""
         self._deadline = asked_at + total_timeout_s
         # One timer that looks at the clock when it fires costs less than a deadline armed anew for every chunk.
         self._timer = self._loop.call_at(self._due(), self._check_deadline)
@@ -56,6 +65,24 @@ class Stream:
         self._timer.cancel()
         self._timer = self._loop.call_at(self._due(), self._check_deadline)
 
+    @property
+    def age_s(self) -> float:
+        """How long ago it was asked for."""
+        return self._loop.time() - self._asked_at
+
+    def expect_end(self) -> None:
+        """Note that all that was waited for is here: what may follow is waited for ``LAST_WORDS_S`` only."""
+        if not self._over:
+            self._over = True
+            self._patience_s = min(self._patience_s, LAST_WORDS_S)
+            self._timer.cancel()
+            self._timer = self._loop.call_at(self._due(), self._check_deadline)
+
+    def give_up(self, why: Loss) -> None:
+        """Close the connection; *why* is what ``lost`` tells from now on."""
+        self.lost = self.lost or why
+        self._response.close()
+
     def _due(self) -> float:
         return min(self._touched + self._patience_s, self._deadline)
 
@@ -64,17 +91,21 @@ class Stream:
         if now < self._due():
             self._timer = self._loop.call_at(self._due(), self._check_deadline)
             return
-        self.lost = "deadline" if now >= self._deadline else "stalled"
-        self._response.close()
+        if self._over:
+            self._response.close()
+        else:
+            self.give_up("deadline" if now >= self._deadline else "stalled")
 
     async def read(self) -> bytes:
         """Wait for the next bytes; empty at the end, with ``lost`` set when the connection broke or stalled."""
         try:
             chunk = await self._response.read()
         except (OSError, NotHttp) as exc:
-            logger.debug("a stream broke", error=named(exc), lost=self.lost)
-            self.lost = self.lost or "lost"
+            if not self._over:
+                logger.debug("a stream broke", error=named(exc), lost=self.lost)
+                self.lost = self.lost or "lost"
             return b""
+        self.parts = self._response.parts
         self._touched = self._loop.time()
         return chunk
 

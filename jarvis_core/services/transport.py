@@ -40,7 +40,7 @@ from jarvis_core.services.breaker import FAILURES, Breaker, RetryBudget
 from jarvis_core.services.ca_certificates import authorities
 from jarvis_core.services.health import Health
 from jarvis_core.services.http1 import Disconnected, NotHttp, Response
-from jarvis_core.services.stream import Stream, named
+from jarvis_core.services.stream import Loss, Stream, named
 from jarvis_core.services.stream_client import ConnectTimeout, NotConnected, StreamClient
 from jarvis_core.settings import Neighbours
 
@@ -104,11 +104,11 @@ class Transport:
         self.health = Health(name)
         self.breaker = Breaker(settings.breaker_open_s, failures)
         self.budget = RetryBudget()
+        self.base_url = base_url.rstrip("/")
         self._in_flight = 0
         self._limit = settings.connection_limit
         self._watcher: asyncio.Task[None] | None = None
         self._refusals = log.LogThrottle()
-        self._base_url = base_url.rstrip("/")
         self._connect_timeout_s = settings.connect_timeout_s
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
@@ -123,7 +123,7 @@ class Transport:
             auto_decompress=True,
             skip_auto_headers=("User-Agent",),
         )
-        self._streams = StreamClient(self._base_url, connect_timeout_s=settings.connect_timeout_s)
+        self._streams = StreamClient(self.base_url, connect_timeout_s=settings.connect_timeout_s)
 
     async def close(self) -> None:
         """Close every connection."""
@@ -147,7 +147,7 @@ class Transport:
         deadline = loop.time() + timeout_s
 
         def ask() -> Awaitable[aiohttp.ClientResponse]:
-            url = self._base_url + path
+            url = self.base_url + path
             return self._session.request(method, url, data=body, headers=headers, allow_redirects=False)
 
         with self._admitted():
@@ -207,11 +207,23 @@ class Transport:
 
     def lost(self, stream: Stream) -> RequestError:
         """Return the error for a *stream* that was lost before it gave anything."""
+        if stream.lost is not None:
+            self.note_loss(stream.lost)
         if stream.lost == "lost":
-            self.health.learn("unavailable", "it broke off its answer")
             return self._unavailable()
-        self.health.learn("degraded", "it began an answer and fell silent")
+        if stream.lost == "flood":
+            details: dict[str, str | int] = {"neighbour": self.name, "reason": "flood"}
+            return BadGateway(f"{self.name} sent without end, and nothing of an answer.", details=details)
         return DeadlineExceeded(f"{self.name} did not answer in time.", details={"neighbour": self.name})
+
+    def note_loss(self, why: Loss) -> None:
+        """Take note that a stream ended before its time, whatever it had given."""
+        if why == "lost":
+            self.health.learn("unavailable", "it broke off its answer")
+        elif why == "flood":
+            self.health.learn("degraded", "it sent without end, and nothing of an answer")
+        else:
+            self.health.learn("degraded", "it began an answer and fell silent")
 
     @contextlib.contextmanager
     def _admitted(self) -> Iterator[None]:
@@ -356,7 +368,7 @@ class Transport:
 
     async def _watch(self) -> None:
         """Wait until the neighbour takes connections again, and have it tried then: to connect asks nothing of it."""
-        url = URL(self._base_url)
+        url = URL(self.base_url)
         while not self.breaker.closed:
             await asyncio.sleep(WATCH_INTERVAL_S)
             with contextlib.suppress(OSError, TimeoutError):

@@ -26,16 +26,16 @@ class EndedTurns:
     def add(self, turn: Turn) -> None:
         """Keep *turn*, which has ended."""
         self._turns[turn.id] = turn
-        self._chars += len(turn.text())
+        self._chars += len(turn.logged_text())
         while len(self._turns) > KEPT_TURNS or self._chars > KEPT_TEXT_CHARS:
             _, oldest = self._turns.popitem(last=False)
-            self._chars -= len(oldest.text())
+            self._chars -= len(oldest.logged_text())
 
     def remove(self, turn_id: str) -> None:
         """Drop a turn, if it is kept."""
         turn = self._turns.pop(turn_id, None)
         if turn is not None:
-            self._chars -= len(turn.text())
+            self._chars -= len(turn.logged_text())
 
     def remove_conversation(self, owner: str, conversation_id: str) -> None:
         """Drop the turns of one conversation of *owner*."""

@@ -66,6 +66,9 @@ class Turn:
         self.pieces = 0
         """How many pieces of text the model has sent."""
         self._text = ""
+        """All text in the log, as far as it is joined."""
+        self._answer_at = 0
+        """How many code points of it came before the answer."""
         self._unjoined: list[str] = []
         self._entries: list[Entry] = []
         self._positions: list[int] = []
@@ -98,11 +101,35 @@ class Turn:
         return len(self._entries) > 1 and self._entries[1] is Step.ITEM_ADDED
 
     def text(self) -> str:
-        """Return all text up to now."""
+        """Return the answer up to now."""
+        text = self.logged_text()
+        return text[self._answer_at :] if self._answer_at else text
+
+    def logged_text(self) -> str:
+        """Return all text that was given up to now: the answer, and before it what was discarded."""
         if self._unjoined:
             self._text += "".join(self._unjoined)
             self._unjoined.clear()
         return self._text
+
+    @property
+    def answer_at(self) -> int:
+        """How many code points were given before the answer, and then discarded."""
+        return self._answer_at
+
+    def discard_text(self, answer_at: int | None = None) -> None:
+        """
+        Have the answer begin with what is said next, or at the code point *answer_at*; for the producer.
+
+        Readers that have not got it yet never get what came before. Positions stay as they are: who has seen some of it goes
+        on behind it.
+        """
+        self._answer_at = len(self.logged_text()) if answer_at is None else answer_at
+
+    @property
+    def discarded_to(self) -> int:
+        """The position up to which texts are not to be given; 0 where none was discarded."""
+        return 1 + len(OPENING) + self._answer_at if self._answer_at else 0
 
     def append(self, *entries: Entry) -> None:
         """Add to the log and wake the readers; for the producer."""
@@ -157,6 +184,7 @@ class Reader:
         """Return (position, entry) of every new entry, neighbouring texts merged; never waits."""
         turn = self.turn
         entries = turn._entries
+        discarded = turn.discarded_to
         taken: list[tuple[int, Entry]] = []
         texts: list[str] = []
         for index in range(self._index, len(entries)):
@@ -165,6 +193,11 @@ class Reader:
             if isinstance(entry, str):
                 # A reader that resumes may begin in the middle of a text.
                 fresh = position - self._after
+                if discarded:
+                    fresh = position - max(self._after, discarded)
+                    if fresh <= 0:
+                        self._after = max(self._after, position)
+                        continue
                 texts.append(entry if fresh >= len(entry) else entry[len(entry) - fresh :])
             else:
                 if texts:

@@ -39,6 +39,8 @@ class Progress(Struct, tag="p", array_like=True, frozen=True):
     at: int
     text: str
     memories: list[str]
+    answer_at: int = 0
+    """How much of all that was said is not the answer."""
 
 
 class Ended(Struct, tag="e", array_like=True, frozen=True):
@@ -55,6 +57,7 @@ class Ended(Struct, tag="e", array_like=True, frozen=True):
     model: str
     memories: list[str]
     ended_at: datetime
+    answer_at: int = 0
 
 
 class Unknown(Struct, tag="u", array_like=True, frozen=True):

@@ -206,7 +206,7 @@ class RemoteTurns:
         self._post(message.worker, SessionTaken(message.question, snapshot))
 
     def _ask(self, remote: RemoteTurn) -> None:
-        self._post(remote.worker_id, Follow(remote.id, remote.caller.user_id, len(remote.text())))
+        self._post(remote.worker_id, Follow(remote.id, remote.caller.user_id, len(remote.logged_text())))
 
     def _post(self, worker_id: str, message: Message) -> bool:
         return bool(worker_id) and self._cache.post(worker_id, encode(message))
@@ -242,9 +242,13 @@ class RemoteTurns:
         remote.synced.set()
         if isinstance(message, Unknown):
             remote.needs_store_check = True
-        elif not remote.extend(message.at, message.text):
+            return
+        if not remote.extend(message.at, message.text):
             self._ask(remote)
-        elif isinstance(message, Progress):
+            return
+        if message.answer_at > remote.answer_at:
+            remote.discard_text(message.answer_at)
+        if isinstance(message, Progress):
             remote.memories = message.memories
         elif not remote.ended:
             remote.tokens, remote.model, remote.memories = message.tokens, message.model, message.memories
@@ -300,9 +304,13 @@ class RemoteTurns:
         posted_at = loop.time()
         while loop.time() - posted_at < MAILBOX_TTL_S:
             reader.take()
-            ended, text = turn.ended, turn.text()
+            ended, text = turn.ended, turn.logged_text()
             if ended or first or len(text) > at:
-                message = _ended(turn, at, text[at:]) if ended else Progress(turn.id, at, text[at:], turn.memories)
+                message = (
+                    _ended(turn, at, text[at:])
+                    if ended
+                    else Progress(turn.id, at, text[at:], turn.memories, turn.answer_at)
+                )
                 if not self._post(sender, message):
                     await asyncio.sleep(CHECK_INTERVAL_S)
                     continue
@@ -310,7 +318,7 @@ class RemoteTurns:
                     return
                 at, first = len(text), False
             await asyncio.sleep(BATCH_S)
-            if len(turn.text()) == at:
+            if len(turn.logged_text()) == at:
                 await reader.next()
             posted_at = loop.time()
 
@@ -378,7 +386,7 @@ class RemoteTurns:
         if record is None:
             self._end(remote, Status.CANCELLED, "conversation_deleted", None, None)
             return
-        if record.content.startswith(remote.text()):
+        if not remote.answer_at and record.content.startswith(remote.text()):
             remote.extend(0, record.content)
         if record.status is Status.RUNNING:
             remote.worker_id = record.worker or ""
@@ -414,7 +422,19 @@ class RemoteTurns:
 def _ended(turn: Turn, at: int, text: str) -> Ended:
     error = None if turn.error is None else (turn.error.code, turn.error.message)
     ended_at = turn.ended_at or datetime.now(UTC)
-    return Ended(turn.id, at, text, turn.status, turn.reason, error, turn.tokens, turn.model, turn.memories, ended_at)
+    return Ended(
+        turn.id,
+        at,
+        text,
+        turn.status,
+        turn.reason,
+        error,
+        turn.tokens,
+        turn.model,
+        turn.memories,
+        ended_at,
+        turn.answer_at,
+    )
 
 
 async def _logged(work: Callable[[], Awaitable[None]]) -> None:

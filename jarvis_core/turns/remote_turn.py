@@ -31,7 +31,7 @@ class RemoteTurn(Turn):
         Append the text that begins at the code point *at*, as far as it is new; return False where text before it is
         missing.
         """
-        length = len(self.text())
+        length = len(self.logged_text())
         if at > length:
             return False
         fresh = text[length - at :]

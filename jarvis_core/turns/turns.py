@@ -23,6 +23,7 @@ from jarvis_core.errors import BadGateway, DeadlineExceeded, Overloaded, Request
 from jarvis_core.memory import NOTHING_RECALLED, Memories, Recalled
 from jarvis_core.models import (
     Caller,
+    Discard,
     Finish,
     IdempotencyKey,
     LanguageModel,
@@ -44,12 +45,20 @@ logger = log.get(__name__)
 
 CHARS_PER_TOKEN_LIMIT = 32
 """A model that sends more code points than this for each token that it was allowed is cut off."""
-CUT_SHORT: dict[str, type[RequestError]] = {
-    "lost": BadGateway,
-    "stalled": DeadlineExceeded,
-    "deadline": DeadlineExceeded,
+REASONS = {"length": "max_tokens", "lost": "stream_lost", "deadline": "timeout"}
+"""Ends of a model's stream that clients know by another name."""
+BROKEN = ("lost", "stalled", "deadline")
+"""Ends that a turn has which was stopped at the same time only if it was not."""
+WORDLESS = {
+    "empty": "The language model ended its answer without a word.",
+    "max_tokens": "The language model used up max_tokens before its first word; it may need more of them for its thinking.",
+    "thinking": "The language model thought, and ended without an answer.",
+    "tool_calls": "The language model called a tool that it was not offered, and said nothing.",
+    "content_filter": "A filter took away what the language model would have said.",
+    "refusal": "The language model refused to answer.",
+    "flood": "The language model sent without end, and nothing of an answer.",
 }
-"""What a stream that ends so has failed with, where it brought no text."""
+"""What an end means where there was no answer."""
 RETRY_AFTER_S = 5
 NOT_STORED = "The answer could not be stored: the database is not available. It is stored when it is back."
 SYSTEM_LIMIT_CHARS = 5_000
@@ -322,8 +331,8 @@ class Turns:
         try:
             if production.generating:
                 finish = await self._generate(turn, production, prompt)
-            if finish is not None and finish.reason in CUT_SHORT and not turn.text():
-                raise CUT_SHORT[finish.reason]("The language model broke off before its first word.")
+            if finish is not None and not turn.text():
+                raise _wordless(finish)
         except RequestError as exc:
             error = exc.bare()
         except asyncio.CancelledError:
@@ -360,6 +369,9 @@ class Turns:
                 if isinstance(piece, Finish):
                     finish = piece
                     continue
+                if isinstance(piece, Discard):
+                    turn.discard_text()
+                    continue
                 piece = storable_text(piece)
                 if not piece:
                     continue
@@ -390,11 +402,25 @@ def _outcome(
 ) -> tuple[Status, str]:
     """Return how a turn ended, and why."""
     if error is not None:
-        return (Status.INCOMPLETE if has_text else Status.FAILED), error.code
-    if finish is not None and finish.reason in ("stop", "length"):
-        return (Status.COMPLETED, "stop") if finish.reason == "stop" else (Status.INCOMPLETE, "max_tokens")
+        reason = (error.details or {}).get("reason", error.code)
+        return (Status.INCOMPLETE if has_text else Status.FAILED), reason
+    if finish is not None and finish.reason not in BROKEN:
+        return (Status.COMPLETED if finish.reason == "stop" else Status.INCOMPLETE), _reason_of(finish)
     if stopped is not None:
         return stopped
-    return Status.INCOMPLETE, {"stalled": "stalled", "deadline": "timeout"}.get(
-        finish.reason if finish else "", "stream_lost"
-    )
+    return Status.INCOMPLETE, "stream_lost" if finish is None else _reason_of(finish)
+
+
+def _reason_of(finish: Finish) -> str:
+    return REASONS.get(finish.reason, finish.reason)
+
+
+def _wordless(finish: Finish) -> RequestError:
+    """Return what a turn has failed with whose model ended so, and said nothing."""
+    if finish.reason in ("stalled", "deadline"):
+        return DeadlineExceeded("The language model broke off before its first word.")
+    if finish.reason == "lost":
+        return BadGateway("The language model broke off before its first word.")
+    reason = "empty" if finish.reason == "stop" else _reason_of(finish)
+    words = WORDLESS.get(reason, f"The language model ended without a word: {reason}.")
+    return BadGateway(words, details={"reason": reason})

@@ -62,6 +62,12 @@ class BridgesMode(StreamMode, frozen=True, kw_only=True):
     """Count the calls a minute and user."""
     enforce_health_limit: bool = True
     """Count /health and /ready: 50 an hour and 200 a day, then 429."""
+    thinking: str | None = None
+    """Sent in a field of that name, which is no part of the answer, as Ollama does."""
+    finish_reason: str | None = None
+    """Of the model's answer; the reference has none."""
+    error_object: bool = False
+    """``error_after`` tells of the error in an object and not in a text."""
     services_down: tuple[Literal["ollama_llm", "whisper_stt", "piper_tts", "embeddings"], ...] = ()
     """Shown as ❌ in /health, which then says degraded (still 200)."""
     health_error: bool = False
@@ -76,14 +82,19 @@ class BridgesMode(StreamMode, frozen=True, kw_only=True):
     """The language that is heard where none is named, whatever languages the house has."""
     segment_end_s: float | None = None
     """Where the only segment of a transcript ends; None is the clip's end."""
+    segments: Literal["heard", "null", "of_failure"] = "heard"
+    """Of a transcript: as they should be; null; one in which a failure (``error_200``) is told once more."""
     sample_rate_hz: int = 22_050
     """Of the speech."""
     speech_s_per_char: float = 0.05
     """How long the speech is at speed 1."""
     voices: dict[str, str] = msgspec.field(default_factory=lambda: FRENCH_VOICES)
     """Id → label; the first one speaks where none is named."""
-    speech: Literal["tone", "odd", "nan", "not_base64"] = "tone"
-    """The speech's samples: "odd" is not a multiple of 4 bytes."""
+    speech: Literal["tone", "odd", "nan", "not_base64", "wav", "mp3", "pcm16", "lines"] = "tone"
+    """
+    The speech's samples: "odd" is not a multiple of 4 bytes, "wav" and "mp3" are files, "pcm16" has 16-bit samples in the place
+    of float32, "lines" is base64 on many lines.
+    """
     hold_text: str | None = None
     """Speech of a text that has this in it waits for the gate."""
     dimension: int = 384
@@ -192,14 +203,23 @@ class FakeBridges(FakeServer[BridgesMode]):
             return {"tokens_generated": made, "tokens_prompt": read, "duration_ms": 25.5}
 
         if body.get("stream") is True and mode.shape != "json":
-            script = LineScript(events=mode.shape == "sse", model=mode.models[0], count=count)
+            script = LineScript(
+                events=mode.shape == "sse",
+                model=mode.models[0],
+                count=count,
+                thinking=tuple(split_words(mode.thinking or "")),
+                finish_reason=mode.finish_reason,
+                error_object=mode.error_object,
+            )
             return await self.play(request, mode, script, text)
         if mode.first_delay_s:
             await asyncio.sleep(mode.first_delay_s)
         if mode.hold_after is not None:
             await self.gate.enter()
         request[STREAM].whole = True
-        return json_response({"text": text, "model": mode.models[0]} | count(len(split_words(text))))
+        extra = {"thinking": mode.thinking, "finish_reason": mode.finish_reason}
+        fields = {name: value for name, value in extra.items() if value is not None}
+        return json_response({"text": text, "model": mode.models[0]} | fields | count(len(split_words(text))))
 
     def _answer_text(self, body: dict[str, Any], prompt: str) -> str:
         if self.mode.error_200:
@@ -216,9 +236,11 @@ class FakeBridges(FakeServer[BridgesMode]):
         heard = hear(audio, INPUT_RATE_HZ)
         self.heard.append(heard)
         if mode.error_200:
+            failure = "Error: transcription failed"
+            segments = [{"id": 0, "start": 0.0, "end": 0.0, "text": failure, "confidence": 0.0}]
             return json_response(
-                {"text": "Error: transcription failed", "language": language, "confidence": 0.0, "duration_ms": 0.0}
-                | {"segments": []}
+                {"text": failure, "language": language, "confidence": 0.0, "duration_ms": 0.0}
+                | {"segments": segments if mode.segments == "of_failure" else []}
             )
         text = mode.transcript if mode.transcript is not None else f"a clip of {heard.duration_s:.2f} seconds"
         if heard.rms < SILENCE_RMS:
@@ -231,7 +253,7 @@ class FakeBridges(FakeServer[BridgesMode]):
                 "language": language,
                 "confidence": mode.confidence,
                 "duration_ms": 12.5,
-                "segments": [segment],
+                "segments": None if mode.segments == "null" else [segment],
             }
         )
 
@@ -252,7 +274,17 @@ class FakeBridges(FakeServer[BridgesMode]):
             audio = struct.pack("<f", math.nan) * (len(audio) // 4)
         elif mode.speech == "odd":
             audio += b"\x00"
+        elif mode.speech == "wav":
+            audio = wav(audio, mode.sample_rate_hz)
+        elif mode.speech == "mp3":
+            audio = mp3(len(audio) / 4 / mode.sample_rate_hz)
+        elif mode.speech == "pcm16":
+            audio = struct.pack(
+                f"<{len(audio) // 4}h", *(round(32_767 * value[0]) for value in struct.iter_unpack("<f", audio))
+            )
         encoded = "*** not base64 ***" if mode.speech == "not_base64" else encode_base64(audio)
+        if mode.speech == "lines":
+            encoded = "\r\n".join(encoded[at : at + 76] for at in range(0, len(encoded), 76))
         answer = {"audio_data": encoded, "sample_rate": mode.sample_rate_hz, "duration_ms": 8.5, "voice": voice}
         return json_response(answer)
 

@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Iterator
-from typing import Literal, Protocol
+from typing import Literal, NoReturn, Protocol
 
 import msgspec
 from aiohttp import web
@@ -60,6 +60,12 @@ class StreamMode(FaultyMode, frozen=True, kw_only=True):
     """Put a line of ``huge_line_bytes`` between two deltas; its text is one long word."""
     huge_line_bytes: int = 4 * 1024 * 1024
     """How long that line is."""
+    flood_after: int | None = None
+    """From this position on send without end what brings nothing, as ``flood`` says, until the client leaves."""
+    flood: Literal["comments", "empty", "bytes", "long_comments"] = "comments"
+    """Comments; events, or lines, without a character; a comment of one byte to a network chunk; comments of 64 KiB."""
+    content_type: str | None = None
+    """What the stream is labelled in place of what it is; the empty text is no label."""
     pings: int = 0
     """Keep-alive comments before the first delta, spread over ``first_delay_s`` (event streams only)."""
     omit_done: bool = False
@@ -86,6 +92,9 @@ class Script(Protocol):
 
     def delta(self, text: str) -> bytes:
         """Write one piece of the answer."""
+
+    def empty(self) -> bytes:
+        """Write an event, or a line, that brings nothing."""
 
     def error(self, message: str) -> bytes:
         """Write the error event."""
@@ -200,7 +209,8 @@ class Player:
         self._gate = gate
         self._stream = stream
         self._unsent = bytearray()
-        self._response = web.StreamResponse(headers={"Content-Type": script.content_type, "Cache-Control": "no-cache"})
+        label = script.content_type if mode.content_type is None else mode.content_type
+        self._response = web.StreamResponse(headers={"Content-Type": label, "Cache-Control": "no-cache"})
 
     async def play(self, text: str) -> web.StreamResponse:
         """Send *text* as the mode says; ends early by a cut or an error event."""
@@ -219,6 +229,8 @@ class Player:
             if position == mode.cut_after:
                 await self._flush()
                 return self._cut()
+            if position == mode.flood_after:
+                await self._flood()
             if position == mode.error_after:
                 self._add(self._script.error(mode.error_message))
                 break
@@ -254,6 +266,19 @@ class Player:
             await asyncio.sleep(self._mode.first_delay_s / pings)
         if not pings and self._mode.first_delay_s:
             await asyncio.sleep(self._mode.first_delay_s)
+
+    async def _flood(self) -> NoReturn:
+        await self._flush()
+        junk = {
+            "comments": b": nothing\n\n" * 500,
+            "empty": self._script.empty() * 100,
+            "bytes": b":",
+            "long_comments": b":" + b"x" * 65_536 + b"\n",
+        }[self._mode.flood]
+        while True:
+            for _ in range(50):
+                await self._response.write(junk)
+            await asyncio.sleep(0)
 
     def _cut(self) -> web.StreamResponse:
         self._stream.end("cut")

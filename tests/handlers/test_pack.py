@@ -47,8 +47,7 @@ def test_with_history() -> None:
     assert body["messages"] == [
         {"role": "user", "content": "Salut"},
         {"role": "assistant", "content": "Ça va ?"},
-        {"role": "user", "content": "Oui"},
-        {"role": "user", "content": "Et toi ?"},
+        {"role": "user", "content": "Oui\n\nEt toi ?"},
     ]
     assert last_words(body["prompt"]) == "Et toi ?"
 
@@ -82,14 +81,14 @@ def test_as_much_history_as_fits() -> None:
 
 
 def test_latest_messages_are_kept() -> None:
-    """What does not fit is left out from the oldest on, without a gap, the same in both forms."""
+    """What does not fit is left out from the oldest on, without a gap, the same in both forms; a template wants a user first."""
     history = [f"message {index} " + "x" * 1_000 for index in range(30)]
     packed = pack(make_prompt("now", *history))
     kept = [index for index, text in enumerate(history) if text in packed.prompt]
     assert kept == list(range(30 - len(kept), 30))
     assert len(kept) == 9
     assert not isinstance(packed.messages, msgspec.UnsetType)
-    assert [message.content for message in packed.messages] == [*history[-9:], "now"]
+    assert [message.content for message in packed.messages] == [*history[-8:], "now"]
 
 
 def test_limits_hold_whatever_the_texts() -> None:

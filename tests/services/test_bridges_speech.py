@@ -156,6 +156,20 @@ async def test_failed_transcription(bridges: FakeBridges, speech: BridgesSpeech,
     assert transport.health.state == "degraded"
 
 
+async def test_no_segments(bridges: FakeBridges, speech: BridgesSpeech) -> None:
+    """Segments that are null are none, and the words are heard."""
+    bridges.mode = BridgesMode(transcript="Bonjour.", segments="null")
+    heard = await speech.transcribe(AUDIO, "fr", ANN)
+    assert (heard.text, heard.segments) == ("Bonjour.", [])
+
+
+async def test_failure_with_a_segment(bridges: FakeBridges, speech: BridgesSpeech) -> None:
+    """A failure is one although it is told in a segment once more."""
+    bridges.mode = BridgesMode(error_200=True, segments="of_failure")
+    with pytest.raises(BadGateway):
+        await speech.transcribe(AUDIO, "fr", ANN)
+
+
 def segment_at(start: str, end: str = "1") -> Fault:
     """Return an answer with a segment from *start* to *end*, in seconds as JSON has them."""
     return Fault(

@@ -83,3 +83,56 @@ def test_long_line_within_the_limit() -> None:
     """A line of nearly 1 MiB is read."""
     line = b'{"text": "' + b"x" * (LINE_LIMIT_BYTES - 100) + b'"}'
     assert read(line[:500_000], line[500_000:], b"\n") == [line]
+
+
+@pytest.mark.parametrize("ending", [b"\n", b"\r\n", b"\r"])
+@pytest.mark.parametrize(
+    ("body", "texts"),
+    [
+        (b'\xef\xbb\xbfdata: {"a": 1}\n\n', [b'{"a": 1}']),
+        (b'\xef\xbb\xbf{"a": 1}\n', [b'{"a": 1}']),
+        (b'data: {"a":\ndata: 1}\n\ndata: {"b": 2}\n\n', [b'{"a":\n1}', b'{"b": 2}']),
+        (b'data: {"a": 1}\ndata: {"b": 2}\ndata: [DONE]\n', [b'{"a": 1}', b'{"b": 2}', b"[DONE]"]),
+        (b'event: x\ndata: {"a": 1}\nid: 7\n\n', [b'{"a": 1}']),
+        ('data: {"a": "b\u2028c\u0085d"}\n\n'.encode(), ['{"a": "b\u2028c\u0085d"}'.encode()]),
+        (b'{\n  "a": {\n    "b": 1\n  }\n}\n', [b'{\n"a": {\n"b": 1\n}\n}']),
+        (b'[\n {"a": 1}\n]', [b'[\n{"a": 1}\n]']),
+        (b"data: ping\n\ndata: 7\n\n", [b"ping", b"7"]),
+        (b'data: {"a": 1}', [b'{"a": 1}']),
+    ],
+)
+def test_frames(body: bytes, texts: list[bytes], ending: bytes) -> None:
+    """Events are what the standard and the servers take for ones, wherever they are cut and however their lines end."""
+    body = body.replace(b"\n", ending)
+    assert read(body) == texts
+    for position in range(len(body) + 1):
+        assert read(body[:position], body[position:]) == texts
+    assert read(*(body[at : at + 1] for at in range(len(body)))) == texts
+
+
+@pytest.mark.parametrize("body", [b'event: error\ndata: {"a": 1}\n\n', b'error: {"a": 1}\n\n', b'error:{"a": 1}\n'])
+def test_errors(body: bytes) -> None:
+    """An error's event, or field, is told apart, and nothing that follows it is given."""
+    before, after = b'data: {"b": 2}\n\n', b'data: [DONE]\n\n{"c": 3}\n'
+    for size in (1, 2, 5, 1_000):
+        buffer = LineBuffer()
+        whole = before + body + after
+        texts = [text for at in range(0, len(whole), size) for text in buffer.feed(whole[at : at + size])]
+        assert texts + buffer.end() == [b'{"b": 2}']
+        assert buffer.error == b'{"a": 1}'
+
+
+def test_what_is_skipped_is_counted() -> None:
+    """Lines that say nothing are counted, and the first that belongs to no stream is kept."""
+    buffer = LineBuffer()
+    assert buffer.feed(b": x\n\n" * 10 + b"id: 7\nretry: 1\ndata:\nUpstream error\nmore\n") == []
+    assert (buffer.skipped, buffer.strange) == (15, b"Upstream error")
+
+
+def test_one_byte_at_a_time_costs_no_more() -> None:
+    """A long line that comes a byte at a time is not copied anew for each."""
+    buffer = LineBuffer()
+    text = b'{"text": "' + b"x" * 500_000 + b'"}'
+    for at in range(len(text)):
+        buffer.feed(text[at : at + 1])
+    assert buffer.feed(b"\n") == [text]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from jarvis_core.errors import BadGateway, DeadlineExceeded, InvalidRequest, RateLimited, RequestError, Unavailable
-from jarvis_core.models import Caller, Finish, Prompt, Utterance
+from jarvis_core.models import Caller, Discard, Finish, Prompt, Utterance
 from jarvis_core.services.openai_compatible import OpenAiModel
 from jarvis_core.services.transport import Refused, Transport
 from jarvis_core.settings import Llm, Neighbours, Secret
@@ -80,6 +80,8 @@ async def collect(model: OpenAiModel, prompt: Prompt = PROMPT, into: list[str] |
             assert finish is None, "nothing comes after the end"
             if isinstance(piece, Finish):
                 finish = piece
+            elif isinstance(piece, Discard):
+                pieces.clear()
             else:
                 assert piece, "no piece is empty"
                 pieces.append(piece)
@@ -310,6 +312,142 @@ async def test_too_long_for_the_model(server: FakeModelServer, model: OpenAiMode
     error = await fails(model, InvalidRequest, Prompt("", [], "word " * 100, 0.5, 10))
     assert error.details is not None
     assert error.details["path"] == "$.content"
+
+
+LONG_HISTORY = [Utterance("assistant" if index % 2 else "user", "mot " * 100) for index in range(40)]
+
+
+@pytest.mark.parametrize("refusal", ["llama_cpp", "openai", "vllm"])
+async def test_context_that_is_shorter(server: FakeModelServer, model: OpenAiModel, refusal: Any) -> None:
+    """A prompt that is too long is asked again without its oldest messages; how long the context is, is remembered."""
+    server.mode = ModelServerMode(context_tokens=800, context_refusal=refusal, template="alternating")
+    prompt = Prompt("Be brief.", LONG_HISTORY, "un deux trois", 0.5, 100)
+    for _ in range(2):
+        assert (await collect(model, prompt))[0] == SAID
+    assert server.requests_seen[COMPLETIONS] == 3
+    assert 2 < len(server.requests[-1].json["messages"]) < 40
+
+
+@pytest.mark.parametrize("shape", ["json", "pretty"])
+async def test_context_that_is_not_named(server: FakeModelServer, model: OpenAiModel, shape: Any) -> None:
+    """Where the server does not say how long it is half of what was sent is left out, until it fits."""
+    body = b'{"error": {"message": "prompt too long", "code": "context_length_exceeded"}}'
+    server.mode = ModelServerMode(faults={"/": Fault("raw", body=body, status=400, times=2)}, shape=shape)
+    prompt = Prompt("Be brief.", LONG_HISTORY, "un deux trois", 0.5, 100)
+    assert (await collect(model, prompt))[0] == SAID
+    lengths = [len(request.json["messages"]) for request in server.requests]
+    assert lengths == sorted(set(lengths), reverse=True)
+    assert len(lengths) == 3
+
+
+@pytest.mark.parametrize("name", ["stream_options", "temperature", "max_tokens", "stream"])
+async def test_field_that_is_refused(server: FakeModelServer, model: OpenAiModel, name: str) -> None:
+    """What is refused is left out, and is not sent again."""
+    server.mode = ModelServerMode(refuses=(name,))
+    for _ in range(2):
+        assert (await collect(model))[0] == SAID
+    assert server.requests_seen[COMPLETIONS] == 3
+    assert name not in server.requests[-1].json
+
+
+async def test_value_that_is_refused(server: FakeModelServer, model: OpenAiModel) -> None:
+    """A value that is out of the server's range is left out once, and the next one is sent."""
+    body = b'{"error": {"message": "temperature must be at most 1", "param": "temperature", "code": "invalid_value"}}'
+    server.mode = ModelServerMode(faults={"/": Fault("raw", body=body, status=400, times=1)})
+    assert (await collect(model, Prompt("", [], "un", 2.0, 100)))[0] == "You said: un"
+    assert "temperature" not in server.requests[-1].json
+    await collect(model)
+    assert server.requests[-1].json["temperature"] == 0.5
+
+
+async def test_answer_that_is_too_long_for_the_context(server: FakeModelServer, model: OpenAiModel) -> None:
+    """Where it is the answer that was allowed too much nothing of the history is left out."""
+    words = (
+        b"'max_tokens' or 'max_completion_tokens' is too large: 900. This model's maximum context length is 800 tokens"
+    )
+    server.mode = ModelServerMode(
+        faults={"/": Fault("raw", body=b'{"object":"error","message":"%s","code":400}' % words, status=400, times=1)}
+    )
+    history = [Utterance("user", "a"), Utterance("assistant", "b")]
+    await collect(model, Prompt("", history, "c", 0, 900))
+    sent = server.requests[-1].json
+    assert len(sent["messages"]) == 3
+    assert not {"max_tokens", "max_completion_tokens"} & sent.keys()
+
+
+async def test_template_without_a_system(server: FakeModelServer, model: OpenAiModel) -> None:
+    """A template that knows no system message is sent its words with the user's first one."""
+    server.mode = ModelServerMode(template="no_system")
+    for _ in range(2):
+        assert (await collect(model))[1].reason == "stop"
+    assert server.requests_seen[COMPLETIONS] == 3
+    assert server.requests[-1].json["messages"] == [{"role": "user", "content": "Be brief.\n\nun deux trois"}]
+
+
+async def test_refusals_come_to_an_end(server: FakeModelServer, model: OpenAiModel) -> None:
+    """A server that refuses everything is not asked for ever, and its words are told."""
+    server.mode = ModelServerMode(
+        refuses=("stream_options", "temperature", "max_tokens", "max_completion_tokens", "model")
+    )
+    error = await fails(model, Refused)
+    assert (
+        error.message == "llm refused with status 400: Unsupported parameter: 'model' is not supported with this model."
+    )
+    assert server.requests_seen[COMPLETIONS] < 7
+
+
+@pytest.mark.parametrize("name", ["small-model", None])
+async def test_address_without_its_version(server: FakeModelServer, name: str | None) -> None:
+    """A server that answers a wrong path with 200 and an error, or with 404, is told so, with a hint at /v1."""
+    for unexpected in (True, False):
+        server.mode = ModelServerMode(unexpected_endpoint=unexpected)
+        transport = Transport("llm", server.url, Neighbours())
+        error = await fails(make_model(transport, name=name), BadGateway)
+        await transport.close()
+        assert "/v1" in error.message
+        assert error.details is not None
+        assert ("Unexpected endpoint" in error.details.get("neighbour_error", "")) == unexpected
+
+
+async def test_thinking_that_is_held_back(server: FakeModelServer, transport: Transport) -> None:
+    """Of a model whose name says that it thinks nothing is given before it is known where its thinking ends."""
+    server.mode = ModelServerMode(deltas=("hm ", "hm", "</think>", "Oui."))
+    model = make_model(transport, name="deepseek-r1-distill-qwen-7b")
+    pieces: list[str] = []
+    assert (await collect(model, into=pieces))[0] == "Oui."
+    assert pieces == ["Oui."]
+    server.mode = ModelServerMode(deltas=("hm ", "hm"), finish_reason="length")
+    assert (await collect(model))[0] == ""
+    server.mode = ModelServerMode(deltas=("Oui", "."))
+    assert (await collect(model, into=(pieces := [])))[0] == "Oui."
+    assert pieces == ["Oui."]
+    assert (await collect(model, into=(pieces := [])))[0] == "Oui."
+    assert pieces == ["Oui", "."], "it has been seen to say when it thinks"
+    server.mode = ModelServerMode(reasoning="hm hm", deltas=("Oui", "."))
+    model = make_model(transport, name="qwq-32b")
+    assert (await collect(model, into=(pieces := [])))[0] == "Oui."
+    assert pieces == ["Oui", "."], "its server tells of its thinking"
+
+
+async def test_thinking_without_end(server: FakeModelServer, model: OpenAiModel) -> None:
+    """A model that thinks far more than it was allowed to say is cut off."""
+    server.mode = ModelServerMode(deltas=("<think>", *("hm " * 100,) * 100), hold_after=60)
+    text, finish = await collect(model, Prompt("", [], "a", 0, 10))
+    assert (text, finish.reason) == ("", "length")
+    await server.stream_closed()
+
+
+async def test_end_that_the_connection_outlives(server: FakeModelServer, transport: Transport) -> None:
+    """After the model's own end nothing is waited for as long as for a word."""
+    model = make_model(transport, stall=30)
+    server.mode = ModelServerMode(events=(END, "never"), stall_after=1)
+    started = time.monotonic()
+    assert (await collect(model))[1].reason == "stop"
+    assert time.monotonic() - started < 10
+    assert transport.breaker.closed
+
+
+END = '{"choices":[{"delta":{"content":"x"},"finish_reason":"stop"}]}'
 
 
 async def test_went_away(server: FakeModelServer, model: OpenAiModel) -> None:

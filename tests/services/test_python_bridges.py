@@ -11,7 +11,7 @@ import jwt
 import pytest
 
 from jarvis_core.errors import BadGateway, DeadlineExceeded, RateLimited, RequestError, Unavailable
-from jarvis_core.models import Caller, Finish, Prompt, Utterance
+from jarvis_core.models import Caller, Discard, Finish, Prompt, Utterance
 from jarvis_core.services import tokens
 from jarvis_core.services.python_bridges import BridgesModel
 from jarvis_core.services.tokens import TokenMint
@@ -72,6 +72,8 @@ async def collect(
             assert finish is None, "nothing comes after the end"
             if isinstance(piece, Finish):
                 finish = piece
+            elif isinstance(piece, Discard):
+                pieces.clear()
             else:
                 assert piece, "no piece is empty"
                 pieces.append(piece)
@@ -479,3 +481,124 @@ async def test_without_a_secret(bridges: FakeBridges, transport: Transport) -> N
     bridges.jwt_secret = None
     assert (await collect(BridgesModel(transport, Llm(), None)))[0] == SAID
     assert "authorization" not in bridges.requests[-1].headers
+
+
+# What is not the answer
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("said", "answer", "reason"),
+    [
+        ("<think>hm hm</think>Oui.", "Oui.", "stop"),
+        ("hm hm</think>Oui.", "Oui.", "stop"),
+        ("<think>hm hm", "", "thinking"),
+        ("Oui.<|im_end|>", "Oui.", "stop"),
+        ('{"name": "HassTurnOn", "parameters": {}}', "", "tool_calls"),
+        ("Écris `<think>`.", "Écris `<think>`.", "stop"),
+        ("<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>Oui.", "Oui.", "stop"),
+    ],
+)
+async def test_what_is_not_the_answer(
+    bridges: FakeBridges, model: BridgesModel, shape: Any, said: str, answer: str, reason: str
+) -> None:
+    """Thinking, tokens and calls in the text are left out, whole and letter by letter."""
+    bridges.mode = BridgesMode(shape=shape, answer=said, deltas=tuple(said))
+    text, finish = await collect(model)
+    assert (text, finish.reason) == (answer, reason)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+async def test_thinking_of_its_own(bridges: FakeBridges, model: BridgesModel, shape: Any) -> None:
+    """Thinking in a field of its own is no part of the answer; without an answer it is told."""
+    bridges.mode = BridgesMode(shape=shape, thinking="hm hm hm")
+    assert await collect(model) == (SAID, Finish("stop", 5, "mistral:latest"))
+    bridges.mode = BridgesMode(shape=shape, thinking="hm hm hm", answer="", deltas=())
+    text, finish = await collect(model)
+    assert (text, finish.reason) == ("", "thinking")
+
+
+async def test_thinking_feeds_the_deadline(bridges: FakeBridges, transport: Transport) -> None:
+    """A model that thinks for longer than it may be silent is not given up."""
+    bridges.mode = BridgesMode(shape="ndjson", deltas=("<think>", *"hmhmhmhm", "</think>", "Oui."), delta_delay_s=0.1)
+    assert (await collect(make_model(transport, stall=0.5)))[0] == "Oui."
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [("length", "length"), ("eos", "stop"), ("content_filter", "content_filter"), ("odd one", "odd_one")],
+)
+async def test_ends(bridges: FakeBridges, model: BridgesModel, shape: Any, said: str, reason: str) -> None:
+    """An end is what the bridges say of it, by one name each."""
+    bridges.mode = BridgesMode(shape=shape, finish_reason=said)
+    text, finish = await collect(model)
+    assert (text, finish.reason) == (SAID, reason)
+
+
+@pytest.mark.parametrize("shape", STREAMED)
+@pytest.mark.parametrize("error_object", [False, True])
+async def test_words_of_an_error(bridges: FakeBridges, model: BridgesModel, shape: Any, error_object: bool) -> None:
+    """An error's words are in the details, whether they come as a text or in an object."""
+    bridges.mode = BridgesMode(shape=shape, error_after=0, error_object=error_object, error_message="la carte a fondu")
+    error = await fails(model, BadGateway)
+    assert error.details is not None
+    assert error.details["neighbour_error"] == "la carte a fondu"
+    assert "la carte" not in error.message
+
+
+@pytest.mark.parametrize("shape", STREAMED)
+@pytest.mark.parametrize("label", ["", "text/plain", "text/html", "application/octet-stream"])
+async def test_labels(bridges: FakeBridges, model: BridgesModel, shape: Any, label: str) -> None:
+    """A stream is one whatever it is labelled."""
+    bridges.mode = BridgesMode(shape=shape, content_type=label)
+    assert await collect(model) == (SAID, Finish("stop", 5, "mistral:latest"))
+
+
+@pytest.mark.parametrize("label", ["application/json", "text/html", ""])
+async def test_lines_that_are_labelled_whole(bridges: FakeBridges, model: BridgesModel, label: str) -> None:
+    """Lines are not taken for a whole answer, nor a broken stream of them for one."""
+    bridges.mode = BridgesMode(shape="ndjson", content_type=label)
+    assert (await collect(model))[0] == SAID
+    bridges.mode = BridgesMode(shape="ndjson", content_type=label, cut_after=2, cut="end")
+    text, finish = await collect(model)
+    assert (text, finish.reason) == ("You said:", "lost")
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (b'{"text": "a\\ud83d", "tokens_generated": 3}', "a\ufffd"),
+        (b'{"text": "a\xc3", "tokens_generated": 3}', "a\ufffd"),
+        (b'{"text": "Oui.", "tokens_generated": 3.5, "tokens_prompt": NaN}', "Oui."),
+        (b'{\n "text": "Oui.",\n "tokens_generated": 3\n}\n', "Oui."),
+        (b'\xef\xbb\xbf{"text": "Oui.", "tokens_generated": 3, "model": null}', "Oui."),
+    ],
+)
+async def test_odd_answers(bridges: FakeBridges, model: BridgesModel, body: bytes, text: str) -> None:
+    """What can be used of a whole answer is used."""
+    bridges.mode = BridgesMode(faults={"/": Fault("raw", body=body)})
+    said, finish = await collect(model)
+    assert (said, finish.reason, finish.tokens) == (text, "stop", 3)
+
+
+@pytest.mark.parametrize("shape", STREAMED)
+async def test_broken_frame(bridges: FakeBridges, model: BridgesModel, transport: Transport, shape: Any) -> None:
+    """A stream that ends cleanly in the middle of a line is lost, and the bridges are not well."""
+    bridges.mode = BridgesMode(shape=shape, cut_after=2, cut="end", half_line=True)
+    text, finish = await collect(model)
+    assert (text, finish.reason) == ("You said:", "lost")
+    assert transport.health.state == "degraded"
+
+
+@pytest.mark.parametrize("shape", STREAMED)
+@pytest.mark.parametrize("flood", ["comments", "empty", "bytes"])
+async def test_flood(bridges: FakeBridges, model: BridgesModel, transport: Transport, shape: Any, flood: Any) -> None:
+    """A stream that brings nothing without end is given up, long before its last deadline."""
+    bridges.mode = BridgesMode(shape=shape, flood_after=2, flood=flood)
+    text, finish = await collect(model)
+    assert (text, finish.reason) == ("You said:", "flood")
+    assert transport.health.state == "degraded"
+    bridges.mode = BridgesMode(shape=shape, flood_after=0, flood=flood)
+    error = await fails(model, BadGateway)
+    assert error.details == {"neighbour": "bridges", "reason": "flood"}

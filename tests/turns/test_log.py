@@ -240,3 +240,22 @@ async def test_from_record() -> None:
     assert turn.error.message == "It failed."
     assert turn.ended
     assert Turn.from_record(CALLER, record(Status.CANCELLED, "a")).error is None
+
+
+def test_discarded() -> None:
+    """What was discarded is not the answer, and readers that have not got it never do; positions stay as they are."""
+    turn = Turn(Caller("ann"), "conversation", "turn", "message")
+    turn.append(Step.CREATED, *OPENING, "Okay, ", "hm.")
+    early, late = Reader(turn), Reader(turn)
+    assert join(early.take()) == "Okay, hm."
+    turn.discard_text()
+    assert (turn.text(), turn.logged_text()) == ("", "Okay, hm.")
+    turn.append("Oui", ".")
+    turn.status = Status.COMPLETED
+    turn.end()
+    assert turn.text() == "Oui."
+    for reader in (early, late, Reader(turn), Reader(turn, 5), Reader(turn, 12)):
+        taken = reader.take()
+        assert join(taken) == "Oui."
+        assert taken[-4][0] == 17, "the same place for all"
+    assert join(Reader(turn, 14).take()) == "i."

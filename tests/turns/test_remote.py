@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pytest
 
 from jarvis_core.errors import NotFound, Unavailable
-from jarvis_core.models import Caller, Finish, Prompt, Status
+from jarvis_core.models import Caller, Discard, Finish, Prompt, Status
 from jarvis_core.processes.child import own_identity
 from jarvis_core.settings import Llm
 from jarvis_core.shared.cache import CacheState
@@ -83,14 +83,14 @@ class Model:
     history_limit_chars = 1_000
 
     def __init__(self) -> None:
-        self.pieces: asyncio.Queue[str | Finish] = asyncio.Queue()
+        self.pieces: asyncio.Queue[str | Discard | Finish] = asyncio.Queue()
 
     @asynccontextmanager
-    async def generate(self, prompt: Prompt, caller: Caller) -> AsyncIterator[AsyncIterator[str | Finish]]:
+    async def generate(self, prompt: Prompt, caller: Caller) -> AsyncIterator[AsyncIterator[str | Discard | Finish]]:
         """Answer, whatever is asked."""
         yield self._say()
 
-    async def _say(self) -> AsyncIterator[str | Finish]:
+    async def _say(self) -> AsyncIterator[str | Discard | Finish]:
         while True:
             piece = await self.pieces.get()
             yield piece
@@ -190,6 +190,34 @@ async def test_followed_through_mail_that_gets_lost(make: Make, post: Post, lost
     assert (remote.status, remote.reason, remote.tokens, remote.model) == (Status.COMPLETED, "stop", 41, "m")
     assert (remote.id, remote.user_message_id) == (turn.id, turn.user_message_id)
     assert remote.ended_at == turn.ended_at
+
+
+@pytest.mark.parametrize("early", [True, False], ids=["followed before", "followed after"])
+async def test_discarded_text(make: Make, early: bool) -> None:
+    """What a model's stream takes back is no follower's answer on another worker either."""
+    a, b = make(), make()
+    turn = await begin(a, "Okay, hm.")
+
+    async def follow() -> Turn:
+        remote = await b.turns.find(ANN, turn.id)
+        b.turns.attach(remote)
+        return remote
+
+    remote = await follow() if early else None
+    for piece in (Discard(), "Oui", "."):
+        a.model.pieces.put_nowait(piece)
+    async with asyncio.timeout(5):
+        while turn.text() != "Oui.":  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+    if remote is None:
+        remote = await follow()
+    reading = asyncio.create_task(read(remote))
+    a.model.pieces.put_nowait(Finish("stop", 3, "m"))
+    steps, text = await reading
+    assert (remote.text(), turn.text()) == ("Oui.", "Oui.")
+    assert text.endswith("Oui.")
+    assert early or text == "Oui."
+    assert steps == list(Step)
 
 
 async def test_lost_end_beside_a_turn_that_goes_on(make: Make, post: Post) -> None:

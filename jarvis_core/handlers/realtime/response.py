@@ -120,6 +120,6 @@ class ResponseStream:
 
     def _end(self, turn: Turn) -> None:
         self.active = False
-        if not turn.opened:
+        if not turn.text():
             # The next response.create answers the message again, as this turn gave no text.
             self._dialogue.ask_again()

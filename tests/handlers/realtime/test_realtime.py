@@ -145,8 +145,11 @@ async def test_items_without_a_response(server: Server, bridges: FakeBridges, al
         assert bridges.requests_seen["/api/llm/generate"] == 0
         await socket.send("response.create")
         await socket.done()
-    asked = [message["content"] for message in bridges.last("/api/llm").json["messages"]]
-    assert asked == ["The user is a pilot.", "Bonjour !", "a\nb"]
+    asked = bridges.last("/api/llm").json
+    assert asked["system_prompt"].endswith("\n\nThe user is a pilot.")
+    assert "Assistant: Bonjour !\n" in asked["prompt"]
+    # A template takes no assistant that begins.
+    assert [message["content"] for message in asked["messages"]] == ["a\nb"]
 
 
 async def test_cancelled(server: Server, bridges: FakeBridges, alice: aiohttp.ClientSession) -> None:

@@ -336,9 +336,10 @@ async def test_transcription_fails(server: Server, bridges: FakeBridges) -> None
         assert (failed["error"]["code"], failed["error"]["type"]) == ("bad_gateway", "server_error")
         assert (await socket.error())["event_id"] == "waits"
         assert (await configure(socket))["conversation_id"] is None
-        bridges.mode = BridgesMode(shape="ndjson", error_200=True)
-        await commit(socket)
-        assert (await socket.until(FAILED))["error"]["code"] == "bad_gateway"
+        for segments in ("heard", "of_failure"):
+            bridges.mode = BridgesMode(shape="ndjson", error_200=True, segments=segments)
+            await commit(socket)
+            assert (await socket.until(FAILED))["error"]["code"] == "bad_gateway"
         bridges.mode = BridgesMode(shape="ndjson")
         await say(socket)
         await socket.send("response.create")
@@ -367,7 +368,7 @@ async def test_recordings_keep_their_order(server: Server, bridges: FakeBridges,
         response["id"],
     ]
     asked = [message["content"] for message in bridges.last("/api/llm").json["messages"]]
-    assert asked == [f"a clip of {duration_s} seconds" for duration_s in ("0.30", "0.60", "0.90")]
+    assert asked == ["\n\n".join(f"a clip of {duration_s} seconds" for duration_s in ("0.30", "0.60", "0.90"))]
 
 
 async def test_room_for_recordings(make_server: MakeServer, bridges: FakeBridges) -> None:
@@ -671,7 +672,8 @@ async def test_nothing_to_say(server: Server, bridges: FakeBridges) -> None:
         bridges.mode = speaking("", deltas=())
         await ask_aloud(socket)
         response = await socket.done()
-        assert (response["status"], socket.tally.text, socket.tally.sound) == ("completed", "", b"")
+        assert (response["status"], socket.tally.text, socket.tally.sound) == ("failed", "", b"")
+        assert response["status_details"]["reason"] == "empty"
         bridges.mode = BridgesMode(error_200=True)
         await ask_aloud(socket)
         assert (await socket.done())["status"] == "failed"

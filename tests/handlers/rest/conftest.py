@@ -22,6 +22,7 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from tests.fakes.audio_engine import FakeAudioEngine
+from tests.fakes.openai_compatible import FakeModelServer
 from tests.fakes.python_bridges import BridgesMode, FakeBridges
 from tests.handlers.rest.api import Api
 from tests.system.server import Server, free_port
@@ -219,3 +220,33 @@ def make_token(
     """Sign a token for *user*."""
     fields = {"sub": user, "user_id": user, "exp": int(time.time()) + lifetime_s, **claims}
     return jwt.encode({name: value for name, value in fields.items() if value is not None}, secret, algorithm=algorithm)
+
+
+@pytest.fixture(scope="session")
+def model_server(postgres_conninfo: str) -> Iterator[tuple[Server, int, int]]:
+    """Run the server that asks an OpenAI-compatible model; give its port, and that of the bridges, who speak."""
+    port = free_port()
+    environment = {
+        "LLM_URL": f"http://127.0.0.1:{port}/v1",
+        "LLM_MODEL": "small-model",
+        "LLM_API_KEY": "sk-of-the-house",
+        "LLM_FIRST_TOKEN_TIMEOUT_S": "5",
+        "LLM_STALL_TIMEOUT_S": "0.6",
+        "LLM_TOTAL_TIMEOUT_S": "20",
+    }
+    with serving(postgres_conninfo, "handlers_model", **environment) as (server, bridges_port):
+        yield server, port, bridges_port
+
+
+@pytest.fixture
+async def model(model_server: tuple[Server, int, int]) -> AsyncIterator[FakeModelServer]:
+    """Run the model of that server."""
+    async with FakeModelServer("sk-of-the-house", port=model_server[1]) as model:
+        yield model
+
+
+@pytest.fixture
+async def house(model_server: tuple[Server, int, int], model: FakeModelServer) -> AsyncIterator[Api]:
+    """Ask that server."""
+    async with Api(model_server[0].url) as house:
+        yield house

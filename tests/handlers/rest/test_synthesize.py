@@ -116,6 +116,16 @@ async def test_speed(speaker: Api, bridges: FakeBridges, speed: float, asked: fl
     assert abs(peak_hz(samples, rate_hz) - 441) < 10
 
 
+@pytest.mark.parametrize("speech", ["wav", "lines"])
+async def test_speech_in_another_form(speaker: Api, bridges: FakeBridges, speech: Any) -> None:
+    """Base64 of a file in the place of samples is the file's sound, and base64 may be on many lines."""
+    bridges.mode = BridgesMode(speech=speech)
+    _, samples, rate_hz = await speak(speaker)
+    assert abs(len(samples) / rate_hz - TEXT_S) < 0.02
+    assert abs(peak_hz(samples, rate_hz) - 441) < 10
+    assert np.abs(samples).max() < 0.9, "noise would be as loud as can be"
+
+
 @pytest.mark.parametrize(
     ("fields", "voice"),
     [
@@ -283,6 +293,7 @@ FAILURES = [
     (BridgesMode(error_200=True), 502, "bad_gateway"),
     (BridgesMode(speech="nan"), 502, "bad_gateway"),
     (BridgesMode(speech="odd"), 502, "bad_gateway"),
+    (BridgesMode(speech="pcm16"), 502, "bad_gateway"),
     (BridgesMode(speech="not_base64"), 502, "bad_gateway"),
     (BridgesMode(sample_rate_hz=0), 502, "bad_gateway"),
     (BridgesMode(sample_rate_hz=200_000), 502, "bad_gateway"),

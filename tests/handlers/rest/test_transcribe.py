@@ -412,6 +412,7 @@ def faulty(kind: FaultKind = "none", **options: Any) -> BridgesMode:
     ("mode", "status", "code"),
     [
         (BridgesMode(error_200=True), 502, "bad_gateway"),
+        (BridgesMode(error_200=True, segments="of_failure"), 502, "bad_gateway"),
         (faulty(status=500), 502, "bad_gateway"),
         (faulty(status=400), 502, "bad_gateway"),
         (faulty(status=401), 502, "bad_gateway"),

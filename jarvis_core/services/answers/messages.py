@@ -1,0 +1,58 @@
+"""
+A prompt as chat messages, in the order that every chat template takes.
+
+Templates raise for a system message behind the first one, for two messages of one role in a row, for an assistant that begins,
+and for an assistant that says nothing; a conversation has all of these as soon as one turn of it failed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from jarvis_core.models import Utterance
+from jarvis_core.services.answers.filter import answer_in
+from jarvis_core.services.contract import ChatMessage
+
+BETWEEN = "\n\n"
+"""What stands between messages that are sent as one."""
+
+
+def in_order(history: Sequence[Utterance], content: str) -> list[ChatMessage]:
+    """
+    Return *history* and the user's newest *content* as messages of a user and an assistant in turn, a user's first.
+
+    What one of them said in a row is one message. An assistant's thinking, which an older version of this server may have
+    stored, is left out, and so is what the history's system messages say (``system_texts``).
+    """
+    messages: list[ChatMessage] = []
+    for utterance in history:
+        role, text = utterance.role, utterance.content
+        if role == "system":
+            continue
+        if role == "assistant":
+            text = answer_in(text)
+        if not text.strip() or (role == "assistant" and not messages):
+            continue
+        _append(messages, ChatMessage(role, text))
+    _append(messages, ChatMessage("user", content))
+    return messages
+
+
+def system_texts(history: Iterable[Utterance]) -> list[str]:
+    """Return what the system messages in *history* say."""
+    return [one.content for one in history if one.role == "system" and one.content.strip()]
+
+
+def without_system(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
+    """Return *messages* with the system's words at the beginning of the user's first message."""
+    if not messages or messages[0].role != "system":
+        return list(messages)
+    system, first, *others = messages
+    return [ChatMessage("user", system.content + BETWEEN + first.content), *others]
+
+
+def _append(messages: list[ChatMessage], message: ChatMessage) -> None:
+    if messages and messages[-1].role == message.role:
+        messages[-1] = ChatMessage(message.role, messages[-1].content + BETWEEN + message.content)
+    else:
+        messages.append(message)
