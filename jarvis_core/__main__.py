@@ -86,6 +86,11 @@ def serve(settings: Settings) -> int:
     host = settings.server.host
     # Granian takes no names; and a name's address may change while other parts use the old one.
     settings = settings.with_values("server", host=find_address(host, settings.server.port))
+    if settings.database.url is not None:
+        from jarvis_core.store.address import parse
+
+        if unused := parse(settings.database.url.reveal()).unused:
+            log.get("jarvis_core").warning("parts of DATABASE_URL have no effect here", unused=", ".join(unused))
     workers = settings.server.workers
     code: int | None = None
     try:

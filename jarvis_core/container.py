@@ -275,10 +275,6 @@ def _embedder(settings: Settings, neighbours: dict[str, Transport], mint: TokenM
 
 async def _open_database(settings: Database, conninfo: str) -> Pool:
     """Return an open pool on a database whose schema is up to date; the caller closes it."""
-    try:
-        Pool.check_address(conninfo)
-    except ValueError as exc:
-        raise StartError(f"DATABASE_URL: {exc}") from exc
     loop = asyncio.get_running_loop()
     deadline = loop.time() + START_DEADLINE_S
     while True:

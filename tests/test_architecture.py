@@ -31,7 +31,7 @@ KNOWN_TO_ALL = {"settings", "models", "errors", "log", "metrics", "words", "canc
 """What every room of the core may import; these import one another only as their own rows say."""
 
 MAY_IMPORT: dict[str, set[str]] = {
-    "__main__": {"server", "local", "processes", "access", "shared", "settings", "errors", "log"},
+    "__main__": {"server", "local", "store", "processes", "access", "shared", "settings", "errors", "log"},
     "server": {"app", "processes", "access", "settings", "errors", "log"},
     "app": {"container", "handlers", "codec", *KNOWN_TO_ALL},
     "container": {"speech", "turns", "memory", "store", "services", "codec", "shared", "processes", "access"}

@@ -14,13 +14,17 @@ from typing import Any
 
 import psycopg
 import psycopg.conninfo
+from psycopg.rows import TupleRow
 
 from jarvis_core import cancellation, log
 from jarvis_core.errors import JarvisError
 from jarvis_core.settings import Database
+from jarvis_core.store.address import Address
 from jarvis_core.store.connections import Connection, Connections, GivenUp, PoolTimeout
+from jarvis_core.store.session import SEARCH_PATH, is_definite
 
 logger = log.get(__name__)
+_seldom = log.LogThrottle()
 
 IDLE_S = 1.0
 """After so long without an answer of the database it is asked for one."""
@@ -47,21 +51,27 @@ class _TakesNoWrites(Exception):
 
 
 class Availability:
-    """The database behind *conninfo*, as far as is known."""
+    """The database at *address*, as far as is known."""
 
-    def __init__(self, settings: Database, conninfo: str) -> None:
+    def __init__(self, settings: Database, address: Address) -> None:
         self._timeout_s = settings.timeout_s
         self._max_connections = settings.max_connections
-        self._conninfo = conninfo
-        hosts = str(psycopg.conninfo.conninfo_to_dict(conninfo).get("host") or "").count(",") + 1
+        self._conninfo = address.conninfo.reveal()
+        hosts = str(psycopg.conninfo.conninfo_to_dict(self._conninfo).get("host") or "").count(",") + 1
         self._probe_limit_s = PROBE_LIMIT_S * hosts
         self._options: dict[str, Any] = {
             "autocommit": True,
             "prepare_threshold": 1,
             "connect_timeout": max(1, round(settings.timeout_s)),
-            "application_name": "jarvis-core",
-            "options": f"-c timezone=UTC -c statement_timeout={round(settings.timeout_s * 1_000)}",
+            "fallback_application_name": "jarvis-core",
+            "pooled": address.pooled,
         }
+        self._settings = dict(address.settings)
+        self._settings["TimeZone"] = "UTC"
+        self._settings["statement_timeout"] = str(round(settings.timeout_s * 1_000))
+        """Of every session."""
+        self._search_path: str | None = None
+        """What that one of them is to be instead, so that the extensions are found; None where it is right as it is."""
         self._connections: Connections | None = None
         """Those of the database's present life; None while it is away."""
         self._closing: set[asyncio.Task[None]] = set()
@@ -80,13 +90,21 @@ class Availability:
         """How often it has gone away."""
 
     async def open(self) -> None:
-        """Connect; raises ``Away``, because of what went wrong last. May be tried again."""
+        """
+        Connect; raises ``Away``, because of what went wrong last. May be tried again.
+
+        Raises ``psycopg.Error`` where the database refuses what is to be set.
+        """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._timeout_s
         while True:
             try:
                 await self._ask_anew(limit_s=min(self._probe_limit_s, max(deadline - loop.time(), 0.0)))
             except (psycopg.Error, OSError, TimeoutError, _TakesNoWrites) as exc:
+                if isinstance(exc, psycopg.Error) and is_definite(exc):
+                    raise
+                if _seldom.held_back(_reason(exc)) is not None:
+                    logger.warning("the database does not answer yet", error=_reason(exc))
                 if loop.time() + AWAY_INTERVAL_S >= deadline:
                     raise Away from exc
             else:
@@ -228,14 +246,14 @@ class Availability:
         return True
 
     async def _ask_anew(self, *, limit_s: float) -> None:
-        """Ask over a new connection; raises what goes wrong."""
+        """Ask over a new connection, also for where things are to be looked for; raises what goes wrong."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + limit_s
         options = {**self._options, "connect_timeout": min(2, self._options["connect_timeout"])}
         async with cancellation.timeout_at(deadline):
-            connection = await Connection.connect(self._conninfo, **options)
+            connection = await Connection.connect(self._conninfo, settings=tuple(self._settings.items()), **options)
         try:
-            await _ask(connection, deadline - loop.time())
+            [[(self._search_path,)]] = await _ask(connection, deadline - loop.time(), SEARCH_PATH)
         finally:
             await connection.close()
 
@@ -260,9 +278,10 @@ class Availability:
             self.note_answer(connections)
 
     async def _make_connections(self) -> None:
+        found = {} if self._search_path is None else {"search_path": self._search_path}
         connections = Connections(
             self._conninfo,
-            self._options,
+            {**self._options, "settings": tuple({**self._settings, **found}.items())},
             limit=self._max_connections,
             reconnect_limit_s=self._timeout_s,
             on_failure=self.suspect,
@@ -284,15 +303,20 @@ class Availability:
             task.add_done_callback(self._closing.discard)
 
 
-async def _ask(connection: Connection, limit_s: float) -> None:
-    """Have the database answer over *connection*, which is broken off after *limit_s* seconds."""
+async def _ask(connection: Connection, limit_s: float, *statements: str) -> list[list[TupleRow]]:
+    """
+    Have the database answer over *connection*, which is broken off after *limit_s* seconds.
+
+    Returns the rows of *statements*, which it is asked in the same trip.
+    """
     timer = asyncio.get_running_loop().call_later(max(limit_s, 0.0), connection.break_off)
     try:
-        row = await (await connection.execute(PROBE)).fetchone()
+        probed, *rows = await connection.run_in_one_trip([(one, ()) for one in (PROBE, *statements)])
     finally:
         timer.cancel()
-    if row != ("off",):
+    if probed != [("off",)]:
         raise _TakesNoWrites("it takes no writes")
+    return rows
 
 
 def _reason(why: Exception) -> str:

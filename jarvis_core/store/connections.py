@@ -15,7 +15,7 @@ import select
 import socket
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import psycopg
@@ -24,7 +24,8 @@ from psycopg.rows import TupleRow
 
 from jarvis_core import cancellation
 from jarvis_core.errors import JarvisError
-from jarvis_core.store.prepared import PreparedStatements
+from jarvis_core.store.prepared import Parameters, PreparedStatements
+from jarvis_core.store.session import Session, Setting, greet, set_locally
 
 WAITING_LIMIT = 1_000
 """More requests than this do not wait for a connection: they are refused at once."""
@@ -44,22 +45,28 @@ class PoolTimeout(JarvisError):
 class Connection(psycopg.AsyncConnection[TupleRow]):
     """A connection that is told to who opened it, as is the failure to make one."""
 
+    session = Session()
+    """What is at its other end."""
     _prepared_statements: PreparedStatements | None = None
 
     @classmethod
     async def connect(  # type: ignore[override]  # the driver's has the options spelled out
         cls, conninfo: str = "", *, opened_by: weakref.ref[Connections] | None = None, **options: Any
     ) -> Self:
-        """Connect for whom it is *opened_by*; raises ``psycopg.Error``, and ``TimeoutError`` when that is closed."""
+        """
+        Connect for whom it is *opened_by*; raises ``psycopg.Error``, and ``TimeoutError`` when that is closed.
+
+        *options* are the driver's, and those of ``greeted``.
+        """
         opener = None if opened_by is None else opened_by()
         if opener is None:
-            return await super().connect(conninfo, **options)
+            return await cls.greeted(conninfo, **options)
         async with cancellation.timeout(None) as limit:
             opener.connecting.add(limit)
             try:
                 if opener.closed:
                     raise TimeoutError
-                connection = await super().connect(conninfo, **options)
+                connection = await cls.greeted(conninfo, **options)
             except psycopg.Error:
                 opener.failed = True
                 opener.on_failure(opener)
@@ -68,6 +75,56 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
                 opener.connecting.discard(limit)
         opener.made.add(connection)
         return connection
+
+    @classmethod
+    async def greeted(
+        cls, conninfo: str, *, settings: Sequence[Setting] = (), pooled: bool = False, **options: Any
+    ) -> Self:
+        """Connect to a session with these *settings*; behind a pooler, also where only *pooled* says so, to one at a time."""
+        connection = await super().connect(conninfo, **options)
+        if settings:
+            limit_s = options["connect_timeout"]
+            timer = asyncio.get_running_loop().call_later(limit_s, connection.break_off)
+            try:
+                connection.session = await greet(connection, settings, pooled=pooled)
+            except BaseException:
+                await connection.close()
+                raise
+            finally:
+                timer.cancel()
+        return connection
+
+    async def run(self, statement: str, parameters: Parameters) -> list[TupleRow]:
+        """Run one statement in a transaction of its own, and return its rows; closes the connection when cancelled."""
+        if self.session.pooled:
+            (rows,) = await self.run_in_one_trip([(statement, parameters)])
+            return rows
+        try:
+            return await self.prepared.run(statement, parameters)
+        except asyncio.CancelledError:
+            # The server was told to stop, and its answer is still to come.
+            await self.close()
+            raise
+
+    async def run_in_one_trip(self, statements: Sequence[tuple[str, Parameters]]) -> list[list[TupleRow]]:
+        """Run *statements* in one transaction and one trip, and return the rows of each; closes it when cancelled."""
+        try:
+            # Without a sync between them they are one transaction:
+            # https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-FLOW-PIPELINING
+            async with self.pipeline():
+                await self.set_up_transaction()
+                cursors = [await self.execute(statement, parameters) for statement, parameters in statements]
+            return [await cursor.fetchall() if cursor.description else [] for cursor in cursors]
+        except asyncio.CancelledError:
+            # In a pipeline (psycopg 3.3) it may be left in the midst of it: what the next one writes would be answered as
+            # done, and undone when that one leaves it.
+            await self.close()
+            raise
+
+    async def set_up_transaction(self) -> None:
+        """Have the transaction that has just begun be like any other."""
+        if self.session.settings:
+            await self.execute(*set_locally(self.session.settings))
 
     @property
     def prepared(self) -> PreparedStatements:

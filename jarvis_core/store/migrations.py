@@ -34,13 +34,15 @@ async def migrate(pool: Pool) -> None:
     """
     Bring the schema up to date.
 
-    Raises ``StartError`` when a newer version of this program made the schema, the server is too old, or the user may
-    not make tables.
+    Raises ``StartError`` when a newer version of this program made the schema, the server is too old, the user may not
+    make tables, or there is no schema to make them in.
     """
     try:
         await _migrate(pool)
     except psycopg.errors.InsufficientPrivilege as exc:
         raise StartError(f"DATABASE_URL: this user may not make the tables: {exc.diag.message_primary}") from exc
+    except psycopg.errors.InvalidSchemaName as exc:
+        raise StartError("DATABASE_URL: no schema of the search_path is there to make the tables in; make it") from exc
 
 
 async def _migrate(pool: Pool) -> None:

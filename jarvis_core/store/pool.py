@@ -13,12 +13,12 @@ from contextlib import asynccontextmanager
 from typing import TypeVar
 
 import psycopg
-import psycopg.conninfo
 from psycopg.rows import TupleRow
 
 from jarvis_core import log
-from jarvis_core.errors import DeadlineExceeded, Overloaded, RequestError, Unavailable
+from jarvis_core.errors import DeadlineExceeded, Overloaded, RequestError, StartError, Unavailable
 from jarvis_core.settings import Database
+from jarvis_core.store.address import parse
 from jarvis_core.store.availability import Availability, Away
 from jarvis_core.store.connections import Connection, Connections, PoolTimeout
 from jarvis_core.store.prepared import Parameters
@@ -58,9 +58,9 @@ class Pool:
     ``DeadlineExceeded`` for a statement that it did not finish in time. Other errors of the driver are defects.
     """
 
-    def __init__(self, settings: Database, conninfo: str) -> None:
+    def __init__(self, settings: Database, address: str) -> None:
         self._timeout_s = settings.timeout_s
-        self._availability = Availability(settings, conninfo)
+        self._availability = Availability(settings, parse(address))
 
     @property
     def healthy(self) -> bool:
@@ -72,25 +72,18 @@ class Pool:
         """How often the database has gone away."""
         return self._availability.losses
 
-    @staticmethod
-    def check_address(conninfo: str) -> None:
-        """Raise ``ValueError`` when *conninfo* is no address of a PostgreSQL server; never names a secret in it."""
-        try:
-            psycopg.conninfo.conninfo_to_dict(conninfo)
-        except psycopg.ProgrammingError as exc:
-            # libpq's own words quote what it could not read, which may hold the password.
-            raise ValueError("must be a postgresql:// address or a libpq conninfo string") from exc
-
     async def open(self) -> None:
         """
         Connect; raises ``Unavailable`` when the database does not answer within the deadline.
 
-        May be tried again.
+        May be tried again. Raises ``StartError`` where it refuses what the address wants to have set.
         """
         try:
             await self._availability.open()
         except Away as exc:
             raise _away() from exc.__cause__
+        except psycopg.Error as exc:
+            raise StartError(f"DATABASE_URL: the database refuses its options: {exc.diag.message_primary}") from exc
 
     async def close(self) -> None:
         """Close every connection, those in use when they are given back."""
@@ -102,7 +95,7 @@ class Pool:
 
         A *patient* one waits for a database that has just gone away, for a few seconds.
         """
-        return await self._run(lambda connection: connection.prepared.run(statement, parameters), patient=patient)
+        return await self._run(lambda connection: connection.run(statement, parameters), patient=patient)
 
     async def fetch_one(self, statement: str, parameters: Parameters = (), *, patient: bool = False) -> TupleRow | None:
         """Run one statement as ``fetch_all`` does and return its first row, if any."""
@@ -120,19 +113,20 @@ class Pool:
         Each sees what those before it wrote, and what others had committed when it began.
         """
 
-        async def run(connection: Connection) -> list[list[TupleRow]]:
-            # Without a sync between them they are one transaction:
-            # https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-FLOW-PIPELINING
-            async with connection.pipeline():
-                cursors = [await connection.execute(statement, parameters) for statement, parameters in statements]
-            return [await cursor.fetchall() if cursor.description else [] for cursor in cursors]
-
-        return await self._run(run)
+        return await self._run(lambda connection: connection.run_in_one_trip(statements))
 
     @asynccontextmanager
-    async def without_timeout(self) -> AsyncIterator[psycopg.AsyncConnection[TupleRow]]:
-        """Lend a connection outside of any transaction, whose statements may take as long as they take."""
+    async def without_timeout(self) -> AsyncIterator[Connection]:
+        """
+        Lend a connection outside of any transaction, whose statements may take as long as they take.
+
+        Behind a pooler they take no longer than its server allows, and find nothing by its name alone: what is set is
+        not set for them.
+        """
         async with self._lend(without_timeout=True) as connection:
+            if connection.session.pooled:
+                yield connection
+                return
             await connection.execute("set statement_timeout = 0")
             try:
                 yield connection
@@ -148,6 +142,7 @@ class Pool:
         *without_timeout* ones may take as long as they take; their statements lift the server's own deadline themselves.
         """
         async with self._lend(without_timeout=without_timeout) as connection, connection.transaction():
+            await connection.set_up_transaction()
             yield connection
 
     async def _run(self, run: Callable[[Connection], Awaitable[T]], *, patient: bool = False) -> T:
@@ -179,8 +174,7 @@ class Pool:
                 raise
             raise error from exc
         except asyncio.CancelledError:
-            # Cancelled in a pipeline (psycopg 3.3) it may be given back in the midst of it: what the next one writes would
-            # be answered as done, and undone when that one gives it back.
+            # What it was in the midst of is not for the next one.
             await connection.close()
             raise
         else:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from tests.fakes.python_bridges import BridgesMode, FakeBridges
 from tests.handlers.events import iterate_events, read_events
@@ -156,11 +157,14 @@ async def test_parent_is_killed(make_server: MakeServer, bridges: FakeBridges, d
         assert events[-1].data["response"]["status"] == "incomplete"
 
 
-def test_workers_that_cannot_start(make_server: MakeServer, directory: Path) -> None:
+def test_workers_that_cannot_start(make_server: MakeServer, directory: Path, database: str) -> None:
     """What keeps every worker from its start is told once, in one line, and the exit code is 1."""
-    server = make_server(WORKERS="3", DATABASE_URL="host='")
+    server = make_server(WORKERS="3", DATABASE_URL=make_conninfo(database, options="-cfrobnicate=1"))
     server.launch()
     assert server.wait() == 1
-    assert server.stderr == "jarvis-core: DATABASE_URL: must be a postgresql:// address or a libpq conninfo string\n"
+    assert server.stderr == (
+        "jarvis-core: DATABASE_URL: the database refuses its options:"
+        ' unrecognized configuration parameter "frobnicate"\n'
+    )
     assert server.stdout == ""
     assert processes_naming(directory) == set()

@@ -169,11 +169,33 @@ def test_bad_setting(make_server: MakeServer, directory: Path, name: str, value:
         assert value not in server.stderr
 
 
-def test_malformed_database_address(make_server: MakeServer, directory: Path) -> None:
-    """An address that is none of PostgreSQL's stops the start at once, and is not shown: it may hold a password."""
-    server = make_server(DATABASE_URL="mysql://jarvis:hunter2@localhost/jarvis")
-    assert_refused(server, directory, "DATABASE_URL", limit_s=8)
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize(
+    ("address", "named"),
+    [
+        ("mysql://jarvis:hunter2@localhost/jarvis", "mysql://"),
+        ("postgresql://jarvis:hunter2@localhost/jarvis?frobnicate=1", "'frobnicate'"),
+        ("host=localhost password=a hunter2", "conninfo"),
+    ],
+)
+def test_malformed_database_address(
+    make_server: MakeServer, directory: Path, address: str, named: str, workers: str
+) -> None:
+    """What is not understood of an address stops the start before anything is started, and no password is shown."""
+    server = make_server(DATABASE_URL=address, WORKERS=workers, PYTHON_BRIDGES_URL=None)
+    assert_refused(server, directory, "DATABASE_URL", named, limit_s=8)
     assert "hunter2" not in server.stderr
+
+
+def test_database_address_of_another_program(make_server: MakeServer, database: str) -> None:
+    """What an address asks of another program's pool is told to have no effect."""
+    fields = psycopg.conninfo.conninfo_to_dict(database)
+    address = f"postgresql+asyncpg://{fields['user']}@/{fields['dbname']}?host={fields['host']}&connection_limit=5"
+    server = make_server(DATABASE_URL=address, HOST="127.0.0.1")
+    server.start()
+    (warning,) = [line for line in map(json.loads, server.stderr.splitlines()) if line["level"] == "warning"]
+    assert (warning["event"], warning["unused"]) == ("parts of DATABASE_URL have no effect here", "connection_limit")
+    assert server.stop() == 0
 
 
 def test_unknown_setting_in_the_file(make_server: MakeServer, directory: Path) -> None:
@@ -248,6 +270,7 @@ def test_database_that_starts_later(make_server: MakeServer, database: str, dire
     server.launch()
     time.sleep(2)
     assert server.running, server.stderr
+    assert server.stderr.count("the database does not answer yet") == 1, "and that is told, with its reason"
     link.symlink_to(str(psycopg.conninfo.conninfo_to_dict(database)["host"]))
     deadline = time.monotonic() + 5
     while server.running and time.monotonic() < deadline:
