@@ -12,10 +12,10 @@ import math
 from contextlib import suppress
 
 import psycopg
-from psycopg.rows import TupleRow
 
 from jarvis_core import log
-from jarvis_core.models import Embedding
+from jarvis_core.models import Embedding, new_id
+from jarvis_core.store.connections import Connection
 from jarvis_core.store.memory_words import OWNER_KEY, UNPOST
 from jarvis_core.store.pool import Pool
 
@@ -35,7 +35,7 @@ How widely neighbours are looked for when an index is made, and when an entry is
 
 Twice pgvector's default finds 2 % more of the nearest ten and takes a minute for 100,000; for one added it would cost 3 ms.
 """
-LOCK_KEY = 0x6A617276_6D65
+LOCK_KEY = 0x6A617276_6D66
 INDEX_PREFIX = "memory_vectors_near_"
 
 MAKE_EXTENSION = "create extension if not exists {}"
@@ -59,6 +59,13 @@ create table if not exists memory_vectors (
 ) with (toast_tuple_target = 8160)
 """,
     "create index if not exists memory_vectors_of_owner on memory_vectors (model_key, owner_key, memory)",
+    """
+create table if not exists memory_indexing (
+    only_one      boolean primary key default true check (only_one),
+    holder        uuid not null,
+    claimed_until timestamptz not null
+)
+""",
 )
 
 MODEL_KEY = """
@@ -139,6 +146,26 @@ from memory_owners o cross join memory_models m cross join lateral (
 ) c
 where o.entries >= %(index_from)s / 2 and m.dimension <= %(dimension_limit)s and c.vectors >= %(index_from)s / 2
 """
+# Two that made or dropped indexes of one table at a time would wait for each other. A lock of the session's would be lost
+# behind a pooler; a claim holds until an index is seen being made (another user's work is not shown, and may be this), and
+# is made anew before each. Who dies leaves it for a moment.
+CLAIM_INDEXES = """
+insert into memory_indexing as i (holder, claimed_until)
+select %(me)s::uuid, now() + interval '30 seconds' where not exists (
+    select from pg_stat_progress_create_index
+    where datname = current_database() and coalesce(relid = 'memory_vectors'::regclass, true)
+)
+on conflict (only_one) do update set holder = excluded.holder, claimed_until = excluded.claimed_until
+    where i.holder = excluded.holder or i.claimed_until < now()
+returning 1
+"""
+LEAVE_INDEXES = "update memory_indexing set claimed_until = now() where holder = %(me)s"
+# What cannot be run in a transaction finds nothing by its name alone, behind a pooler.
+SCHEMAS = """
+select quote_ident(t.nspname), quote_ident(e.nspname)
+from pg_class c join pg_namespace t on t.oid = c.relnamespace, pg_type y join pg_namespace e on e.oid = y.typnamespace
+where c.oid = 'memory_vectors'::regclass and y.oid = 'halfvec'::regtype
+"""
 INDEXES = """
 select c.relname::text, i.indisvalid from pg_index i join pg_class c on c.oid = i.indexrelid
 where i.indrelid = 'memory_vectors'::regclass and starts_with(c.relname, %s)
@@ -166,6 +193,7 @@ class MemoryVectors:
     def __init__(self, pool: Pool, *, index_from: int = INDEX_FROM) -> None:
         self._pool = pool
         self._index_from = index_from
+        self._me = {"me": new_id()}
         self._models: dict[tuple[str, int], int] = {}
         self._indexed: dict[tuple[str, int], int] = {}
         self.available = False
@@ -197,7 +225,7 @@ class MemoryVectors:
     async def _make(self, *statements: str) -> None:
         # "if not exists" alone does not help two that make the same thing at the same time.
         async with self._pool.transaction() as connection:
-            await connection.execute("select pg_advisory_xact_lock(%s)", (LOCK_KEY + 1,))
+            await connection.execute("select pg_advisory_xact_lock(%s)", (LOCK_KEY,))
             for statement in statements:
                 await connection.execute(statement)
 
@@ -231,42 +259,53 @@ class MemoryVectors:
         if not self.available:
             return
         async with self._pool.without_timeout() as connection:
-            cursor = await connection.execute("select pg_try_advisory_lock(%s)", (LOCK_KEY,))
-            row = await cursor.fetchone()
-            if row is not None and row[0]:
-                try:
-                    await connection.execute(
-                        "select set_config('maintenance_work_mem', %s, false)", (MAINTENANCE_MEMORY,)
-                    )
-                    await self._tend(connection)
-                finally:
-                    if not connection.closed:
-                        await connection.execute("select pg_advisory_unlock(%s)", (LOCK_KEY,))
-                        await connection.execute("reset maintenance_work_mem")
+            if await self._due(connection) and await self._claim(connection):
+                await self._tend(connection)
         await self._note_indexes()
 
-    async def _tend(self, connection: psycopg.AsyncConnection[TupleRow]) -> None:
-        cursor = await connection.execute(LARGE, self._limits())
+    async def _claim(self, connection: Connection) -> bool:
+        return bool(await connection.run(CLAIM_INDEXES, self._me))
+
+    async def _tend(self, connection: Connection) -> None:
+        if not connection.session.pooled:
+            await connection.execute("select set_config('maintenance_work_mem', %s, false)", (MAINTENANCE_MEMORY,))
+        try:
+            for what, *statements in await self._due(connection):
+                if not await self._claim(connection):
+                    return
+                for statement in statements:
+                    await connection.execute(statement.encode(), prepare=False)
+                logger.info(what)
+        finally:
+            if not (connection.closed or connection.session.pooled):
+                await connection.execute("reset maintenance_work_mem")
+        await connection.run(LEAVE_INDEXES, self._me)
+
+    async def _due(self, connection: Connection) -> list[tuple[str, ...]]:
+        """Return what is to be done, each in words and as statements, which name all schemas."""
+        ((tables, extension),) = await connection.run(SCHEMAS, ())
         wanted = {
             _index_name(model, owner): (model, owner, dimension, count)
-            for _, owner, model, dimension, count in await cursor.fetchall()
+            for _, owner, model, dimension, count in await connection.run(LARGE, self._limits())
         }
-        cursor = await connection.execute(INDEXES, (INDEX_PREFIX,))
-        there: dict[str, bool] = dict(await cursor.fetchall())
-        for name, valid in there.items():
-            if not valid or name not in wanted:
-                await connection.execute(f"drop index concurrently if exists {name}")
-                logger.info("an index of memories was dropped", index=name)
-        for name, (model, owner, dimension, count) in wanted.items():
-            if not there.get(name) and count >= self._index_from:
-                await connection.execute(
-                    f"create index concurrently {name} on memory_vectors"
-                    f" using hnsw ((embedding::halfvec({dimension:d})) halfvec_ip_ops)"
-                    f" with (ef_construction = {EF_CONSTRUCTION})"
-                    f" where model_key = {model:d} and owner_key = {owner:d}"
-                )
-                await connection.execute(f"alter index {name} set (ef_construction = {EF_INSERTION})")
-                logger.info("an index of memories was made", index=name)
+        there: dict[str, bool] = dict(await connection.run(INDEXES, (INDEX_PREFIX,)))
+        unwanted = [name for name, valid in there.items() if not valid or name not in wanted]
+        due: list[tuple[str, ...]] = [
+            (f"the index {name} of memories was dropped", f"drop index concurrently if exists {tables}.{name}")
+            for name in unwanted
+        ]
+        due += [
+            (
+                f"the index {name} of memories was made",
+                f"create index concurrently {name} on {tables}.memory_vectors"
+                f" using hnsw ((embedding::{extension}.halfvec({dimension:d})) {extension}.halfvec_ip_ops)"
+                f" with (ef_construction = {EF_CONSTRUCTION}) where model_key = {model:d} and owner_key = {owner:d}",
+                f"alter index {tables}.{name} set (ef_construction = {EF_INSERTION})",
+            )
+            for name, (model, owner, dimension, count) in wanted.items()
+            if not there.get(name) and count >= self._index_from
+        ]
+        return due
 
     async def _note_indexes(self) -> None:
         names = {name for name, valid in await self._pool.fetch_all(INDEXES, (INDEX_PREFIX,)) if valid}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import random
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any
 
@@ -21,6 +23,7 @@ from jarvis_core.store.memory_vectors import MemoryVectors
 from jarvis_core.store.migrations import migrate
 from jarvis_core.store.pool import Pool
 from jarvis_core.words.normalization import fingerprint, terms_of
+from tests.fakes.pgbouncer import pgbouncer
 
 OWNER = "ann"
 NOT_IDS = ["", "1", "not-a-uuid", "0" * 35 + "g", "'; drop table memories; --", "\x00", "\ud800"]
@@ -762,9 +765,23 @@ async def test_merging_once_the_vector_is_known(store: MemoryStore, pool: Pool, 
 # Indexes
 
 
-@pytest.fixture
-async def large(database: str) -> AsyncIterator[MemoryStore]:
-    """Give a store where 40 vectors are many, in a database of its own, with 60 entries of ann's and 30 of bob's."""
+@pytest.fixture(params=["direct", "pooled"])
+async def large(request: pytest.FixtureRequest, database: str) -> AsyncIterator[MemoryStore]:
+    """
+    Give a store where 40 vectors are many, in a database of its own, with 60 entries of ann's and 30 of bob's.
+
+    And once more behind PgBouncer.
+    """
+    with contextlib.ExitStack() as stack:
+        if request.param == "pooled":
+            database = stack.enter_context(pgbouncer(database, mode="transaction")).url
+        async with large_in(database) as store:
+            yield store
+
+
+@asynccontextmanager
+async def large_in(database: str) -> AsyncIterator[MemoryStore]:
+    """Lend a large store in an empty database."""
     pool = Pool(Database(max_connections=3), database)
     await pool.open()
     try:
@@ -858,6 +875,21 @@ async def test_tending_at_the_same_time(large: MemoryStore) -> None:
     await large.tend_indexes()
     assert list(indexes(large)) == [("ann", 1)]
     assert await large._pool.fetch_all("show statement_timeout") == [("5s",)]
+
+
+async def test_tending_that_is_cancelled(large: MemoryStore) -> None:
+    """Who is cancelled in the midst of it ends at once, at whatever it was, and leaves it to the next one."""
+    for moment_s in (0, 0, 0.001, 0.002, 0.003, 0.004, 0.006, 0.01, 0.02):
+        tending = asyncio.create_task(large.tend_indexes())
+        await asyncio.sleep(moment_s)
+        tending.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            async with asyncio.timeout(5):
+                await tending
+        assert tending.cancelled() or tending.exception() is None
+    async with asyncio.timeout(10):
+        while await valid_indexes(large._pool) != ["memory_vectors_near_1_1"]:
+            await large.tend_indexes()
 
 
 # Without extensions
