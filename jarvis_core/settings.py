@@ -110,7 +110,7 @@ class Database(Struct, frozen=True, forbid_unknown_fields=True):
     url: Annotated[
         Secret | None, Meta(examples=["postgresql://user:password@host/jarvis"], extra={"env": "DATABASE_URL"})
     ] = None
-    """PostgreSQL 15 or newer; unset: the embedded server under ``local.data_dir``."""
+    """PostgreSQL 15 or newer, also behind PgBouncer; unset: the embedded server under ``local.data_dir``."""
     max_connections: Annotated[int, Meta(ge=1, le=1_000, extra={"env": "DB_MAX_CONNECTIONS"})] = 20
     """Most connections open at a time, of all workers of this machine together; each worker has at least 2."""
     timeout_s: Annotated[Seconds, Meta(extra={"env": "DB_TIMEOUT_S"})] = 5.0
