@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import psycopg
 import psycopg.conninfo
-from psycopg.rows import TupleRow
 
 from jarvis_core import cancellation, log
 from jarvis_core.errors import JarvisError
@@ -64,8 +64,8 @@ class Availability:
             "prepare_threshold": 1,
             "connect_timeout": max(1, round(settings.timeout_s)),
             "fallback_application_name": "jarvis-core",
-            "pooled": address.pooled,
         }
+        self._pooled = address.pooled
         self._settings = dict(address.settings)
         self._settings["TimeZone"] = "UTC"
         self._settings["statement_timeout"] = str(round(settings.timeout_s * 1_000))
@@ -234,7 +234,8 @@ class Availability:
         except (GivenUp, PoolTimeout):
             return False
         try:
-            await _ask(connection, DOUBT_S)
+            with _limit(connection, DOUBT_S):
+                await _ask(connection)
         except psycopg.Error:
             return False
         except _TakesNoWrites:
@@ -251,9 +252,13 @@ class Availability:
         deadline = loop.time() + limit_s
         options = {**self._options, "connect_timeout": min(2, self._options["connect_timeout"])}
         async with cancellation.timeout_at(deadline):
-            connection = await Connection.connect(self._conninfo, settings=tuple(self._settings.items()), **options)
+            connection = await Connection.connect(self._conninfo, **options)
         try:
-            [[(self._search_path,)]] = await _ask(connection, deadline - loop.time(), SEARCH_PATH)
+            settings = tuple(self._settings.items())
+            await connection.meet(settings, pooled=self._pooled, limit_s=deadline - loop.time())
+            with _limit(connection, deadline - loop.time()):
+                await _ask(connection)
+                [[(self._search_path,)]] = await connection.run_in_one_trip([(SEARCH_PATH, ())])
         finally:
             await connection.close()
 
@@ -281,7 +286,7 @@ class Availability:
         found = {} if self._search_path is None else {"search_path": self._search_path}
         connections = Connections(
             self._conninfo,
-            {**self._options, "settings": tuple({**self._settings, **found}.items())},
+            {**self._options, "settings": tuple({**self._settings, **found}.items()), "pooled": self._pooled},
             limit=self._max_connections,
             reconnect_limit_s=self._timeout_s,
             on_failure=self.suspect,
@@ -303,20 +308,21 @@ class Availability:
             task.add_done_callback(self._closing.discard)
 
 
-async def _ask(connection: Connection, limit_s: float, *statements: str) -> list[list[TupleRow]]:
-    """
-    Have the database answer over *connection*, which is broken off after *limit_s* seconds.
-
-    Returns the rows of *statements*, which it is asked in the same trip.
-    """
+@contextlib.contextmanager
+def _limit(connection: Connection, limit_s: float) -> Iterator[None]:
+    """Break *connection* off after *limit_s* seconds."""
     timer = asyncio.get_running_loop().call_later(max(limit_s, 0.0), connection.break_off)
     try:
-        probed, *rows = await connection.run_in_one_trip([(one, ()) for one in (PROBE, *statements)])
+        yield
     finally:
         timer.cancel()
-    if probed != [("off",)]:
+
+
+async def _ask(connection: Connection) -> None:
+    """Have the database answer over *connection*."""
+    row = await (await connection.execute(PROBE)).fetchone()
+    if row != ("off",):
         raise _TakesNoWrites("it takes no writes")
-    return rows
 
 
 def _reason(why: Exception) -> str:

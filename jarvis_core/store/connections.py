@@ -51,22 +51,30 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
 
     @classmethod
     async def connect(  # type: ignore[override]  # the driver's has the options spelled out
-        cls, conninfo: str = "", *, opened_by: weakref.ref[Connections] | None = None, **options: Any
+        cls,
+        conninfo: str = "",
+        *,
+        opened_by: weakref.ref[Connections] | None = None,
+        settings: Sequence[Setting] = (),
+        pooled: bool = False,
+        **options: Any,
     ) -> Self:
         """
         Connect for whom it is *opened_by*; raises ``psycopg.Error``, and ``TimeoutError`` when that is closed.
 
-        *options* are the driver's, and those of ``greeted``.
+        *options* are the driver's, and with *settings* those of ``meet``, which then has as long as the driver had.
         """
         opener = None if opened_by is None else opened_by()
         if opener is None:
-            return await cls.greeted(conninfo, **options)
+            return await super().connect(conninfo, **options)
         async with cancellation.timeout(None) as limit:
             opener.connecting.add(limit)
             try:
                 if opener.closed:
                     raise TimeoutError
-                connection = await cls.greeted(conninfo, **options)
+                connection = await super().connect(conninfo, **options)
+                if settings:
+                    await connection.meet(settings, pooled=pooled, limit_s=options["connect_timeout"])
             except psycopg.Error:
                 opener.failed = True
                 opener.on_failure(opener)
@@ -76,23 +84,20 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
         opener.made.add(connection)
         return connection
 
-    @classmethod
-    async def greeted(
-        cls, conninfo: str, *, settings: Sequence[Setting] = (), pooled: bool = False, **options: Any
-    ) -> Self:
-        """Connect to a session with these *settings*; behind a pooler, also where only *pooled* says so, to one at a time."""
-        connection = await super().connect(conninfo, **options)
-        if settings:
-            limit_s = options["connect_timeout"]
-            timer = asyncio.get_running_loop().call_later(limit_s, connection.break_off)
-            try:
-                connection.session = await greet(connection, settings, pooled=pooled)
-            except BaseException:
-                await connection.close()
-                raise
-            finally:
-                timer.cancel()
-        return connection
+    async def meet(self, settings: Sequence[Setting], *, pooled: bool, limit_s: float) -> None:
+        """
+        Find out who is at the other end, and have the session be as *settings* say; *pooled* where that is known.
+
+        It is broken off after *limit_s* seconds, and closed where that, or whatever else, goes wrong.
+        """
+        timer = asyncio.get_running_loop().call_later(max(limit_s, 0.0), self.break_off)
+        try:
+            self.session = await greet(self, settings, pooled=pooled)
+        except BaseException:
+            await self.close()
+            raise
+        finally:
+            timer.cancel()
 
     async def run(self, statement: str, parameters: Parameters) -> list[TupleRow]:
         """Run one statement in a transaction of its own, and return its rows; closes the connection when cancelled."""

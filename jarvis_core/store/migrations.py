@@ -11,10 +11,11 @@ from importlib import resources
 import psycopg
 
 from jarvis_core import log
-from jarvis_core.errors import StartError
+from jarvis_core.errors import RequestError, StartError
 from jarvis_core.store.pool import Pool
 
 logger = log.get(__name__)
+_seldom = log.LogThrottle()
 
 LOCK_KEY = 0x6A617276_6973  # "jarvis": any constant that nothing else in this database takes
 OLDEST_SERVER = 150_000
@@ -41,6 +42,10 @@ async def migrate(pool: Pool) -> None:
         await _migrate(pool)
     except psycopg.errors.InsufficientPrivilege as exc:
         raise StartError(f"DATABASE_URL: this user may not make the tables: {exc.diag.message_primary}") from exc
+    except RequestError as exc:
+        if _seldom.held_back("schema") is not None:
+            logger.warning("the schema cannot be looked at yet", error=str(exc.__cause__ or exc).strip())
+        raise
     except psycopg.errors.InvalidSchemaName as exc:
         raise StartError("DATABASE_URL: no schema of the search_path is there to make the tables in; make it") from exc
 

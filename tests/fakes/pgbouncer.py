@@ -63,6 +63,7 @@ class PgBouncer:
             "listen_port": str(self.port),
             "unix_socket_dir": "",
             "auth_type": "any",
+            "admin_users": "anybody",
             "pool_mode": mode,
             "default_pool_size": str(pool_size),
             "max_client_conn": "500",
@@ -117,11 +118,12 @@ class PgBouncer:
             self._process = None
 
     def ask(self, command: str) -> list[tuple[object, ...]]:
-        """Give a command to its console, and return the rows."""
+        """Give a command to its console, and return the rows, if any."""
         console = make_conninfo(host="127.0.0.1", port=self.port, user="anybody", dbname="pgbouncer", sslmode="prefer")
         # The console knows the simple protocol only, and of libpq's greeting no more than it has to.
         with contextlib.closing(psycopg.connect(console, autocommit=True, cursor_factory=psycopg.ClientCursor)) as it:
-            return it.execute(command.encode()).fetchall()
+            cursor = it.execute(command.encode())
+            return cursor.fetchall() if cursor.description else []
 
 
 @contextmanager

@@ -23,7 +23,7 @@ IN_SCHEMA = "select table_schema::text from information_schema.tables where tabl
 @asynccontextmanager
 async def opened(conninfo: str, **more: str) -> AsyncIterator[Pool]:
     """Lend an open pool on a database whose address says *more*."""
-    pool = Pool(Database(max_connections=2), make_conninfo(conninfo, **more))
+    pool = Pool(Database(max_connections=2), make_conninfo(conninfo, **more) if more else conninfo)
     await pool.open()
     try:
         yield pool
@@ -52,6 +52,22 @@ async def test_options_beside_ours(database: str) -> None:
         for _ in range(3):
             rows = await pool.fetch_all(f"{asked} current_setting('TimeZone'), current_setting('application_name')")
             assert rows == [("5MB", "off", "5s", "UTC", "jarvis-core")]
+
+
+async def test_pooler_that_is_said_to_be_there(database: str) -> None:
+    """Where the address says that a pooler is between, no session is set up, and each transaction sets up itself."""
+    async with opened(f"{database} pgbouncer=true options='-c work_mem=5MB'") as pool:
+        assert await pool.fetch_all("select current_setting('work_mem')") == [("5MB",)]
+        async with pool.without_timeout() as connection:
+            cursor = await connection.execute(
+                "select current_setting('work_mem'), current_setting('statement_timeout')"
+            )
+            assert await cursor.fetchone() == ("4MB", "0")
+        async with pool.transaction() as connection:
+            cursor = await connection.execute(
+                "select current_setting('work_mem'), current_setting('statement_timeout')"
+            )
+            assert await cursor.fetchone() == ("5MB", "5s")
 
 
 async def test_name_of_the_application(database: str) -> None:

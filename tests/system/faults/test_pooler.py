@@ -9,6 +9,7 @@ import random
 import shutil
 import signal
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import aiohttp
@@ -21,7 +22,7 @@ from tests.fakes.python_bridges import BridgesMode, FakeBridges
 from tests.handlers.conftest import assert_no_defect
 from tests.system.conftest import MakeServer
 from tests.system.faults.audit import Audit, wait_settled
-from tests.system.faults.clients import TALKERS, Canceller, Client, Leaver, Reader, Rememberer, run_clients
+from tests.system.faults.clients import TALKERS, Canceller, Client, Leaver, Reader, Rememberer, Retrier, run_clients
 from tests.system.faults.dose import LOAD_S, SEED
 from tests.system.faults.ledger import Calls, Ledger, answer_to, asked_of_bridges
 from tests.system.faults.test_kill_rounds import CHECKPOINT_S, SLACK_S, retry_keys
@@ -31,6 +32,12 @@ TLS = Path(__file__).parents[2] / "fixtures" / "tls"
 POOL_SIZE = {"transaction": 3, "session": 16}
 """Of the server's sessions: fewer than the workers have connections, where those share them."""
 CLIENTS: dict[type[Client], int] = {**TALKERS, Rememberer: 3, Canceller: 2, Leaver: 1, Reader: 1}
+MORTALS: Mapping[str, Mapping[type[Client], int]] = {
+    "1": TALKERS,
+    # Who retries is told on one worker what another says, and, when that one dies, as much as it had heard of it.
+    "2": {kind: count for kind, count in TALKERS.items() if kind is not Retrier},
+}
+"""Who asks while a worker is killed, by how many there are."""
 CONNECTIONS = {"DB_MAX_CONNECTIONS": "8"}
 
 
@@ -92,7 +99,7 @@ async def test_load_and_kills(
         assert_no_defect(server)
 
         ledger = Ledger(mortal=True)
-        load = asyncio.create_task(run_clients(TALKERS, server.url, ledger, dice, LOAD_S))
+        load = asyncio.create_task(run_clients(MORTALS[workers], server.url, ledger, dice, LOAD_S))
         await asyncio.sleep(dice.uniform(0.5, 0.8) * LOAD_S)
         killed_at = time.monotonic()
         if workers == "1":
