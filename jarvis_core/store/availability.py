@@ -49,6 +49,9 @@ class Away(JarvisError):
 class _TakesNoWrites(Exception):
     """The database answers, and may only be read."""
 
+    def __init__(self) -> None:
+        super().__init__("it takes no writes")
+
 
 class Availability:
     """The database at *address*, as far as is known."""
@@ -72,6 +75,7 @@ class Availability:
         """Of every session."""
         self._search_path: str | None = None
         """What that one of them is to be instead, so that the extensions are found; None where it is right as it is."""
+        self._search_path_is_known = False
         self._connections: Connections | None = None
         """Those of the database's present life; None while it is away."""
         self._closing: set[asyncio.Task[None]] = set()
@@ -235,7 +239,9 @@ class Availability:
             return False
         try:
             with _limit(connection, DOUBT_S):
-                await _ask(connection)
+                row = await (await connection.execute(PROBE)).fetchone()
+            if row != ("off",):
+                raise _TakesNoWrites
         except psycopg.Error:
             return False
         except _TakesNoWrites:
@@ -256,9 +262,12 @@ class Availability:
         try:
             settings = tuple(self._settings.items())
             await connection.meet(settings, pooled=self._pooled, limit_s=deadline - loop.time())
-            with _limit(connection, deadline - loop.time()):
-                await _ask(connection)
-                [[(self._search_path,)]] = await connection.run_in_one_trip([(SEARCH_PATH, ())])
+            if not connection.session.takes_writes:
+                raise _TakesNoWrites
+            if not self._search_path_is_known:
+                with _limit(connection, deadline - loop.time()):
+                    [[(self._search_path,)]] = await connection.run_in_one_trip([(SEARCH_PATH, ())])
+                self._search_path_is_known = True
         finally:
             await connection.close()
 
@@ -316,13 +325,6 @@ def _limit(connection: Connection, limit_s: float) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
-
-
-async def _ask(connection: Connection) -> None:
-    """Have the database answer over *connection*."""
-    row = await (await connection.execute(PROBE)).fetchone()
-    if row != ("off",):
-        raise _TakesNoWrites("it takes no writes")
 
 
 def _reason(why: Exception) -> str:

@@ -40,6 +40,8 @@ class Session(Struct, frozen=True):
     """Whether each transaction may be in another session of the server's."""
     settings: tuple[Setting, ...] = ()
     """What each transaction has to set for itself."""
+    takes_writes: bool = True
+    """Whether it did so when it was greeted."""
 
 
 class UtcLoader(Loader):
@@ -56,17 +58,21 @@ async def greet(connection: psycopg.AsyncConnection[TupleRow], settings: Sequenc
 
     Finds a pooler by itself. Waits for one round trip; raises ``psycopg.Error``.
     """
-    if not pooled:
-        call = "case when pid = %s then set_config(%s, %s, false) end"
-        values = [part for one in settings for part in (connection.info.backend_pid, *one)]
-        statement = f"select pid, {', '.join([call] * len(settings))} from pg_backend_pid() pid"
-        cursor = await connection.execute(statement, values, prepare=False)
-        row = await cursor.fetchone()
-        if row is not None and row[0] == connection.info.backend_pid:
-            return Session()
+    pid = connection.info.backend_pid
+    call = ", case when pid = %s then set_config(%s, %s, false) end"
+    here = [] if pooled else settings
+    statement = (
+        f"select pid = %s, current_setting('transaction_read_only') = 'off'{call * len(here)} from pg_backend_pid() pid"
+    )
+    cursor = await connection.execute(statement, [pid, *(part for one in here for part in (pid, *one))], prepare=False)
+    row = await cursor.fetchone()
+    assert row is not None  # noqa: S101 - a row of a function
+    if row[0] and not pooled:
+        return Session(takes_writes=row[1])
     connection.prepare_threshold = None
     connection.adapters.register_loader("timestamptz", UtcLoader)
-    return Session(pooled=True, settings=tuple(one for one in settings if one[0] != "TimeZone"))
+    each_time = tuple(one for one in settings if one[0] != "TimeZone")
+    return Session(pooled=True, settings=each_time, takes_writes=row[1])
 
 
 def set_locally(settings: Sequence[Setting]) -> tuple[str, Sequence[Any]]:

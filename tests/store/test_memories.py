@@ -877,6 +877,7 @@ async def test_tending_at_the_same_time(large: MemoryStore) -> None:
     assert await large._pool.fetch_all("show statement_timeout") == [("5s",)]
 
 
+@pytest.mark.every_python
 async def test_tending_that_is_cancelled(large: MemoryStore) -> None:
     """Who is cancelled in the midst of it ends at once, at whatever it was, and leaves it to the next one."""
     for moment_s in (0, 0, 0.001, 0.002, 0.003, 0.004, 0.006, 0.01, 0.02):
