@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +38,8 @@ WINDOW_S = 30
 RATE_HZ = 16_000
 SILENCE = 1e-4
 """Peak of what is too quiet to hold a word even when it is amplified."""
+TOUCHED_S = 0.5
+"""What Whisper's times may be off, and more."""
 QUIET = 0.1
 NORMAL = 0.5
 """Peaks: the detector takes a voice below `QUIET` for silence, so it is brought to `NORMAL`."""
@@ -132,7 +134,6 @@ def _remembering(encode: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 def transcribe(model: WhisperModel, samples: bytes, cleaned: bytes | None, asked: Listen) -> Heard:
     """Return what is said in *samples*, which without their noise are *cleaned*; raises ``BadRequest``."""
-    from faster_whisper.transcribe import restore_speech_timestamps
     from faster_whisper.vad import get_speech_timestamps
 
     started = time.monotonic()
@@ -151,11 +152,10 @@ def transcribe(model: WhisperModel, samples: bytes, cleaned: bytes | None, asked
     if audio is not None and recording is not None and chunks:
         speech = _speech(audio, chunks)
         code, confidence = find_language(model, _speech(recording, chunks), code, asked.languages)
-        clip_s = len(samples) / 4 / RATE_HZ
-        for part in restore_speech_timestamps(iter(listen(model, speech, code)), chunks, RATE_HZ):
+        for part in listen(model, speech, code):
             text = part.text.strip()
-            start, end = min(part.start, clip_s), min(part.end, clip_s)
             if text:
+                start, end = recorded_times(part.start, part.end, chunks)
                 certainty = round(math.exp(min(0.0, part.avg_logprob)), 4)
                 heard.append(Segment(len(heard), round(start, 2), round(end, 2), text, certainty))
     mean = sum(math.log(max(part.confidence, 1e-4)) for part in heard) / len(heard) if heard else -math.inf
@@ -167,6 +167,26 @@ def transcribe(model: WhisperModel, samples: bytes, cleaned: bytes | None, asked
         segments=heard,
         language_confidence=confidence,
     )
+
+
+def recorded_times(start_s: float, end_s: float, chunks: Sequence[Mapping[str, int]]) -> tuple[float, float]:
+    """
+    Return when in the recording something was said, of which the times are those of the *chunks* of speech in a row.
+
+    Whisper's times are about right: one that is a little over the end of a chunk would be behind all the silence that
+    follows it. What has less than ``TOUCHED_S`` in a chunk, and most of it in others, was not said in it.
+    """
+    pieces: list[tuple[float, float, float]] = []
+    before_s = 0.0
+    for chunk in chunks:
+        begin, end = chunk["start"] / RATE_HZ, chunk["end"] / RATE_HZ
+        silence_s = begin - before_s
+        first, last = max(start_s + silence_s, begin), min(end_s + silence_s, end)
+        pieces.append((last - first, min(first, end), last))
+        before_s += end - begin
+    enough_s = min(TOUCHED_S, max(pieces)[0])
+    touched = [(first, last) for length_s, first, last in pieces if length_s >= enough_s]
+    return touched[0][0], max(touched[-1][1], touched[0][0])
 
 
 def find_language(

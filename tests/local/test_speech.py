@@ -322,6 +322,19 @@ async def test_a_word_over_and_over_is_no_longer_than_it_was(
     assert all(part["end"] <= len(said) / RATE_HZ for part in heard["segments"])
 
 
+async def test_times_are_those_of_the_recording(client: aiohttp.ClientSession) -> None:
+    """What is said after a long silence begins where it was said, and ends there, not where the silence does."""
+    clips = [clip(name)[0] for name in ("fx16k_fr_0", "fx16k_fr_1", "fx16k_fr_2")]
+    pause = np.zeros(6 * RATE_HZ, np.float32)
+    heard = await hear(client, np.concatenate([clips[0], pause, clips[1], pause, clips[2]]), language="fr")
+    start = 0.0
+    assert len(heard["segments"]) == len(clips)
+    for samples, part in zip(clips, heard["segments"], strict=True):
+        assert start - 0.6 < part["start"] < start + 0.6
+        assert start < part["end"] < start + len(samples) / RATE_HZ + 0.6
+        start += (len(samples) + len(pause)) / RATE_HZ
+
+
 async def test_a_faint_voice_is_heard(client: aiohttp.ClientSession) -> None:
     """A voice 60 dB below full scale, which a voice detector takes for silence, is understood."""
     samples, words = clip("fx16k_en_1")
