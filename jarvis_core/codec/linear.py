@@ -96,12 +96,11 @@ def _values(raw: npt.NDArray[np.uint8], layout: Layout) -> npt.NDArray[Any]:
 
 
 def _widen(raw: npt.NDArray[np.uint8], layout: Layout) -> npt.NDArray[Any]:
-    """Return numbers of three bytes in four."""
-    digits = raw.reshape(-1, 3)
-    wide = np.zeros((len(digits), 4), np.uint8)
-    wide[:, 1:] = digits[:, ::-1] if layout.big_endian else digits
-    values = wide.reshape(-1).view("<i4" if layout.kind == "int" else "<u4")
-    return values >> 8
+    """Return numbers of three bytes in four: each is read with a neighbour's byte below it, which is shifted out."""
+    order, sign = ">" if layout.big_endian else "<", "i" if layout.kind == "int" else "u"
+    padded = np.zeros(len(raw) + 1, np.uint8)
+    padded[0 if layout.big_endian else 1 :][: len(raw)] = raw
+    return np.ndarray((len(raw) // 3,), f"{order}{sign}4", padded.data, strides=(3,)) >> 8
 
 
 def _full_scale(raw: npt.NDArray[np.uint8], layout: Layout) -> float:

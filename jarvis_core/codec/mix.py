@@ -30,6 +30,8 @@ class Mixer:
         """Return the mean of *rows*, the next piece of each channel."""
         if len(rows) == 1:
             return np.ascontiguousarray(rows[0])
+        # In a row each: what takes turns in memory is three times as slow to work on.
+        rows = np.ascontiguousarray(rows)
         self._turn(rows)
         scale = np.float32(1 / len(rows))
         mono: Samples = rows[0] * (self._signs[0] * scale)
