@@ -127,6 +127,7 @@ CANCELS_ONLY_ITS_OWN = {"test_random_kills", "test_large_payloads"}
 
 HEAVY = (
     "coredis", "jwt", "prometheus_client", "xllamacpp", "numpy", "av", "soxr", "statistics", "tomllib", f"{PACKAGE}.local",
+    f"{PACKAGE}.words.spoken_french", f"{PACKAGE}.words.spoken_english",
 )  # fmt: skip
 """
 Imported when first needed, never for a start that has no need of it.

@@ -20,7 +20,7 @@ from jarvis_core.settings import Speech
 from jarvis_core.words.languages import LANGUAGE_NAMES, language_code
 from jarvis_core.words.markup import speakable
 from jarvis_core.words.sentences import split
-from jarvis_core.words.spoken_form import spoken_form
+from jarvis_core.words.spoken_form import are_rules_loaded, load_rules, spoken_form
 
 PIECE_CHARS = 240
 """Sentences are spoken together up to this length, the first alone: each call counts in the bridges' 20 a minute."""
@@ -202,6 +202,10 @@ class Synthesizer:
             options.output_format, output_rate_hz=options.sample_rate_hz, tempo=options.speed / speed
         ) as encoder:
             language = options.language or self._voices.default_language
+            spoken = self._voices.language_of(voice) or language
+            if not are_rules_loaded(spoken):
+                # In a thread: it takes too long for the event loop.
+                await asyncio.to_thread(load_rules, spoken)
             yield SpeechStream(encoder, self._speaker, self._voices, voice, language, speed, caller)
 
 

@@ -5,7 +5,6 @@ something; not the marks that only show how it looks.
 
 from __future__ import annotations
 
-import html
 import re
 import unicodedata
 
@@ -103,7 +102,7 @@ def _without_markup(text: str) -> str:
     if ">" in text or "=" in text or "+/-" in text:
         text = _TAG.sub(" ", _ARROW.sub(lambda found: _ARROWS[found[0]], text))
     if "&" in text:
-        text = _ENTITY.sub(lambda found: html.unescape(found[0]), text)
+        text = _ENTITY.sub(_character_of, text)
     if "|" in text or text.lstrip()[:1] == "+":
         text = _TABLE_ROW.sub(_cells_of, _TABLE_RULE.sub("", text))
         text = _CELL_END.sub(", ", text)
@@ -111,6 +110,12 @@ def _without_markup(text: str) -> str:
     text = _MARKUP.sub("", _TIMES.sub(" × ", text))
     text = _GROUPED.sub(lambda found: "".join(filter(str.isdigit, found[0])), text)
     return text.translate(_SAID)
+
+
+def _character_of(found: re.Match[str]) -> str:
+    import html  # two thousand names, which few texts need
+
+    return html.unescape(found[0])
 
 
 def _name_of(found: re.Match[str]) -> str:
