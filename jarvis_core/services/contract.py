@@ -216,7 +216,7 @@ class EmbeddingsRequest(Struct):
 
     model: str
     input: list[str]
-    encoding_format: Literal["float"] = "float"
+    encoding_format: Literal["float"] | UnsetType = UNSET
 
 
 class EmbeddingData(Struct):

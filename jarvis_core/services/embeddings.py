@@ -8,9 +8,10 @@ import base64
 import binascii
 import math
 import struct
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from jarvis_core.errors import BadGateway
 from jarvis_core.models import Caller, Embedding, InputType
@@ -24,7 +25,7 @@ from jarvis_core.services.contract import (
     EmbedRequest,
 )
 from jarvis_core.services.tokens import TokenMint
-from jarvis_core.services.transport import Answer, Transport
+from jarvis_core.services.transport import Answer, Refused, Transport
 from jarvis_core.settings import Memory, Neighbours
 
 T = TypeVar("T")
@@ -88,18 +89,30 @@ class OpenAiEmbedder:
         if memory.embeddings_api_key is not None:
             self._headers["Authorization"] = "Bearer " + memory.embeddings_api_key.reveal()
         self._prefixes = E5_PREFIXES if "e5" in self._model.lower() else NO_PREFIXES
+        self._encoding_format: Literal["float"] | UnsetType = "float"
+        """What is asked for, until the server refuses to be asked."""
 
     async def embed(self, texts: list[str], input_type: InputType, caller: Caller) -> list[Embedding]:
         """Ask for the vectors; *caller* is not told to the server."""
         prefix = self._prefixes[input_type]
-        body = _encoder.encode(EmbeddingsRequest(self._model, [prefix + text for text in texts]))
-        answer = await self._transport.call(
-            "POST", "/embeddings", body=body, headers=self._headers, timeout_s=self._timeout_s
-        )
+        request = EmbeddingsRequest(self._model, [prefix + text for text in texts], self._encoding_format)
+        try:
+            answer = await self._call(request)
+        except Refused as exc:
+            if request.encoding_format is UNSET or exc.status not in (400, 422) or b"encoding_format" not in exc.answer:
+                raise
+            request.encoding_format = self._encoding_format = UNSET
+            answer = await self._call(request)
         found = sorted(_decode(self._transport, _openai_decoder, answer).data, key=lambda one: one.index or 0)
         if len(found) != len(texts):
             raise _unusable(self._transport, f"{len(found)} vectors for {len(texts)} texts")
         return [_checked(self._transport, self._model, _unpacked(self._transport, one.embedding)) for one in found]
+
+    async def _call(self, request: EmbeddingsRequest) -> Answer:
+        body = _encoder.encode(request)
+        return await self._transport.call(
+            "POST", "/embeddings", body=body, headers=self._headers, timeout_s=self._timeout_s
+        )
 
 
 def _decode(transport: Transport, decoder: msgspec.json.Decoder[T], answer: Answer) -> T:

@@ -279,6 +279,22 @@ async def test_openai_key(server: FakeModelServer, openai_transport: Transport) 
     assert "authorization" not in server.requests[-1].headers
 
 
+@pytest.mark.parametrize("status", [400, 422])
+async def test_openai_without_an_encoding(server: FakeModelServer, openai: OpenAiEmbedder, status: int) -> None:
+    """A server that refuses to be asked for numbers is asked without that, then and ever after."""
+    server.mode = ModelServerMode(faults={OPENAI: Fault(status=status, message="encoding_format: not known", times=1)})
+    for _ in range(2):
+        assert await openai.embed(["x"], "query", ANN)
+    assert [request.json.get("encoding_format") for request in server.requests] == ["float", None, None]
+
+
+async def test_openai_refusal_of_something_else(server: FakeModelServer, openai: OpenAiEmbedder) -> None:
+    """Another refusal is one."""
+    server.mode = ModelServerMode(faults={OPENAI: Fault(status=400, message="input: too long", times=1)})
+    await fails(openai, Refused)
+    assert len(server.requests) == 1
+
+
 @pytest.mark.parametrize("order", ["reversed", "no_index"])
 async def test_openai_order(server: FakeModelServer, openai_transport: Transport, order: Any) -> None:
     """The vectors are told apart by their index, or by their order where there is none."""
