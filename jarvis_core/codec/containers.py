@@ -73,6 +73,7 @@ MAGICS = (
     (b"OggS", OGG), (b"\x1a\x45\xdf\xa3", WEBM), (b"caff", CAF), (b".snd", AU), (b"dns.", AU), (b"fLaC", FLAC),
     (b"#!AMR\n", AMR), (b"#!AMR-WB\n", AMR), (W64_GUID, W64), (ASF_GUID, WMA),
 )  # fmt: skip
+FRAMES = ((ADTS, AAC), (MPEG, MP3), (LOAS, LATM))
 MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
 """Which of them the file begins with; QuickTime's had no ``ftyp`` in their first years, and some recorders write none."""
 
@@ -120,18 +121,16 @@ def find_container(data: bytes, claim: str = "") -> Found | None:
         return Found(AIFF) if data[8:12] in (b"AIFF", b"AIFC") else None
     if data[4:8] in MP4_BOXES:
         return Found(MP4)
-    start = skip_id3(data)
-    if data[start : start + 4] == b"fLaC":
-        return Found(FLAC)
-    if ADTS.begins(data, start, FIRST_FRAMES):
-        return Found(AAC)
-    if start or MPEG.begins(data, start, FIRST_FRAMES):
-        return Found(MP3)
-    if LOAS.begins(data, start, FIRST_FRAMES):
-        return Found(LATM)
+    if start := skip_id3(data):
+        # Most tags are in front of MP3, whatever is between.
+        tagged = find_container(data[start:], claim)
+        return Found(tagged.container, start + tagged.start) if tagged is not None else Found(MP3)
+    for kind, container in FRAMES:
+        if kind.begins(data, 0, FIRST_FRAMES):
+            return Found(container)
     if is_gsm(data, claimed=claim == GSM.name):
         return Found(GSM)
-    for kind, container in ((MPEG, MP3), (ADTS, AAC), (LOAS, LATM)):
+    for kind, container in FRAMES:
         if (start := kind.find(data)) >= 0:
             return Found(container, start)
     return None

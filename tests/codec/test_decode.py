@@ -181,6 +181,8 @@ def test_id3_in_front() -> None:
     aac = encode(tone(1.0, rate_hz=44_100), "adts", "aac", 44_100)
     assert_is_tone(decode(tag + flac), 1.0)
     assert_is_tone(decode(tag + aac), 1.0, slack_s=0.07)
+    assert_is_tone(decode(tag + wav(tone(1.0))), 1.0)
+    assert_is_tone(decode(tag + tag + encode(tone(1.0, rate_hz=48_000), "ogg", "libopus", 48_000)), 1.0, slack_s=0.07)
 
 
 def test_streams_one_after_another() -> None:
