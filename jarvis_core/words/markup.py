@@ -14,23 +14,23 @@ CHARACTERS_KEPT = 4_096
 SIGNS = "%‰€$£¥°"
 """What a voice says by itself, besides letters and digits."""
 
-_FENCE = re.compile(r"^\s*(?:(?:```|~~~).*|-{3,}|\*{3,}|_{3,}|={3,})$", re.MULTILINE)
-_LINK = re.compile(r"(?:!?\[([^\[\]]*))?\]\((?:[^()\s]|\([^()\s]*\))*(?:\s[^)]*)?\)")
+# Between the marks of a line [^\S\n] stands for \s: from each of many line ends that would look on over all the others.
+_FENCE = re.compile(r"^[^\S\n]*(?:(?:```|~~~).*|-{3,}|\*{3,}|_{3,}|={3,})$", re.MULTILINE)
+_LINK = re.compile(r"(?:!?\[([^\[\]]*))?\]\((?:[^()\s]|\([^()\s]*\))*(?:\s[^)\n]{0,300})?\)")
 """A link, or the end of one whose text began in the sentence before."""
 _ADDRESS = re.compile(
     r"<?\b(?:https?|ftp)://(?:[^\s/@<>]*@)?(?:www\.)?([^\s/:?#<>()\[\]]+)[^\s<>()\[\]]*>?|\bwww\.(?=\w)"
 )
 """An address in the web, of which the name is enough."""
 _TAG = re.compile(r"</?[A-Za-z][^<>]*>")
-_COMMENT = re.compile(r"<!--(?:[^-]|-(?!->))*+-->")
 _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9A-Fa-f]{1,6}|[A-Za-z][A-Za-z0-9]{1,30});")
 _TABLE_RULE = re.compile(
     r"^[ \t]*\|?(?:[ \t]*:?-{2,}:?[ \t]*\|)+(?:[ \t]*:?-{2,}:?[ \t]*)?$|^[ \t]*[+|][-=+|:]{3,}[ \t]*$", re.MULTILINE
 )
-_CELL_END = re.compile(r"\s+\|\s+")
-_TABLE_ROW = re.compile(r"^[ \t]*\|(.*?)\|?[ \t]*$", re.MULTILINE)
-_LINE_START = re.compile(r"^\s*(?:(?:#{1,6}|[*+•‣▪–—-])\s+|>+\s*)+", re.MULTILINE)
-_CIRCLED_ITEM = re.compile(r"^\s*([\u2460-\u249b\u24ea-\u24ff\u2776-\u2793])\s*(?=[^\W\d])", re.MULTILINE)
+_CELL_END = re.compile(r"(?<!\s)\s+\|\s+")
+_TABLE_ROW = re.compile(r"^[ \t]*\|(.*)$", re.MULTILINE)
+_LINE_START = re.compile(r"^[^\S\n]*(?:(?:#{1,6}|[*+•‣▪–—-])[^\S\n]+|>+[^\S\n]*)+", re.MULTILINE)
+_CIRCLED_ITEM = re.compile(r"^[^\S\n]*([\u2460-\u249b\u24ea-\u24ff\u2776-\u2793])\s*(?=[^\W\d])", re.MULTILINE)
 _NOTE = re.compile(r"\[\^\w{1,20}\]|(?<=\w)\[\d{1,3}\]")
 """Where a note stands."""
 _PATH = re.compile(rf"(?<![\w.@/])((?:[\w-]{{1,63}}\.)+(?:{DOMAINS}))/[^\s<>()]*")
@@ -90,7 +90,7 @@ _MARKED = re.compile(r"[\"#$&*+<>\[\\\]^_`{|}~=@\x00-\x1f]|^\s*-|--|/|www\.|\d'\
 def _without_markup(text: str) -> str:
     text = _FENCE.sub("", text)
     if "<!--" in text:
-        text = _COMMENT.sub(" ", text)
+        text = _without_comments(text)
     if "](" in text:
         text = _LINK.sub(r"\1", text)
     if "://" in text or "www." in text:
@@ -116,6 +116,16 @@ def _character_of(found: re.Match[str]) -> str:
     import html  # two thousand names, which few texts need
 
     return html.unescape(found[0])
+
+
+def _without_comments(text: str) -> str:
+    """Return *text* with a space for each comment; one that does not end stays. A pattern would look for the end anew each time."""
+    kept: list[str] = []
+    at = 0
+    while (start := text.find("<!--", at)) >= 0 and (end := text.find("-->", start + 4)) >= 0:
+        kept.append(text[at:start])
+        at = end + 3
+    return " ".join([*kept, text[at:]])
 
 
 def _name_of(found: re.Match[str]) -> str:
