@@ -27,20 +27,25 @@ ABBREVIATIONS = {
     "etc": "et cetera", "vs": "versus", "approx": "approximately", "dept": "department", "jr": "junior",
     "sr": "senior", "inc": "incorporated", "ltd": "limited", "corp": "corporation", "co": "company", "max": "maximum",
     "min": "minimum", "est": "established", "ext": "extension", "apt": "apartment", "tel": "telephone",
-    "misc": "miscellaneous", "temp": "temperature", "hrs": "hours", "hr": "hour", "mins": "minutes", "secs": "seconds",
+    "misc": "miscellaneous", "hrs": "hours", "hr": "hour", "mins": "minutes", "secs": "seconds",
     "yrs": "years", "cf": "compare", "viz": "namely", "al": "al", "ca": "circa", "govt": "government",
     "univ": "university", "assn": "association", "bldg": "building", "mr": "mister", "mrs": "missus", "dr": "doctor",
-    "prof": "professor", "ave": "avenue", "blvd": "boulevard", "rd": "road", "mon": "Monday", "tue": "Tuesday",
-    "tues": "Tuesday", "wed": "Wednesday", "thu": "Thursday", "thurs": "Thursday", "fri": "Friday",
+    "prof": "professor", "ave": "avenue", "blvd": "boulevard", "rd": "road",
 }  # fmt: skip
-"""With a full stop behind them, in any case; those that are words too may only stand where they cannot be those."""
+"""With a full stop behind them."""
+ENDING = frozenset({
+    "etc", "inc", "ltd", "corp", "dept", "govt", "bldg", "univ", "assn", "misc", "min", "mins", "sec", "secs", "hr",
+    "hrs", "yrs", "blvd",
+})  # fmt: skip
+"""Those that may stand at the end of a sentence."""
 BEFORE_NUMBERS = {
     "no": "number", "nos": "numbers", "p": "page", "pp": "pages", "vol": "volume", "fig": "figure", "ch": "chapter",
     "chap": "chapter", "sec": "section", "art": "article", "eq": "equation", "ver": "version", "v": "version",
-    "para": "paragraph", "sat": "Saturday", "sun": "Sunday",
+    "para": "paragraph", "mon": "Monday", "tue": "Tuesday", "tues": "Tuesday", "wed": "Wednesday",
+    "thu": "Thursday", "thurs": "Thursday", "fri": "Friday", "sat": "Saturday", "sun": "Sunday",
 }  # fmt: skip
-WORDS_TOO = frozenset({"co", "al", "est", "min", "max", "mon", "sat", "sun", "wed"})
-"""Not at the end of a sentence, where they are words: "the sun sat.", "no."."""
+WORDS_TOO = frozenset({"co", "al", "est", "min", "max", "apt", "ca", "hr", "tel", "ext", "dr", "ave", "rd"})
+"""Those that are words or names, too: "His name is Max." They are meant where the sentence goes on."""
 SHORT_WORDS = {"w/o": "without", "w/": "with", "b/c": "because", "vs": "versus", "approx": "approximately"}
 UNITS = {
     "km": "kilometer*", "m": "meter*", "cm": "centimeter*", "mm": "millimeter*", "μm": "micrometer*", "mi": "mile*",

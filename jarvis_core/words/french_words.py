@@ -23,14 +23,24 @@ ABBREVIATIONS = {
     "arr": "arrondissement", "arrt": "arrondissement", "dép": "département", "cie": "compagnie", "sté": "société",
     "rdv": "rendez-vous", "qqn": "quelqu'un", "qqch": "quelque chose", "ex": "exemple", "resp": "respectivement",
     "dr": "docteur", "pr": "professeur", "st": "saint", "ste": "sainte", "mme": "madame", "mlle": "mademoiselle",
-    "lun": "lundi", "jeu": "jeudi", "ven": "vendredi", "sam": "samedi", "dim": "dimanche", "svp": "s'il vous plaît",
+    "svp": "s'il vous plaît",
     "stp": "s'il te plaît", "réf": "référence", "apt": "appartement", "appt": "appartement", "app": "appartement",
-    "ét": "étage", "bât": "bâtiment", "suppl": "supplément", "vs": "contre", "moy": "moyenne", "pers": "personnes", "temp": "température",
+    "ét": "étage", "bât": "bâtiment", "suppl": "supplément", "vs": "contre", "moy": "moyenne", "pers": "personnes",
 }  # fmt: skip
-"""With a full stop behind them, in any case; some may only stand where a name or a number follows."""
+"""With a full stop behind them."""
+WORDS_TOO = frozenset({
+    "tel", "max", "min", "arr", "cie", "ex", "dr", "pr", "st", "apt", "app", "ét", "vs", "imp", "ch", "pl", "sq",
+    "fg", "av", "bd", "moy", "resp", "éd",
+})  # fmt: skip
+"""Those that are words or names, too: "Je m'appelle Max." They are meant where the sentence goes on."""
+ENDING = frozenset(
+    {"etc", "hab", "cie", "sté", "svp", "stp", "pers", "qqn", "qqch", "min", "rdv", "arrt", "dép", "appt"}
+) | frozenset(SHORT_MONTHS)
+"""Those that may stand at the end of a sentence."""
 BEFORE_NUMBERS = {
     "p": "page", "pp": "pages", "vol": "volume", "chap": "chapitre", "art": "article", "fig": "figure",
-    "t": "tome", "no": "numéro", "nos": "numéros", "sect": "section", "mar": "mardi", "mer": "mercredi",
+    "t": "tome", "no": "numéro", "nos": "numéros", "sect": "section", "lun": "lundi", "mar": "mardi",
+    "mer": "mercredi", "jeu": "jeudi", "ven": "vendredi", "sam": "samedi", "dim": "dimanche",
     "ch": "chapitre",
 } | SHORT_MONTHS  # fmt: skip
 BEFORE_NAMES = frozenset({"bd", "av", "pl", "ch", "st", "ste", "imp", "sq", "fg"})

@@ -38,9 +38,9 @@ ABBREVIATIONS = frozenset({
 BEFORE_NUMBERS = frozenset({
     "p", "pp", "n", "no", "nos", "nº", "vol", "t", "chap", "ch", "art", "fig", "sec", "sect", "éd", "ed", "tél", "tel",
     "réf", "ref", "env", "approx", "al", "op", "max", "min", "jan", "feb", "mar", "jun", "jul", "aug", "sep", "sept",
-    "oct", "nov", "dec", "janv", "févr", "avr", "juil", "déc", "nr", "nrn", "s", "kap", "abb", "abs", "aufl", "str", "jg",
-    "tab", "eq", "ver", "ext", "apt", "app", "appt", "bât", "arr", "dép", "mrz", "okt", "dez", "lun", "jeu", "ven", "dim",
-    "tue", "thu", "fri",
+    "oct", "nov", "dec", "janv", "févr", "avr", "juil", "déc", "nr", "nrn", "s", "kap", "abb", "aufl", "str", "jg",
+    "tab", "eq", "ver", "ext", "apt", "appt", "bât", "arr", "dép", "mrz", "okt", "dez", "lun", "ven",
+    "thu", "fri",
 })  # fmt: skip
 """What does not end a sentence before a digit; most are words that do otherwise ("un vol.", "No.")."""
 

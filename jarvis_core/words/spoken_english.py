@@ -8,6 +8,7 @@ from jarvis_core.words import english_readings as say
 from jarvis_core.words.english_words import (
     ABBREVIATIONS,
     BEFORE_NUMBERS,
+    ENDING,
     MONEY,
     MONTHS,
     NUMBERED,
@@ -65,10 +66,13 @@ def _abbreviation(found: re.Match[str]) -> str:
     word, text, end = found[1], found.string, found.end()
     lowered = word.lower()
     rest = text[end:].lstrip()
+    # In a text of several sentences a capital may begin the next.
+    is_last = not rest.strip(" )]") or rest[0].isupper()
     said = None
     if ROMAN_OR_DIGIT.match(rest):
         said = SHORT_MONTHS.get(word) or BEFORE_NUMBERS.get(lowered)
-    if said is None and not (lowered in WORDS_TOO and not rest.strip(" )]")):
+        is_last = is_last and said is None
+    if said is None and not (is_last and lowered in WORDS_TOO) and not (word.isupper() and len(word) > 1):
         said = ABBREVIATIONS.get(lowered)
     if lowered in ("min", "mins", "sec", "secs", "hr", "hrs") and text[: found.start()].rstrip()[-1:].isdigit():
         said = word
@@ -77,7 +81,7 @@ def _abbreviation(found: re.Match[str]) -> str:
     if word[0].isupper() and said[0].islower():
         said = said[0].upper() + said[1:]
     # The full stop may be the sentence's, too.
-    return said if rest.strip(" )]") else said + "."
+    return said + "." if not rest.strip(" )]") or (is_last and lowered in ENDING) else said
 
 
 def _sign(found: re.Match[str]) -> str:

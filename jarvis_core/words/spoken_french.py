@@ -9,6 +9,7 @@ from jarvis_core.words.french_words import (
     ABBREVIATIONS,
     BEFORE_NAMES,
     BEFORE_NUMBERS,
+    ENDING,
     FEMININE,
     HALVED,
     MONEY,
@@ -20,6 +21,7 @@ from jarvis_core.words.french_words import (
     SIGNS,
     TITLES,
     UNITS,
+    WORDS_TOO,
 )
 from jarvis_core.words.rules import (
     DOTTED_NAME,
@@ -61,21 +63,28 @@ def _abbreviation(found: re.Match[str]) -> str:
     word, text, end = found[1], found.string, found.end()
     lowered = word.lower()
     if lowered == "min" and text[: found.start()].rstrip()[-1:].isdigit():
-        return "min" if text[end:].strip(" )]") else "min."
-    following = text[end : end + 3].lstrip()
-    said = BEFORE_NUMBERS.get(lowered) if ROMAN_OR_DIGIT.match(following) else None
+        return "min" if text[end:].strip(" )]") and not text[end:].lstrip()[0].isupper() else "min."
+    rest = text[end:].lstrip()
+    # In a text of several sentences a capital may begin the next.
+    is_last = not rest.strip(" )]") or rest[0].isupper()
+    said = BEFORE_NUMBERS.get(lowered) if ROMAN_OR_DIGIT.match(rest) else None
+    is_last = is_last and said is None
     if said is None and text[: found.start()].rstrip()[-1:].isdigit():
         said = SHORT_MONTHS.get(lowered)
     if said is None:
         said = ABBREVIATIONS.get(lowered)
-        if said is None or (
-            lowered in BEFORE_NAMES and not (following[:1].isupper() or following[:2] in ("de", "du", "d'", "la"))
-        ):
+        if lowered in BEFORE_NAMES:
+            is_meant = bool(rest) and (rest[0].isupper() or rest.startswith(("de ", "du ", "des ", "d'", "la ")))
+        elif lowered == "ex":
+            is_meant = rest.startswith(":")
+        else:
+            is_meant = not (is_last and lowered in WORDS_TOO)
+        if said is None or not is_meant or (word.isupper() and len(word) > 1):
             return found[0]
     if word[0].isupper() and lowered not in SHORT_MONTHS:
         said = said[0].upper() + said[1:]
     # The full stop may be the sentence's, too.
-    return said if text[end:].strip(" )]") else said + "."
+    return said + "." if not rest.strip(" )]") or (is_last and lowered in ENDING) else said
 
 
 def _short_word(found: re.Match[str]) -> str:

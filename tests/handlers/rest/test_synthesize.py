@@ -191,7 +191,7 @@ async def test_markdown_is_not_spoken(speaker: Api, bridges: FakeBridges) -> Non
         ("Il fait -5 °C.", "Il fait moins cinq degrés Celsius."),
         ("Le 01/05/2024 à 18h30, 1\u202f234,50\u00a0€.", "Le premier mai deux mille vingt-quatre à dix-huit heures trente, mille deux cent trente-quatre euros cinquante."),
         ("Louis XIV, 12 bd. Saint-Michel & 3/4 de 50 %.", "Louis quatorze, douze boulevard Saint-Michel et trois quarts de cinquante pour cent."),
-        ("| Ville | Temp. |\n|---|---|\n| Paris | ≥ 12 °C |", "Ville, Température.|Paris, supérieur ou égal à douze degrés Celsius"),
+        ("| Ville | Temp. |\n|---|---|\n| Paris | ≥ 12 °C |", "Ville, Temp.|Paris, supérieur ou égal à douze degrés Celsius"),
         ("① Lavez ٣ pommes", "un. Lavez trois pommes"),
         ("Bonjour. 日本語です。 Voilà.", "Bonjour.|Voilà."),
     ],
