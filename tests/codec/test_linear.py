@@ -97,6 +97,14 @@ def test_big_endian_wav(form: str, tag: int, width: int) -> None:
     assert_is_sound(wave(samples, width=width, bits=8 * width, tag=tag, magic=b"RIFX"))
 
 
+@pytest.mark.parametrize("identifier", ["0001000000001000800000aa00389b71", "0100000000001000800000aa00389b71"])
+def test_identifier_that_was_not_turned(identifier: str) -> None:
+    """A big-endian WAV whose writer turned only the tag of its format's identifier, as SoX, or nothing, is read as well."""
+    data = wave(to_width(SOUND, 3, 24, big_endian=True), width=3, bits=24, valid_bits=24, magic=b"RIFX")
+    assert data[44:60].hex() == "0000000100000010800000aa00389b71"
+    assert_is_sound(data[:44] + bytes.fromhex(identifier) + data[60:])
+
+
 @pytest.mark.parametrize(("codec", "tag"), [("pcm_alaw", 6), ("pcm_mulaw", 7)])
 @pytest.mark.parametrize("magic", [b"RIFF", b"RIFX", b"RF64"])
 def test_telephone_laws(codec: str, tag: int, magic: bytes) -> None:

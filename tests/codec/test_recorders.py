@@ -291,6 +291,17 @@ def test_cut_short() -> None:
             decode(data[: len(data) * 7 // 10])
 
 
+def test_broadcast_that_says_a_length() -> None:
+    """What a WMA says of its length means nothing where it was recorded from a broadcast."""
+    data = bytearray(encode(tone(2.0, rate_hz=44_100), "asf", "wmav2", 44_100, bit_rate=64_000))
+    place = data.index(bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")) + 64
+    struct.pack_into("<Q", data, place, 600_000_000)
+    with pytest.raises(InvalidRequest, match="ends before its time"):
+        decode(bytes(data))
+    data[place + 24] |= 1
+    assert_is_tone(decode(bytes(data)), 2.0)
+
+
 # What stays out
 
 
