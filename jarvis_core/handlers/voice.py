@@ -10,11 +10,12 @@ import msgspec
 from msgspec import UNSET
 
 from jarvis_core import log
+from jarvis_core.codec.client import EncodedPiece
 from jarvis_core.codec.messages import OutputFormat
 from jarvis_core.errors import InvalidRequest, Overloaded, RequestError, TooLarge
 from jarvis_core.handlers.call import BoundedSends, Call, ClientLeft, Reply, integer_field, text_field
 from jarvis_core.handlers.wire import SynthesizeReply, SynthesizeRequest
-from jarvis_core.speech.synthesis import SpeechOptions, Synthesizer, Voices, pieces_of
+from jarvis_core.speech.synthesis import SpeechOptions, SpeechStream, Synthesizer, Voices, pieces_of
 from jarvis_core.speech.transcription import CLIP_LIMIT_BYTES, Heard, Transcriber
 from jarvis_core.tasks import Preempted, unless
 
@@ -33,6 +34,10 @@ SEND_SLICE_BYTES = 64 << 10
 Audio in one send: a client that reads no faster than it plays takes so little within ``SEND_TIMEOUT_S``, even of a long
 sentence.
 """
+TELL_LENGTH = ("wav", "mp3")
+"""Formats whose beginning says how long they are, where that is known."""
+HELD_S = 0.15
+"""Which nobody notices before a first sentence that took a second to make."""
 MEDIA_TYPES: dict[OutputFormat, bytes] = {
     "wav": b"audio/wav",
     "mp3": b"audio/mpeg",
@@ -160,26 +165,10 @@ class VoiceHandlers:
         watcher = asyncio.get_running_loop().create_task(call.left())
         try:
             async with BoundedSends() as sends, self._synthesizer.open_stream(options, call.caller) as speech:
-                for number, text in enumerate(pieces):
-                    piece = await unless(watcher, speech.say(text))
-                    is_last = number == len(pieces) - 1
-                    if piece is None and not (is_last and call.status):
-                        continue
-                    data = b"" if piece is None else piece.data
-                    if is_last:
-                        rest = await speech.finish()
-                        data += rest.data
-                        if not call.status:
-                            # All is there before anything is sent: the file can say how long it is.
-                            data = rest.beginning + data[len(rest.beginning) :]
-                    if piece is not None and not call.status:
-                        await self._send_head(call, options.output_format, piece.sample_rate_hz, speech.voice)
-                    for start in range(0, len(data), SEND_SLICE_BYTES):
-                        part = data[start : start + SEND_SLICE_BYTES]
-                        await sends.wait(call.send({"type": "http.response.body", "body": part, "more_body": True}))
-                if not call.status:
-                    raise _unspeakable()
-                await sends.wait(call.send({"type": "http.response.body", "body": b""}))
+                reply = _SpeechReply(call, sends, speech, options.output_format)
+                for text in pieces:
+                    await unless(watcher, reply.say(text))
+                await reply.end()
         except Preempted:
             raise ClientLeft from None
         except RequestError as error:
@@ -193,7 +182,70 @@ class VoiceHandlers:
         finally:
             watcher.cancel()
 
-    async def _send_head(self, call: Call, output_format: OutputFormat, rate_hz: int, voice: str | None) -> None:
+
+class _SpeechReply:
+    """
+    Speech that is sent while it is made.
+
+    Of a file that could say how long it is the first sound is held back for ``HELD_S``: speech that was made before, or is
+    made quickly, is all there by then.
+    """
+
+    def __init__(self, call: Call, sends: BoundedSends, speech: SpeechStream, output_format: OutputFormat) -> None:
+        self._call = call
+        self._sends = sends
+        self._speech = speech
+        self._format = output_format
+        self._held: list[EncodedPiece] = []
+        self._loop = asyncio.get_running_loop()
+        self._until = 0.0
+
+    async def say(self, text: str) -> None:
+        """Have *text* spoken, and send it, or what was held back where that takes too long; raises as the speech does."""
+        saying = self._loop.create_task(self._speech.say(text))
+        try:
+            if self._held:
+                done, _ = await asyncio.wait([saying], timeout=max(self._until - self._loop.time(), 0.0))
+                if not done:
+                    await self._send_held()
+            piece = await saying
+        finally:
+            if not saying.done():
+                saying.cancel()
+                await asyncio.wait([saying])
+        if piece is None:
+            return
+        if not self._held:
+            self._until = self._loop.time() + (HELD_S if self._format in TELL_LENGTH else 0.0)
+        self._held.append(piece)
+        if self._call.status or self._until <= self._loop.time():
+            await self._send_held()
+
+    async def end(self) -> None:
+        """Send the rest; raises ``InvalidRequest`` where nothing was spoken."""
+        if not self._held and not self._call.status:
+            raise _unspeakable()
+        rest = await self._speech.finish()
+        self._held.append(rest)
+        # Where all is there before anything was sent the file can say how long it is.
+        await self._send_held(b"" if self._call.status else rest.beginning)
+        await self._send(b"", more=False)
+
+    async def _send_held(self, beginning: bytes = b"") -> None:
+        rate_hz = self._held[0].sample_rate_hz
+        data = b"".join(piece.data for piece in self._held)
+        self._held.clear()
+        data = beginning + data[len(beginning) :]
+        if not self._call.status:
+            await self._send_head(rate_hz)
+        for start in range(0, len(data), SEND_SLICE_BYTES):
+            await self._send(data[start : start + SEND_SLICE_BYTES])
+
+    async def _send(self, part: bytes, *, more: bool = True) -> None:
+        await self._sends.wait(self._call.send({"type": "http.response.body", "body": part, "more_body": more}))
+
+    async def _send_head(self, rate_hz: int) -> None:
+        call, output_format, voice = self._call, self._format, self._speech.voice
         call.status = 200
         kind = MEDIA_TYPES[output_format]
         if output_format in ("pcm16", "f32"):
