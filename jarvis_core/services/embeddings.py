@@ -88,6 +88,7 @@ class OpenAiEmbedder:
         self._headers = {"Content-Type": "application/json"}
         if memory.embeddings_api_key is not None:
             self._headers["Authorization"] = "Bearer " + memory.embeddings_api_key.reveal()
+            transport.hide(memory.embeddings_api_key.reveal())
         self._prefixes = E5_PREFIXES if "e5" in self._model.lower() else NO_PREFIXES
         self._encoding_format: Literal["float"] | UnsetType = "float"
         """What is asked for, until the server refuses to be asked."""

@@ -17,7 +17,13 @@ from jarvis_core.services.answers.completions import CompletionStream
 from jarvis_core.services.answers.finish_reasons import STOP
 from jarvis_core.services.answers.messages import BETWEEN, in_order, system_texts, without_system
 from jarvis_core.services.answers.server_errors import ServerError, error_in_body
-from jarvis_core.services.answers.stream import CHARS_PER_TOKEN_LIMIT, Piece, request_error
+from jarvis_core.services.answers.stream import (
+    CHARS_PER_TOKEN_LIMIT,
+    Piece,
+    error_of_status,
+    refusal_error,
+    request_error,
+)
 from jarvis_core.services.contract import NONSENSE, ChatMessage, CompletionRequest, Models, StreamOptions
 from jarvis_core.services.transport import Refused, Transport
 from jarvis_core.settings import Llm
@@ -78,6 +84,7 @@ class OpenAiModel:
         self._headers = {"Content-Type": "application/json"}
         if settings.api_key is not None:
             self._headers["Authorization"] = "Bearer " + settings.api_key.reveal()
+            transport.hide(settings.api_key.reveal())
         self._context_tokens = settings.context_tokens
         self._left_out: set[str] = set()
         self._opens_thinking = bool(_THINKS_UNTOLD.search(self._model))
@@ -130,7 +137,7 @@ class OpenAiModel:
             except Refused as exc:
                 if answer is not None:
                     raise
-                error, cause = error_in_body(exc.answer, exc.status) or ServerError("", status=exc.status), exc
+                error, cause = error_of_status(exc), exc
             if attempt + 1 == ATTEMPTS or not self._leave_out(asked, error):
                 raise self._refusal(error, cause) from cause
             logger.info(
@@ -192,14 +199,9 @@ class OpenAiModel:
     def _refusal(self, error: ServerError, cause: Refused | None) -> RequestError:
         """Return the request's error for *error*, which came with the status that *cause* has, or inside of an answer."""
         hint = self._hint if error.is_endpoint else ""
-        told = request_error(self._transport, error, hint=hint, key="LLM_API_KEY")
-        if cause is None or type(told) is not BadGateway or told.details is None:
-            return told
-        message = told.message
-        if not (error.is_key or error.is_filtered):
-            words = f": {error.words}" if error.words else "."
-            message = f"{self._transport.name} refused with status {cause.status}{words}{hint}"
-        return Refused(message, status=cause.status, answer=cause.answer, details=told.details)
+        if cause is None:
+            return request_error(self._transport, error, hint=hint)
+        return refusal_error(self._transport, error, cause, hint=hint)
 
     def _learn_of(self, answer: CompletionStream) -> None:
         """Take note of how the model's thinking is told, for the next answer."""
@@ -214,8 +216,7 @@ class OpenAiModel:
                 "GET", "/models", headers=self._headers, timeout_s=self._settings.first_token_timeout_s
             )
         except Refused as exc:
-            error = error_in_body(exc.answer, exc.status) or ServerError("", status=exc.status)
-            raise self._refusal(error, exc) from exc
+            raise self._refusal(error_of_status(exc), exc) from exc
         told = error_in_body(answer.body)
         if told is not None:
             raise self._refusal(told, None)

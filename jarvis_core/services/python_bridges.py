@@ -16,16 +16,22 @@ import msgspec
 
 from jarvis_core.errors import RequestError
 from jarvis_core.models import Caller, Prompt, Utterance
-from jarvis_core.services.answers.filter import answer_in
 from jarvis_core.services.answers.finish_reasons import STOP, end_named
-from jarvis_core.services.answers.messages import BETWEEN, in_order, system_texts
+from jarvis_core.services.answers.messages import BETWEEN, answer_in, in_order, system_texts
 from jarvis_core.services.answers.server_errors import ServerError, clean, error_in, error_of
-from jarvis_core.services.answers.stream import CHARS_PER_TOKEN_LIMIT, AnswerStream, Piece, request_error
+from jarvis_core.services.answers.stream import (
+    CHARS_PER_TOKEN_LIMIT,
+    AnswerStream,
+    Piece,
+    error_of_status,
+    refusal_error,
+    request_error,
+)
 from jarvis_core.services.contract import FAILURE_MARK, NONSENSE, GenerateAnswer, GenerateRequest
 from jarvis_core.services.lines import DONE
 from jarvis_core.services.stream import Stream
 from jarvis_core.services.tokens import TokenMint
-from jarvis_core.services.transport import Transport
+from jarvis_core.services.transport import Refused, Transport
 from jarvis_core.settings import Llm
 
 PROMPT_LIMIT_CHARS = 10_000
@@ -64,31 +70,37 @@ class BridgesModel:
         if self._mint is not None:
             headers["Authorization"] = "Bearer " + self._mint.token(caller)
         first_token_timeout_s = self._settings.first_token_timeout_s
-        async with self._transport.stream(
-            "POST",
-            "/api/llm/generate",
-            body=_encoder.encode(pack(prompt)),
-            headers=headers,
-            first_byte_timeout_s=first_token_timeout_s if self._streams else 2 * first_token_timeout_s,
-            stall_timeout_s=self._settings.stall_timeout_s,
-            total_timeout_s=self._settings.total_timeout_s,
-        ) as stream:
-            answer = BridgesAnswer(
-                self._transport,
-                stream,
-                model="",
-                limit_chars=prompt.max_tokens * CHARS_PER_TOKEN_LIMIT,
-                opened=self._opens_thinking,
-            )
-            error = await answer.wait_begun()
-            if error is not None:
-                raise answer.failed(error)
-            self._streams = stream.content_type in STREAM_TYPES
-            yield answer.pieces()
-            if answer.filter.unopened:
-                self._opens_thinking = True
-            elif answer.filter.given and answer.reason == STOP:
-                self._opens_thinking = False
+        answer = None
+        try:
+            async with self._transport.stream(
+                "POST",
+                "/api/llm/generate",
+                body=_encoder.encode(pack(prompt)),
+                headers=headers,
+                first_byte_timeout_s=first_token_timeout_s if self._streams else 2 * first_token_timeout_s,
+                stall_timeout_s=self._settings.stall_timeout_s,
+                total_timeout_s=self._settings.total_timeout_s,
+            ) as stream:
+                answer = BridgesAnswer(
+                    self._transport,
+                    stream,
+                    model="",
+                    limit_chars=prompt.max_tokens * CHARS_PER_TOKEN_LIMIT,
+                    opened=self._opens_thinking,
+                )
+                error = await answer.wait_begun()
+                if error is not None:
+                    raise answer.failed(error)
+                self._streams = stream.content_type in STREAM_TYPES
+                yield answer.pieces()
+                if answer.filter.unopened:
+                    self._opens_thinking = True
+                elif answer.filter.given and answer.reason == STOP:
+                    self._opens_thinking = False
+        except Refused as exc:
+            if answer is not None:
+                raise
+            raise refusal_error(self._transport, error_of_status(exc), exc, key="JWT_SECRET") from exc
 
 
 class BridgesAnswer(AnswerStream):

@@ -105,6 +105,7 @@ class Transport:
         self.breaker = Breaker(settings.breaker_open_s, failures)
         self.budget = RetryBudget()
         self.base_url = base_url.rstrip("/")
+        self._secrets: list[str] = []
         self._in_flight = 0
         self._limit = settings.connection_limit
         self._watcher: asyncio.Task[None] | None = None
@@ -124,6 +125,16 @@ class Transport:
             skip_auto_headers=("User-Agent",),
         )
         self._streams = StreamClient(self.base_url, connect_timeout_s=settings.connect_timeout_s)
+
+    def hide(self, secret: str) -> None:
+        """Have *secret*, which is sent to this neighbour, left out of what is told of its errors."""
+        self._secrets.append(secret)
+
+    def without_secrets(self, text: str) -> str:
+        """Return what a neighbour said without what is secret between it and us."""
+        for secret in self._secrets:
+            text = text.replace(secret, "…")
+        return text
 
     async def close(self) -> None:
         """Close every connection."""
@@ -287,10 +298,9 @@ class Transport:
         text = b""
         try:
             async with cancellation.timeout(1):
-                if isinstance(response, Response):
-                    text = (await response.read())[:ERROR_LIMIT_BYTES]
-                else:
-                    text = await response.content.read(ERROR_LIMIT_BYTES)
+                read = response.read if isinstance(response, Response) else response.content.readany
+                while len(text) < ERROR_LIMIT_BYTES and (part := await read()):
+                    text = (text + part)[:ERROR_LIMIT_BYTES]
         except (TimeoutError, *NO_HTTP, *FOREIGN):
             pass  # the status alone decides; the text is for the log
         finally:
@@ -302,7 +312,7 @@ class Transport:
                 "a neighbour refused",
                 neighbour=self.name,
                 status=status,
-                answer=text[:500].decode(errors="replace"),
+                answer=self.without_secrets(text[:500].decode(errors="replace")),
                 held_back=held_back,
             )
         details: dict[str, str | int] = {"neighbour": self.name, "status": status}
@@ -331,7 +341,10 @@ class Transport:
         if status >= 500:
             self.health.learn("degraded", f"status {status}")
         self.breaker.succeeded()
-        return Refused(f"{self.name} refused with status {status}.", status=status, answer=text, details=details)
+        message = f"{self.name} refused with status {status}."
+        if status in (401, 403):
+            message = f"{self.name} does not accept the credentials that it is sent (status {status})."
+        return Refused(message, status=status, answer=text, details=details)
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
         parts: list[bytes] = []

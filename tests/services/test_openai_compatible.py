@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -532,3 +533,52 @@ async def test_connections_are_kept(server: FakeModelServer, model: OpenAiModel)
     for _ in range(4):
         await collect(model)
     assert len({request.client_port for request in server.requests}) == 1
+
+
+async def test_words_that_come_in_pieces() -> None:
+    """A refusal is read to its end, however the network cuts it."""
+    words = b'{"error": {"message": "Unsupported parameter: temperature", "param": "temperature"}}'
+    asked: list[bytes] = []
+    closed: asyncio.Queue[None] = asyncio.Queue()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = int(re.findall(rb"content-length: (\d+)", head)[0])
+        asked.append(await reader.readexactly(length))
+        status, body = (b"400 No", words) if b"temperature" in asked[-1] else (b"200 OK", b"data: [DONE]\n\n")
+        for piece in (b"HTTP/1.1 %s\r\ncontent-length: %d\r\n\r\n" % (status, len(body)), body[:9], body[9:]):
+            writer.write(piece)
+            await asyncio.sleep(0.02)
+        writer.close()
+        closed.put_nowait(None)
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        transport = Transport("llm", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", Neighbours())
+        await collect(make_model(transport))
+        for _ in range(2):
+            await closed.get()
+        await transport.close()
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize("status", [401, 400, 200, 429, 503])
+async def test_key_that_is_told(server: FakeModelServer, model: OpenAiModel, status: int) -> None:
+    """A server that repeats our key in its error does not have it shown."""
+    body = f'{{"error": {{"message": "Incorrect API key provided: {API_KEY}", "code": "invalid_api_key"}}}}'.encode()
+    server.mode = ModelServerMode(faults={"/": Fault("raw", body=body, status=status)})
+    error = await fails(model, RequestError)
+    assert API_KEY not in f"{error.message} {error.details}"
+    if status <= 401:
+        assert error.details is not None
+        assert error.details["neighbour_error"].startswith("Incorrect API key")
+        assert "LLM_API_KEY" in error.message
+
+
+@pytest.mark.parametrize("end", ["<|im_end|>", "<tool_call>", "<think>"])
+async def test_model_that_goes_on(server: FakeModelServer, model: OpenAiModel, end: str) -> None:
+    """A model that goes on without end after its message is left, and its answer is what it said before."""
+    server.mode = ModelServerMode(deltas=("Oui.", end, *("et " * 100,) * 100), hold_after=60)
+    text, finish = await collect(model, Prompt("", [], "a", 0, 10))
+    assert text == "Oui."
+    assert finish.reason == ("stop" if end == "<|im_end|>" else "length")
+    await server.stream_closed()

@@ -14,44 +14,31 @@ from __future__ import annotations
 import enum
 import re
 
-from jarvis_core.services.answers.template_marks import (
-    BARE_FINAL,
-    CALL_CLOSED,
-    CHANNEL_CLOSED,
-    CHANNEL_NAMED,
-    FIRST_MESSAGE,
-    HEADER_CLOSED,
-    LONGEST_CHARS,
-    NEXT_MESSAGE,
-    OTHERS_ROLES,
-    THINKING_CLOSED,
-    Mark,
-    mark_at,
-)
+from jarvis_core.services.answers import template_marks as marks
+from jarvis_core.services.answers.template_marks import Mark
 from jarvis_core.services.answers.tool_calls import CALL_LIMIT_CHARS, JsonEnd, begins_call, is_call, names_tool
 
 HEADER_CHARS = 120
 """Of whose message it is, or the name of its channel; longer is none."""
-BARE_ANALYSIS = "analysis"
-MESSAGE = "<|message|>"
-THINKING_ENDS = (THINKING_CLOSED, CHANNEL_CLOSED, BARE_FINAL)
+THINKING_ENDS = (marks.THINKING_CLOSED, marks.CHANNEL_CLOSED, marks.BARE_FINAL)
 FENCE = 3
 """So many backticks and more are a fence, fewer are code within a line."""
+TICKS_LIMIT = 64
+"""Backticks that are looked at as one run."""
 PARTIAL_CHARS = 3
 """What has so many characters of a mark when the text ends was to be one."""
+PART_CHARS = 2_048
 
 _search_special = re.compile(r"[<{\[`◁]").search
 _search_in_line = re.compile(r"[<`\n]").search
 _search_in_fence = re.compile(r"[<`]").search
-_ticks = re.compile(r"`+")
-_fence_before_call = re.compile(r"`{3,}[ \t]{0,4}[A-Za-z_]{0,12}[ \t]{0,4}\n?\s{0,20}")
+_ticks = re.compile(f"`{{1,{TICKS_LIMIT}}}")
+_fence_before_call = re.compile(r"`{3,64}[ \t]{0,4}[A-Za-z_]{0,12}[ \t]{0,4}\n?\s{0,20}")
 _fence_closed = re.compile(r"```")
 _never = re.compile(r"(?!)")
 
 
 class _State(enum.Enum):
-    MAYBE_THINKING = enum.auto()
-    """What is told by a closing tag, or by the lack of one."""
     TEXT = enum.auto()
     HIDDEN = enum.auto()
     HEADER = enum.auto()
@@ -61,38 +48,15 @@ class _State(enum.Enum):
 
 
 class AnswerFilter:
-    """
-    Gives a model's answer without what is not the answer.
-
-    With *opened*, as for a model whose template opens thinking in the prompt, all is held back until thinking is closed;
-    where it never is, ``end`` gives the whole.
-    """
+    """Gives a model's answer without what is not the answer."""
 
     __slots__ = (
-        "_buffer",
-        "_closed",
-        "_code",
-        "_fence",
-        "_fresh",
-        "_hid",
-        "_json",
-        "_last",
-        "_lead",
-        "_out",
-        "_plain",
-        "_quoting",
-        "_state",
-        "_struck",
-        "_thought",
-        "called",
-        "given",
-        "over",
-        "thinking_chars",
-        "unopened",
+        "_buffer", "_closed", "_code", "_fence", "_fresh", "_hid", "_json", "_last", "_lead", "_out", "_plain",
+        "_quoting", "_state", "_struck", "_thought", "called", "given", "over", "thinking_chars", "unopened",
         "withdrawals",
-    )
+    )  # fmt: skip
 
-    def __init__(self, *, opened: bool = False) -> None:
+    def __init__(self) -> None:
         self.given = False
         """Whether any of the answer was given."""
         self.thinking_chars = 0
@@ -105,12 +69,12 @@ class AnswerFilter:
         """Whether thinking was closed that had not been opened."""
         self.withdrawals = 0
         """How often what was given before turned out to be thinking."""
-        self._state = _State.MAYBE_THINKING if opened else _State.TEXT
+        self._state = _State.TEXT
         self._buffer = ""
         """What is not decided yet."""
         self._plain = False
         """Whether a piece without a special character may pass."""
-        self._fresh = not opened
+        self._fresh = True
         """Whether nothing has come."""
         self._code = 0
         """How many backticks began the code that the text is in."""
@@ -151,33 +115,39 @@ class AnswerFilter:
 
     def end(self, *, cut: bool = False) -> str:
         """Return what is left of the answer: nothing follows; *cut* where something should."""
-        if cut and self._state is _State.MAYBE_THINKING:
-            self.thinking_chars += len(self._buffer)
-            self._buffer = ""
         if cut and self._state is _State.CALL and names_tool(self._buffer):
             self.called = True
             self._buffer, self._state = "", _State.TEXT
         return self._run("", final=True)
 
-    def note_thinking(self, chars: int) -> str:
-        """Take note of so much thinking that came by another way; return what was held back for a closing tag."""
+    def note_thinking(self, chars: int) -> None:
+        """Take note of so much thinking that came by another way."""
         self.thinking_chars += chars
         self._thought = True
-        if self._state is not _State.MAYBE_THINKING:
-            return ""
-        self._state = _State.TEXT
-        return self._run("", final=False)
+
+    def begin_after_thinking(self) -> None:
+        """Take note that the answer begins here, and that nothing told of the thinking before it but its end."""
+        self._thought = self._hid = self.unopened = True
+        self._fresh = False
 
     def _run(self, text: str, *, final: bool) -> str:
-        if not text and not self._buffer:
+        # Each step copies what is left of the buffer: a long text is read in parts, so that time is by its length.
+        for start in range(0, len(text), PART_CHARS):
+            self._buffer += text[start : start + PART_CHARS]
+            self._read(final=False)
+        if final:
+            self._read(final=True)
+        self._plain = self.given and self._state is _State.TEXT and not (self._buffer or self._code)
+        if not self._out:
             return ""
-        seen = len(self._buffer)
-        self._buffer += text
+        given = "".join(self._out)
+        self._out.clear()
+        return given
+
+    def _read(self, *, final: bool) -> None:
         while self._buffer:
             before = self._state, len(self._buffer)
             match self._state:
-                case _State.MAYBE_THINKING:
-                    self._wait_for_closing(seen, final=final)
                 case _State.TEXT:
                     self._read_text(final=final)
                 case _State.HIDDEN:
@@ -192,12 +162,6 @@ class AnswerFilter:
                     self._pass_over(final=final)
             if (self._state, len(self._buffer)) == before:
                 break
-        self._plain = self.given and self._state is _State.TEXT and not (self._buffer or self._code)
-        if not self._out:
-            return ""
-        given = "".join(self._out)
-        self._out.clear()
-        return given
 
     def _give(self, text: str) -> None:
         if not self.given:
@@ -221,25 +185,9 @@ class AnswerFilter:
         if not self.given:
             self._hid = True
 
-    # The states: each takes from the buffer what it can decide on.
-
-    def _wait_for_closing(self, seen: int, *, final: bool) -> None:
-        mark = mark_at(self._buffer.lstrip()) if seen < LONGEST_CHARS else None
-        if mark is not None and mark[0] is Mark.UNDECIDED and not final:
-            return
-        if mark is None or mark[0] not in (Mark.THINKING, Mark.CHANNEL, Mark.HEADER):
-            found = self._find_closed(THINKING_CLOSED, max(0, seen - LONGEST_CHARS), quoting=True, final=final)
-            if found is None and not final:
-                return
-            if found is not None:
-                self.thinking_chars += found[0]
-                self._take(found[1])
-                self._hid = self._thought = self.unopened = True
-        self._state = _State.TEXT
-
     def _read_text(self, *, final: bool) -> None:
         search = _search_special if not self._code else _search_in_fence if self._code >= FENCE else _search_in_line
-        if not self.given and not self._lead and not self._code and self._is_bare_analysis(final=final):
+        if not self.given and not self._lead and not self._code and self._is_bare_channel(final=final):
             return
         special = search(self._buffer)
         if special is None:
@@ -266,30 +214,18 @@ class AnswerFilter:
             if not partial:
                 self._give(rest)
 
-    def _is_bare_analysis(self, *, final: bool) -> bool:
-        """Take thinking that only the name of its channel tells of; whether nothing else is to be done now."""
-        text = self._buffer.lstrip()
-        if not text.startswith(BARE_ANALYSIS[: len(text)]) or (final and len(text) <= len(BARE_ANALYSIS)):
-            return False
-        if len(text) <= len(BARE_ANALYSIS):
-            return True
-        behind = text[len(BARE_ANALYSIS) : len(BARE_ANALYSIS) + len(MESSAGE)]
-        if MESSAGE.startswith(behind):
-            if behind == MESSAGE or final:
-                # Its channel's beginning is in the prompt.
-                self._take(len(self._buffer) - len(text) + len(BARE_ANALYSIS) + len(behind))
-                self._hide_until(CHANNEL_CLOSED)
-            return True
-        if not (behind[0].isupper() or (behind[0].isalpha() and not behind[0].islower())):
-            return False
-        self._take(len(self._buffer) - len(text) + len(BARE_ANALYSIS))
-        self._hide_until(BARE_FINAL)
-        return True
+    def _is_bare_channel(self, *, final: bool) -> bool:
+        """Take the name of a channel that the answer begins with; whether nothing else is to be done now."""
+        found = marks.bare_channel(self._buffer, final=final)
+        if found is not None and found[0] is not None:
+            self._take(found[1])
+            self._hide_until(found[0])
+        return found is not None
 
     def _read_ticks(self, *, final: bool) -> bool:
         run = _ticks.match(self._buffer)
         count = run.end() if run is not None else 1
-        if count == len(self._buffer) and not final:
+        if count == len(self._buffer) and count < TICKS_LIMIT and not final:
             return False
         if not self._code and count >= FENCE and not self.given:
             fence = _fence_before_call.match(self._buffer)
@@ -314,7 +250,7 @@ class AnswerFilter:
 
     def _read_end_in_code(self, *, final: bool) -> bool:
         """Give a mark in code, but the end of the message where nothing follows."""
-        mark = mark_at(self._buffer)
+        mark = marks.mark_at(self._buffer)
         if mark is not None and mark[0] is Mark.UNDECIDED:
             return False
         length = 1 if mark is None else mark[1]
@@ -341,7 +277,7 @@ class AnswerFilter:
         self._state, self._json = _State.CALL, JsonEnd()
 
     def _read_mark(self, *, final: bool) -> bool:
-        mark = mark_at(self._buffer)
+        mark = marks.mark_at(self._buffer)
         if mark is None:
             if self._buffer[0] == "[":
                 return self._read_bracket(final=final)
@@ -359,12 +295,12 @@ class AnswerFilter:
             self._hid = True
         match kind:
             case Mark.THINKING:
-                self._hide_until(THINKING_CLOSED, quoting=True)
+                self._hide_until(marks.THINKING_CLOSED, quoting=True)
             case Mark.THINKING_END:
                 self._withdraw()
             case Mark.CALL:
                 self.called = True
-                self._hide_until(CALL_CLOSED)
+                self._hide_until(marks.CALL_CLOSED)
             case Mark.CALL_TO_END:
                 self.called = True
                 self._hide_until(_never)
@@ -389,8 +325,8 @@ class AnswerFilter:
         self._lead = self._last = ""
 
     def _hide(self, *, final: bool) -> None:
-        found = self._find_closed(self._closed, 0, quoting=self._quoting, final=final)
-        kept = 0 if final else LONGEST_CHARS
+        found = marks.find_closed(self._closed, self._buffer, quoting=self._quoting, final=final)
+        kept = 0 if final else marks.LONGEST_CHARS
         end = found[0] if found is not None else max(0, len(self._buffer) - kept)
         if found is None and end and self._buffer[end - 1] == "`":
             end -= 1  # it may quote what follows
@@ -400,32 +336,16 @@ class AnswerFilter:
             self._take(end)
             return
         closing = self._take(found[1])[found[0] :]
-        if self._closed is not CHANNEL_CLOSED:
+        if self._closed is not marks.CHANNEL_CLOSED:
             self._state = _State.TEXT
-        elif NEXT_MESSAGE.fullmatch(closing):
+        elif marks.NEXT_MESSAGE.fullmatch(closing):
             self._buffer = closing + self._buffer
             self._state = _State.TEXT
         else:
             self._state = _State.OVER
 
-    def _find_closed(
-        self, closed: re.Pattern[str], start: int, *, quoting: bool, final: bool
-    ) -> tuple[int, int] | None:
-        """Return where what is hidden is closed: the closing mark's place and its end."""
-        buffer = self._buffer
-        for found in closed.finditer(buffer, start):
-            if not (quoting and found.start() and buffer[found.start() - 1] == "`"):
-                return found.span()
-            if found.end() == len(buffer):
-                if final:
-                    return found.span()
-                return None
-            if buffer[found.end()] != "`":
-                return found.span()
-        return None
-
     def _read_header(self, *, final: bool) -> None:
-        closed = HEADER_CLOSED.search(self._buffer)
+        closed = marks.HEADER_CLOSED.search(self._buffer)
         if closed is None and len(self._buffer) <= HEADER_CHARS:
             if final:
                 self._take(len(self._buffer))
@@ -434,13 +354,12 @@ class AnswerFilter:
         if closed is None or closed.start() > HEADER_CHARS:
             return
         role = self._take(closed.start()).strip().lower()
-        if self._buffer[0] == "\n":
-            self._take(1)
-        if role.partition(" ")[0] in OTHERS_ROLES:
+        self._buffer = self._buffer.removeprefix("\n")
+        if role.partition(" ")[0] in marks.OTHERS_ROLES:
             self._state, self.over = _State.OVER, True
 
     def _read_channel(self, *, final: bool) -> None:
-        named = CHANNEL_NAMED.search(self._buffer)
+        named = marks.CHANNEL_NAMED.search(self._buffer)
         if named is None and len(self._buffer) <= HEADER_CHARS and not final:
             return
         name = self._take(len(self._buffer) if named is None else named.end()).partition("<|message|>")[0].strip()
@@ -448,7 +367,7 @@ class AnswerFilter:
         if name.startswith("final"):
             self._state = _State.TEXT
         else:
-            self._hide_until(CHANNEL_CLOSED)
+            self._hide_until(marks.CHANNEL_CLOSED)
 
     def _read_call(self, *, final: bool) -> None:
         end = self._json.find(self._buffer) if self._json is not None else 0
@@ -473,17 +392,9 @@ class AnswerFilter:
             self._give(self._take(1))
 
     def _pass_over(self, *, final: bool) -> None:
-        found = (NEXT_MESSAGE if self.given else FIRST_MESSAGE).search(self._buffer)
+        found = (marks.NEXT_MESSAGE if self.given else marks.FIRST_MESSAGE).search(self._buffer)
         if found is None:
-            self._take(len(self._buffer) - (0 if final else min(LONGEST_CHARS, len(self._buffer))))
+            self._take(len(self._buffer) - (0 if final else min(marks.LONGEST_CHARS, len(self._buffer))))
             return
         self._take(found.start())
         self._state, self.over = _State.TEXT, False
-
-
-def answer_in(text: str) -> str:
-    """Return what of a whole *text* that a model wrote is its answer."""
-    if _search_special(text) is None and not text.lstrip().startswith(BARE_ANALYSIS):
-        return text
-    whole = AnswerFilter()
-    return whole.feed(text) + whole.end()

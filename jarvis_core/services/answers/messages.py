@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from jarvis_core.models import Utterance
-from jarvis_core.services.answers.filter import answer_in
+from jarvis_core.services.answers.filter import AnswerFilter
+from jarvis_core.services.answers.template_marks import MAY_HAVE_MARKS
 from jarvis_core.services.contract import ChatMessage
 
 BETWEEN = "\n\n"
@@ -56,3 +57,11 @@ def _append(messages: list[ChatMessage], message: ChatMessage) -> None:
         messages[-1] = ChatMessage(message.role, messages[-1].content + BETWEEN + message.content)
     else:
         messages.append(message)
+
+
+def answer_in(text: str) -> str:
+    """Return what of a whole *text* that a model wrote is its answer."""
+    if MAY_HAVE_MARKS.search(text) is None:
+        return text
+    whole = AnswerFilter()
+    return whole.feed(text) + whole.end()

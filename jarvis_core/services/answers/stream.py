@@ -17,11 +17,12 @@ from jarvis_core.errors import BadGateway, InvalidRequest, RateLimited, RequestE
 from jarvis_core.models import Discard, Finish
 from jarvis_core.services.answers.filter import AnswerFilter
 from jarvis_core.services.answers.finish_reasons import LENGTH, STOP
-from jarvis_core.services.answers.server_errors import ServerError, clean, error_in, error_of
+from jarvis_core.services.answers.server_errors import ServerError, clean, error_in, error_in_body, error_of
+from jarvis_core.services.answers.untold_thinking import UntoldThinking
 from jarvis_core.services.contract import NONSENSE
 from jarvis_core.services.lines import LineBuffer
 from jarvis_core.services.stream import Stream
-from jarvis_core.services.transport import RATE_LIMIT_RETRY_AFTER_S, RETRY_AFTER_S, Transport
+from jarvis_core.services.transport import RATE_LIMIT_RETRY_AFTER_S, RETRY_AFTER_S, Refused, Transport
 
 logger = log.get(__name__)
 _reports = log.LogThrottle()
@@ -52,7 +53,7 @@ class AnswerStream:
     """
     One answer, read from *stream*; subclasses know how its server writes.
 
-    *limit_chars* bounds what is thought; with *opened* all up to a closing tag is taken for thinking.
+    *limit_chars* bounds what is not the answer; with *opened* all up to a closing tag is taken for thinking.
     """
 
     def __init__(
@@ -70,11 +71,14 @@ class AnswerStream:
         """Whether a piece of text is nothing but the next piece of text."""
         self.odd = False
         """Whether the text may have halves of characters."""
-        self.filter = AnswerFilter(opened=opened)
-        self._feed = self.filter.feed
+        self.filter = AnswerFilter()
+        self._untold = UntoldThinking() if opened else None
+        """Holds back what may be thinking, as long as that is not known."""
         self._transport = transport
         self._stream = stream
         self._limit_chars = limit_chars
+        self._hidden_chars = 0
+        """How much of what came was not the answer."""
         self._buffer = LineBuffer()
         self._lines: list[bytes] = []
         """Read and not yet taken."""
@@ -125,10 +129,16 @@ class AnswerStream:
             lines = self._read(await self._stream.read())
         if self.over:
             await self._stream.finish()
-        rest = self.filter.feed("\ufffd") if self._half else ""
-        rest = self.rest() + rest if not self.over else rest
-        # What is cut off while the end of thinking is waited for is thinking.
-        rest += self.filter.end(cut=not (self.reason == STOP or (self.over and self.reason is None)))
+        rest = self.say("\ufffd", half=False) if self._half else ""
+        if not self.over:
+            rest = self.rest() + rest
+        cut = not (self.reason == STOP or (self.over and self.reason is None))
+        if self._untold is not None:
+            # What is cut off while the end of thinking is waited for is thinking.
+            held = self._untold.end(cut=cut)
+            self._go_on(self._untold)
+            rest += self.filter.feed(held)
+        rest += self.filter.end(cut=cut)
         if self.filter.withdrawals != withdrawals:
             yield Discard()
         if rest:
@@ -143,16 +153,20 @@ class AnswerStream:
         """Return what was held back of an answer whose stream ended without an end."""
         return ""
 
-    def say(self, text: str) -> str:
-        """Return what *text*, the next of what the model wrote, adds to the answer."""
+    def say(self, text: str, *, half: bool = True) -> str:
+        """
+        Return what *text*, the next of what the model wrote, adds to the answer.
+
+        It may be the other *half* of a character that the last one ended with.
+        """
         self._brought += 1
         if not self._begun:
             self._begin()
-        if not self.plain and (self._half or self.odd):
+        if half and not self.plain and (self._half or self.odd):
             text = self._whole_characters(text)
-        given = self._feed(text)
-        if not given and self.filter.thinking_chars > self._limit_chars:
-            self._stop_thinking()
+        given = self.filter.feed(text) if self._untold is None else self._hold_back(self._untold, text)
+        if not given:
+            self._hide(len(text))
         return given
 
     def think(self, chars: int) -> str:
@@ -160,10 +174,13 @@ class AnswerStream:
         self._brought += 1
         if not self._begun:
             self._begin()
-        given = self.filter.note_thinking(chars)
-        if self.filter.thinking_chars > self._limit_chars:
-            self._stop_thinking()
-        return given
+        self.filter.note_thinking(chars)
+        self._hide(chars)
+        if self._untold is None:
+            return ""
+        # It is told in another way, and not in the text.
+        held, self._untold = self._untold.end(cut=False), None
+        return self.filter.feed(held)
 
     def _whole_characters(self, text: str) -> str:
         """
@@ -229,9 +246,25 @@ class AnswerStream:
                 self._ended = True
         return lines
 
-    def _stop_thinking(self) -> None:
-        """Have done with a model that thinks without end."""
-        self.reason, self.over = LENGTH, True
+    def _hold_back(self, untold: UntoldThinking, text: str) -> str:
+        rest = untold.feed(text)
+        if rest is None:
+            return ""
+        self._go_on(untold)
+        return self.filter.feed(rest)
+
+    def _go_on(self, untold: UntoldThinking) -> None:
+        """Go on with what is not held back any more."""
+        self._untold = None
+        if untold.closed:
+            self.filter.begin_after_thinking()
+        self.filter.thinking_chars += untold.chars
+
+    def _hide(self, chars: int) -> None:
+        """Count what is not the answer; have done with a model that thinks, or goes on after its message, without end."""
+        self._hidden_chars += chars
+        if self._hidden_chars > self._limit_chars:
+            self.reason, self.over = LENGTH, True
 
     def _finish(self) -> Finish:
         """Return how the answer ended; raises ``RequestError`` where there is none because the stream broke."""
@@ -277,6 +310,25 @@ def error_of_text(text: bytes) -> ServerError:
     return error_in(value) or error_of(value)
 
 
+def error_of_status(refused: Refused) -> ServerError:
+    """Return what a server said that *refused* with a status."""
+    return error_in_body(refused.answer, refused.status) or ServerError("", status=refused.status)
+
+
+def refusal_error(
+    transport: Transport, error: ServerError, refused: Refused, *, hint: str = "", key: str = "LLM_API_KEY"
+) -> RequestError:
+    """Return the request's error for *error*, with which a server *refused*; a sentence of ours has its words in it."""
+    told = request_error(transport, error, hint=hint, key=key)
+    if type(told) is not BadGateway or told.details is None:
+        return told
+    message = told.message
+    if not (error.is_key or error.is_filtered):
+        words = transport.without_secrets(error.words)
+        message = f"{transport.name} refused with status {refused.status}{f': {words}' if words else '.'}{hint}"
+    return Refused(message, status=refused.status, answer=refused.answer, details=told.details)
+
+
 def request_error(
     transport: Transport, error: ServerError, *, hint: str = "", key: str = "LLM_API_KEY"
 ) -> RequestError:
@@ -286,14 +338,15 @@ def request_error(
     *hint* is what may be done, *key* the setting that has what the server is sent as credentials.
     """
     name = transport.name
+    details: dict[str, str | int] = {"neighbour": name}
+    words = transport.without_secrets(error.words)
     held_back = _reports.held_back(f"{name} {error.status} {error.kind}")
     if held_back is not None:
-        logger.warning("a model's server reported an error", neighbour=name, said=error.words, held_back=held_back)
-    details: dict[str, str | int] = {"neighbour": name}
+        logger.warning("a model's server reported an error", neighbour=name, said=words, held_back=held_back)
     if error.status:
         details["status"] = error.status
-    if error.words:
-        details["neighbour_error"] = error.words
+    if words:
+        details["neighbour_error"] = words
     if error.is_context:
         return InvalidRequest(
             "$.content: is longer than the model can read",
@@ -307,9 +360,9 @@ def request_error(
             f"{name} takes no more requests for now.", details=details, retry_after_s=RATE_LIMIT_RETRY_AFTER_S
         )
     if error.is_busy:
-        transport.health.learn("unavailable", error.words)
+        transport.health.learn("unavailable", words)
         return Unavailable(f"{name} is not available.", details=details, retry_after_s=RETRY_AFTER_S)
-    transport.health.learn("degraded", error.words)
+    transport.health.learn("degraded", words)
     if error.is_key:
         return BadGateway(f"{name} does not accept its key: {key} is wrong, or missing.", details=details)
     return BadGateway(f"{name} reported that its language model failed.{hint}", details=details)

@@ -102,6 +102,8 @@ _TOKEN_BEGUN = re.compile(r"<(?:[|｜](?:[^\s<>|｜]{1,60}[|｜]?)?)?")
 
 def mark_at(text: str) -> tuple[Mark, int] | None:
     """Return the mark that *text* begins with and its length; None where it begins with none."""
+    if text[:1] == "<" and len(text) > 1 and not (text[1].isalpha() or text[1] in "/|｜"):
+        return None
     whole = next((mark for mark in _WHOLE if text.startswith(mark)), None)
     if whole is not None:
         return _WHOLE[whole], len(whole)
@@ -160,9 +162,55 @@ CHANNEL_NAMED = re.compile(r"<\|message\|>")
 NEXT_MESSAGE = re.compile(r"<\|(?:start|channel)\|>")
 """After the end of one of gpt-oss' messages."""
 FIRST_MESSAGE = re.compile(r"<\|(?:start|channel|im_start|start_header_id|header_start)\|>|<start_of_turn>")
+ANALYSIS = "analysis"
+MESSAGE = "<|message|>"
 BARE_FINAL = re.compile(r"assistantfinal")
 """Where a server took the tokens out and left the words: ``analysisThe user …assistantfinalBonjour``."""
 OTHERS_ROLES = frozenset({"user", "system", "human", "tool", "function", "developer", "observation", "ipython"})
 
+MAY_HAVE_MARKS = re.compile(
+    rf"</?(?:{'|'.join(re.escape(name) for name in _TAGS)})[\s=/>]|<[|｜]|[|]>|\[/?[A-Z_]{{4,}}\]|◁"
+    r"|[\"'](?:parameters|arguments|args|kwargs|input|tool_input|action_input|params|tool_calls?|function_calls?|tool_uses)[\"']\s*(?::|\Z)"
+    r"|<[^\s<>]{0,40}\Z|\A\s*analysis",
+    re.IGNORECASE,
+)
+"""Found in every text in which there is a mark, or a call; cheap to look for in one that was said long ago."""
+
 LONGEST_CHARS = 120
 """Of what closes something."""
+
+
+def bare_channel(text: str, *, final: bool) -> tuple[re.Pattern[str] | None, int] | None:
+    """
+    Return what ends the channel that *text* begins in with its bare name, and the length of that; None where it does not.
+
+    Nothing ends it while more of the text is needed.
+    """
+    begun = text.lstrip()
+    if not begun.startswith(ANALYSIS[: len(begun)]) or (final and len(begun) <= len(ANALYSIS)):
+        return None
+    behind = begun[len(ANALYSIS) : len(ANALYSIS) + len(MESSAGE)]
+    length = len(text) - len(begun) + len(ANALYSIS)
+    if MESSAGE.startswith(behind):
+        # Where it is one, its beginning is in the prompt.
+        whole = behind == MESSAGE or (final and behind)
+        return CHANNEL_CLOSED if whole else None, length + len(behind)
+    if behind[0].isupper() or (behind[0].isalpha() and not behind[0].islower()):
+        return BARE_FINAL, length
+    return None
+
+
+def find_closed(closed: re.Pattern[str], text: str, *, quoting: bool, final: bool) -> tuple[int, int] | None:
+    """
+    Return where the first mark of *closed* in *text* begins and ends; None where there is none.
+
+    With *quoting* one between backticks is none; one at the end that may yet be is one only where nothing follows (*final*).
+    """
+    for found in closed.finditer(text):
+        if not (quoting and found.start() and text[found.start() - 1] == "`"):
+            return found.span()
+        if found.end() == len(text):
+            return found.span() if final else None
+        if text[found.end()] != "`":
+            return found.span()
+    return None

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from jarvis_core.services.answers.filter import AnswerFilter, answer_in
+from jarvis_core.services.answers.filter import AnswerFilter
+from jarvis_core.services.answers.messages import answer_in
 
 CALL = '{"name": "HassTurnOn", "parameters": {"area": "}"}}'
 FINAL = "<|start|>assistant<|channel|>final<|message|>"
 
 
-def read(*pieces: str, opened: bool = False) -> tuple[str, AnswerFilter]:
+def read(*pieces: str) -> tuple[str, AnswerFilter]:
     """Return the answer in *pieces*, and the filter that found it."""
-    found = AnswerFilter(opened=opened)
+    found = AnswerFilter()
     given = ""
     for piece in (*pieces, None):
         before = found.withdrawals
@@ -154,21 +155,6 @@ def test_withdrawn() -> None:
     assert found.feed("Okay, hm.") == "Okay, hm."
     assert (found.feed("</think>Oui"), found.withdrawals, found.unopened) == ("Oui", 1, True)
     assert (found.feed(".</think>"), found.withdrawals) == (".", 1)
-
-
-def test_opened() -> None:
-    """Where thinking is known to be opened nothing is given before it is closed, or its lack is known."""
-    assert read("Okay", ", hm.", "</think>", "Oui.", opened=True)[0] == "Oui."
-    found = AnswerFilter(opened=True)
-    assert [*map(found.feed, ("Oui", "."))] == ["", ""]
-    assert found.end() == "Oui."
-    found = AnswerFilter(opened=True)
-    assert found.feed("Okay, hm") == ""
-    assert (found.end(cut=True), found.thinking_chars) == ("", 8)
-    found = AnswerFilter(opened=True)
-    assert found.feed("Oui") == ""
-    assert found.note_thinking(10) == "Oui"
-    assert found.feed(".") == "."
 
 
 def test_long_json_is_not_held_for_ever() -> None:
