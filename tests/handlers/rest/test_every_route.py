@@ -200,7 +200,6 @@ async def test_preflight_needs_no_credentials(strict: Api) -> None:
 # Health, readiness, metrics
 
 
-@pytest.mark.every_python
 async def test_health(api: Api, bridges: FakeBridges) -> None:
     """Health is learnt from real calls, and answered at once whatever the neighbour does."""
     await api.say("well")
