@@ -111,6 +111,8 @@ KNOWS_ALL_SETTINGS = {"__main__", "server", "app", "container"}
 
 DIFFERS_BY_PYTHON = {"timeout", "timeout_at", "Timeout", "wait_for"}
 """Of asyncio: what cancels, and does so otherwise from one Python to another; ``cancellation`` has it alike."""
+POSSESSIVE_GROUP = re.compile(r"\)(?:[*+?]|\{\d*,?\d*\})\+|\(\?>")
+"""In a pattern: Python before 3.11.5 may not find what is there. Of one character possession does what it should."""
 CATCHES_ANOTHERS = {"server": "the server's own task is cancelled, not the one that waits for it"}
 
 SQL = re.compile(
@@ -289,6 +291,13 @@ def lets_no_cancellation_vanish(module: Module) -> Iterator[str]:
                 yield f"line {node.lineno} catches a cancellation"
 
 
+def has_patterns_that_are_alike(module: Module) -> Iterator[str]:
+    """No pattern has a possessive or an atomic group, which not every Python matches."""
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and POSSESSIVE_GROUP.search(node.value):
+            yield f"line {node.lineno} has a possessive group: {node.value!r}"
+
+
 def _docstrings(tree: ast.Module) -> Iterator[ast.Constant]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
@@ -307,6 +316,7 @@ RULES: tuple[Rule, ...] = (
     gets_its_own_settings,
     has_deadlines_that_are_alike,
     lets_no_cancellation_vanish,
+    has_patterns_that_are_alike,
 )
 
 
@@ -407,6 +417,9 @@ TRY = "async def f():\n    try:\n        await g()\n    "
         (has_deadlines_that_are_alike, "memory", "async def f():\n    async with asyncio.timeout(1):\n        pass"),
         (has_deadlines_that_are_alike, "store.pool", "async def f():\n    await asyncio.wait_for(g(), 1)"),
         (has_deadlines_that_are_alike, "turns.remote", "from asyncio import timeout_at"),
+        (has_patterns_that_are_alike, "words.rules", 'X = re.compile(r"<!--(?:[^-]|-(?!->))*+-->")'),
+        (has_patterns_that_are_alike, "words.rules", 'X = re.compile(rf"(?:{A}|b){{2,}}+c")'),
+        (has_patterns_that_are_alike, "words.rules", 'X = re.compile(r"(?>a|ab)c")'),
         (lets_no_cancellation_vanish, "turns.turns", f"{TRY}except asyncio.CancelledError:\n        pass"),
         (lets_no_cancellation_vanish, "turns.turns", f"{TRY}except (OSError, BaseException):\n        pass"),
         (lets_no_cancellation_vanish, "turns.turns", f"{TRY}except:\n        pass"),

@@ -23,7 +23,7 @@ MAIL_NAME = re.compile(r"(?<![\w@.+-])(\w[\w.+-]*+)@(?=[\w-]+\.)")
 ROMAN_OR_DIGIT = re.compile(r"\d|[IVX]+\b")
 IP_ADDRESS = re.compile(r"(?<![\d.,])(\d{1,3}(?:\.\d{1,3}){3})(?![\d.]*\d)")
 """An address in the internet: four numbers."""
-VERSION = re.compile(r"(?<![\d.,\w])[vV]?\d++(?:\.\d++){2,}+")
+VERSION = re.compile(r"(?<![\d.,\w])[vV]?\d++(?:\.\d++){2,}")
 
 
 def apply(rules: Iterable[Rule], text: str) -> str:
