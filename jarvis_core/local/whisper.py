@@ -251,7 +251,7 @@ def _cut_loop(model: WhisperModel, speech: NDArray[np.float32], language: str, p
     if not said:
         return []
     whole = parts[0]
-    whole.text = "".join(word["word"] for word in said)
+    whole.text = "".join(word["word"] for word in said).rstrip(" ,;:")
     whole.end = parts[0].seek / model.frames_per_second + float(said[-1]["end"])
     return [whole]
 
