@@ -59,7 +59,9 @@ def name_of(host: str) -> str:
 
 
 def is_address(name: str) -> bool:
-    """Whether *name* is an IP address as it is written."""
+    """Whether *name* is an IP address as it is written, or in short as browsers read it: no name ends in a number (URL standard)."""
+    if name.rpartition(".")[2].isdigit():
+        return True
     try:
         ipaddress.ip_address(name)
     except ValueError:

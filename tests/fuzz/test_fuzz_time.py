@@ -33,7 +33,7 @@ LIMIT_CHARS = 10_000
 GROWTH_LIMIT = 24
 """Between n log n, with room for what a short call costs beside its text, and the square."""
 LOOP_LIMIT_S = 0.020
-"""No text of a client's holds the event loop for longer; this file's processor is slow and shared: twice that."""
+"""No text of a client's holds the event loop for longer; a shared processor may take five times as long."""
 NOISE_S = 200e-6
 """What takes less at the greater length is not looked at."""
 
@@ -112,7 +112,7 @@ def test_time_grows_with_length(name: str) -> None:
             for tries in (1, 5, 20):
                 longer_s, short_s = cost_s(function, long, tries), cost_s(function, short, 2 * tries)
                 grows = longer_s > NOISE_S and longer_s > GROWTH_LIMIT * short_s
-                holds = longer_s * ON_THE_LOOP_CHARS.get(name, LIMIT_CHARS) / len(long) > 2 * LOOP_LIMIT_S
+                holds = longer_s * ON_THE_LOOP_CHARS.get(name, LIMIT_CHARS) / len(long) > 5 * LOOP_LIMIT_S
                 if not (grows or holds):
                     break
             else:

@@ -17,7 +17,7 @@ def hosts() -> Hosts:
 @pytest.mark.parametrize(
     "host",
     [
-        "localhost", "localhost:8100", "LOCALHOST:8100", "app.localhost:8100", "127.0.0.1:8100", "192.168.1.20", "[::1]:8100",
+        "localhost", "localhost:8100", "LOCALHOST:8100", "app.localhost:8100", "127.0.0.1:8100", "127.1:8100", "192.168.1.20", "[::1]:8100",
         "[fe80::1]", "203.0.113.9:80", "jarvis.local:8100", "Jarvis.Local.", "jarvis-core:8100", "core", "host.docker.internal",
         "box.home.arpa", "assistant.home:8100", "jarvis.example.com", "jarvis.example.com.:443", "a.example.org", "",
     ],

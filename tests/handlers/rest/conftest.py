@@ -215,7 +215,7 @@ async def bob(memory_server: tuple[Server, int], embeddings: FakeBridges) -> Asy
 
 
 def make_token(
-    user: str, *, secret: str = SECRET, algorithm: str = "HS256", lifetime_s: int = 600, **claims: object
+    user: str, *, secret: str = SECRET, algorithm: str = "HS256", lifetime_s: int = 86_400, **claims: object
 ) -> str:
     """Sign a token for *user*."""
     fields = {"sub": user, "user_id": user, "exp": int(time.time()) + lifetime_s, **claims}

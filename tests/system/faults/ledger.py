@@ -51,8 +51,12 @@ def asked_of_bridges(body: Mapping[str, Any]) -> str:
 
 
 def asked_of_model_server(body: Mapping[str, Any]) -> str:
-    """Return the question in a request to an OpenAI-compatible model."""
-    return content_text(body["messages"][-1]).strip()
+    """
+    Return the question in a request to an OpenAI-compatible model.
+
+    It is the last line: a question that was not answered before it is part of the same message.
+    """
+    return content_text(body["messages"][-1]).strip().rpartition("\n")[2]
 
 
 class Told(Struct, kw_only=True):
