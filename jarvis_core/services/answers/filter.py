@@ -107,7 +107,7 @@ class AnswerFilter:
             if not text.isspace():
                 self._last = text
             return text
-        if self._fresh and text and text[0].isupper() and _search_special(text) is None:
+        if self._fresh and text[:1].isalpha() and text[0] != "a" and _search_special(text) is None:
             self._fresh, self.given, self._plain, self._last = False, True, True, text
             return text
         self._fresh = False
@@ -118,7 +118,7 @@ class AnswerFilter:
         if cut and self._state is _State.CALL and names_tool(self._buffer):
             self.called = True
             self._buffer, self._state = "", _State.TEXT
-        return self._run("", final=True)
+        return self._run("", final=True) if self._buffer else ""
 
     def note_thinking(self, chars: int) -> None:
         """Take note of so much thinking that came by another way."""
