@@ -121,6 +121,9 @@ ERRORS = st.sampled_from(
         {"error": {"message": {"detail": [{"loc": ["body"], "msg": "kaput"}]}}}, {"error": {"code": 429, "message": "slow"}},
     ]
 )  # fmt: skip
+ERROR_EVENTS = st.sampled_from(
+    [b'event: error\ndata: {"message": "kaput"}\n\n', b'error: {"code": 400}\n\n', b"data: [ERROR] kaput\n\n"]
+)
 LINES = st.sampled_from(
     [b": ping\n\n", b"event: message\n", b"id: 7\nretry: 10\n\n", b"\n\n\n", b"data:\n\n", b"data: ping\n\n"]
 )
@@ -171,7 +174,11 @@ def streams(draw: st.DrawFn) -> Made:
                 THOUGHT_CHUNKS.map(lambda value: event("thought", value)),
                 ODD.map(lambda value: event("odd", value)),
                 LINES.map(lambda line: Event("line", line)),
-                st.one_of(st.just(Event("line", b"")), ERRORS.map(lambda value: event("error", value))),
+                st.one_of(
+                    st.just(Event("line", b"")),
+                    ERRORS.map(lambda value: event("error", value)),
+                    ERROR_EVENTS.map(lambda wire: Event("error", wire)),
+                ),
             ),
             max_size=4,
         )

@@ -438,14 +438,37 @@ async def test_thinking_without_end(server: FakeModelServer, model: OpenAiModel)
     await server.stream_closed()
 
 
-async def test_end_that_the_connection_outlives(server: FakeModelServer, transport: Transport) -> None:
-    """After the model's own end nothing is waited for as long as for a word."""
-    model = make_model(transport, stall=30)
-    server.mode = ModelServerMode(events=(END, "never"), stall_after=1)
+@pytest.mark.parametrize("accident", [{"stall_after": 1}, {"cut_after": 1, "cut": "reset"}, {"cut_after": 1}])
+async def test_end_that_the_connection_outlives(server: FakeModelServer, accident: dict[str, Any]) -> None:
+    """After the model's own end nothing is waited for as long as for a word, and a loss of the connection is none."""
+    transport = Transport("llm", server.llm_url, Neighbours(), failures=1)
+    server.mode = ModelServerMode(events=(END, "never"), delta_delay_s=0.05, **accident)
     started = time.monotonic()
-    assert (await collect(model))[1].reason == "stop"
+    assert (await collect(make_model(transport, stall=30)))[1].reason == "stop"
     assert time.monotonic() - started < 10
     assert transport.breaker.closed
+    assert transport.health.state == "healthy"
+    await transport.close()
+
+
+async def test_end_that_is_said_all_along(server: FakeModelServer, model: OpenAiModel) -> None:
+    """An empty reason in every chunk is no end, and one in the last is."""
+    said = '{"choices":[{"delta":{"content":"x"},"finish_reason":""}]}'
+    empty = '{"choices":[{"delta":{},"finish_reason":""}]}'
+    for events, reason in (
+        ((said, said), "lost"),
+        ((said, empty, CHUNK), "lost"),
+        ((said, empty, said), "lost"),
+        ((said, said, empty), "stop"),
+        ((CHUNK, empty), "stop"),
+    ):
+        server.mode = ModelServerMode(events=events, done_marker=False)
+        assert (await collect(model))[1].reason == reason, events
+        server.mode = ModelServerMode(events=events)
+        assert (await collect(model))[1].reason == "stop"
+
+
+CHUNK = '{"choices":[{"delta":{"content":"x"},"finish_reason":null}]}'
 
 
 END = '{"choices":[{"delta":{"content":"x"},"finish_reason":"stop"}]}'

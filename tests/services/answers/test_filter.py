@@ -53,6 +53,7 @@ CASES = {
     "after a lone tick": ("a ` b\n<think>hm</think>Oui.", "a ` b\nOui."),
     "a closing tag in code": ("Puis `</think>`.", "Puis `</think>`."),
     "quoted in thinking": ("<think>pas `</think>` ici</think>Oui.", "Oui."),
+    "quoted long before the end": (f"<think>`</think>`{'y' * 300}</think>Oui.", "Oui."),
     "a tick before the end of thinking": ("<think>a `</think>Oui.", "Oui."),
     "tags of other kinds": ("<b>gras</b> et 1 < 2 > 0, <br/>, <thin>", "<b>gras</b> et 1 < 2 > 0, <br/>, <thin>"),
     "arrows": ("a <- b, a <= b, x <| f |> g, <3, <|>", "a <- b, a <= b, x <| f |> g, <3, <|>"),
