@@ -47,7 +47,6 @@ STRICT = {
 PATIENT = {
     "JWT_SECRET": SECRET,
     "EMBEDDINGS_TIMEOUT_S": "1",
-    "BREAKER_OPEN_S": "0.1",
     "MEMORY_RECALL_TIMEOUT_S": "1",
     "MEMORY_DUE_INTERVAL_S": "0.1",
     # The fake's vectors are hashes: what has nothing to do with a question may be as near as 0.25.
@@ -73,6 +72,7 @@ def serving(conninfo: str, name: str, **environment: str) -> Iterator[tuple[Serv
             "PYTHON_BRIDGES_URL": f"http://127.0.0.1:{port}",
             "CORS_ORIGINS": ORIGIN,
             "DRAIN_TIMEOUT_S": "1",
+            "BREAKER_OPEN_S": "0.1",  # between two tests the neighbour is away
             **environment,
         },
     )
