@@ -49,7 +49,7 @@ test: install ## run every test against real servers
 	$(RUN) -m pytest -n $(TEST_WORKERS) --dist loadfile --reruns 1 -rR
 
 test-pythons: install ## run the tests of cancelling, deadlines, stops and faults on every other CPython of this machine
-	TEST_WORKERS=$(TEST_WORKERS) $(RUN) -m tests.pythons
+	$(RUN) -m tests.pythons
 
 check: install ## formatting, lint, types, architecture, dependency audit: what CI runs first
 	$(RUN) -m ruff format --check .

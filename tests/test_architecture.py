@@ -124,8 +124,14 @@ ASKS_PYTHON = re.compile(r"\.cancel\(|\bCancelledError\b|\bSIG(TERM|INT)\b")
 """Tests with this are of what differs from one Python to another, and have the mark of those that are run on every one."""
 ON_ONE_PYTHON = ("test_architecture.py", "fakes/", "local/", "image/")
 """Where they need not have it: tests of tests, and of models, whose packages the other Pythons have not."""
-CANCELS_ONLY_ITS_OWN = {"test_random_kills", "test_large_payloads"}
-"""They end what they have started themselves by it, and are of something else."""
+ON_ONE_PYTHON_TOO = {
+    "test_random_kills",
+    "test_kill_under_load",
+    "test_load_and_kills",
+    "test_parent_is_killed",
+    "test_large_payloads",
+}
+"""Nor these: they end their own clients so, and what they kill is dead on each; they would take half of the time."""
 
 HEAVY = (
     "coredis", "jwt", "prometheus_client", "xllamacpp", "numpy", "av", "soxr", "statistics", "tomllib", f"{PACKAGE}.local",
@@ -454,7 +460,7 @@ def find_unmarked(source: str) -> Iterator[str]:
         if (
             isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
             and node.name.startswith("test_")
-            and node.name not in CANCELS_ONLY_ITS_OWN
+            and node.name not in ON_ONE_PYTHON_TOO
         ):
             decorators = " ".join(ast.unparse(one) for one in node.decorator_list)
             if "every_python" not in decorators and ASKS_PYTHON.search(ast.unparse(node)):

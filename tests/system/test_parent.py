@@ -116,7 +116,6 @@ def ready_requests(server: Server) -> float:
     return next(float(line.removeprefix(prefix)) for line in lines if line.startswith(prefix))
 
 
-@pytest.mark.every_python
 async def test_parent_is_killed(make_server: MakeServer, bridges: FakeBridges, data_directory: Path) -> None:
     """
     Workers, database and Valkey end with a parent that is killed, and the next start closes their turns at once.

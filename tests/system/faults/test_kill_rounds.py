@@ -21,8 +21,6 @@ from tests.system.faults.dose import KILLS, SEED
 from tests.system.faults.ledger import Calls, Ledger, answer_to, asked_of_bridges
 from tests.system.server import wait_gone
 
-pytestmark = pytest.mark.every_python
-
 CHECKPOINT_S = 1.0
 SLACK_S = 0.6
 """For a checkpoint to be stored, on a machine with other work."""

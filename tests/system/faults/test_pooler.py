@@ -70,7 +70,6 @@ def worker_of(server: Server) -> Process:
     )
 
 
-@pytest.mark.every_python
 @pytest.mark.parametrize("workers", ["1", "2"])
 @pytest.mark.parametrize("mode", list(POOL_SIZE))
 async def test_load_and_kills(
