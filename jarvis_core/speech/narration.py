@@ -76,7 +76,10 @@ class Narration:
         self._synthesizer = synthesizer
         self._options = options
         self._caller = caller
-        self._sentences: list[str] = []
+        self._sentences: list[tuple[int, str]] = []
+        """Each with the code point of the turn's text where it ends."""
+        self._begun_sentences = 0
+        """How many of them the voice has begun with."""
         self._collected = False
         """Whether the turn has ended, so that no more sentences come."""
         self._changed = asyncio.Event()
@@ -114,6 +117,7 @@ class Narration:
         """
         loop = asyncio.get_running_loop()
         self._sentences, self._begins, self._said_chars, self._collected = [], [], 0, False
+        self._begun_sentences = 0
         self._heard_until, self._stream = 0.0, None
         collecting = loop.create_task(self._collect())
         stack = AsyncExitStack()
@@ -132,11 +136,16 @@ class Narration:
                         yield place, entry
                 await collecting
                 seen_chars = (
-                    after.at if after.phase is Phase.TEXT else len(self.turn.text()) if after.phase > Phase.TEXT else 0
+                    after.at
+                    if after.phase is Phase.TEXT
+                    else len(self.turn.logged_text())
+                    if after.phase > Phase.TEXT
+                    else 0
                 )
-                rest = self.turn.text()[max(self._said_chars, seen_chars) :]
+                text = self.turn.logged_text()
+                rest = text[max(self._said_chars, seen_chars, self.turn.answer_at) :]
                 if rest:
-                    yield Cursor(Phase.TEXT, len(self.turn.text()), WHOLE), rest
+                    yield Cursor(Phase.TEXT, len(text), WHOLE), rest
             else:
                 await collecting
             steps = (*(CLOSING if self.turn.opened else ()), Step.ENDED)
@@ -152,16 +161,22 @@ class Narration:
         """Cut the turn's text into sentences as it arrives."""
         reader = Reader(self.turn)
         splitter = SentenceSplitter(limit_chars=SENTENCE_CHARS, first_limit_chars=FIRST_SENTENCE_CHARS)
+        end = answer_at = self.turn.answer_at
         try:
             ended = False
             while not ended:
                 taken = await reader.next()
                 ended = not taken or taken[-1][1] is Step.ENDED
+                if answer_at != self.turn.answer_at:
+                    # What was said before is no answer: it is not spoken as far as the voice has not begun with it.
+                    splitter.end()
+                    del self._sentences[self._begun_sentences :]
+                    end = answer_at = self.turn.answer_at
                 for _, entry in taken:
                     if isinstance(entry, str):
-                        self._sentences += splitter.feed(entry)
+                        end = self._collect_sentences(splitter.feed(entry), end)
                 self._changed.set()
-            self._sentences += splitter.end()
+            self._collect_sentences(splitter.end(), end)
             if self.turn.status is Status.CANCELLED:
                 self.silence(self.turn.reason)
         finally:
@@ -169,16 +184,28 @@ class Narration:
             self._collected = True
             self._changed.set()
 
+    def _collect_sentences(self, sentences: list[str], end: int) -> int:
+        """Add *sentences* that follow the code point *end* of the turn's text; return where they end."""
+        for sentence in sentences:
+            end += len(sentence)
+            self._sentences.append((end, sentence))
+        return end
+
     async def _until_opened(self) -> None:
         while not (self.turn.opened or self._collected):
             self._changed.clear()
             await self._changed.wait()
 
-    async def _next_sentence(self, index: int) -> str | None:
-        """Wait for the sentence at *index*; None when there are no more, or the voice is to stop."""
+    async def _next_sentence(self) -> tuple[int, str] | None:
+        """
+        Wait for the next sentence; return where it ends and its words.
+
+        None when there are no more, or the voice is to stop.
+        """
         while self.silenced is None:
-            if index < len(self._sentences):
-                return self._sentences[index]
+            if self._begun_sentences < len(self._sentences):
+                self._begun_sentences += 1
+                return self._sentences[self._begun_sentences - 1]
             if self._collected:
                 return None
             self._changed.clear()
@@ -187,11 +214,9 @@ class Narration:
 
     async def _speak(self, stack: AsyncExitStack, after: Cursor) -> AsyncGenerator[tuple[Cursor, Narrated], None]:
         """Yield the sentences and their sound, until all is spoken or the voice is to stop."""
-        index = 0
         muted = False
-        while (sentence := await self._next_sentence(index)) is not None:
-            index += 1
-            end = self._said_chars + len(sentence)
+        while (found := await self._next_sentence()) is not None:
+            end, sentence = found
             if Cursor(Phase.TEXT, end, WHOLE) <= after:
                 self._said_chars = end
                 continue

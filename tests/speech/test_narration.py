@@ -457,3 +457,27 @@ async def test_listener_who_leaves(moment: str) -> None:
     assert words == "".join(COUNT)
     sound = b"".join(entry for _, entry in [*got, *rest] if isinstance(entry, bytes))
     assert sound == b"".join(voice.sound(sentence.strip()) for sentence in COUNT)
+
+
+async def test_discarded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What turns out to be no answer is not spoken as far as it has not begun; the rest is the answer, with its places."""
+    clock = Clock(monkeypatch)
+    turn, voice = begun("Okay. ", "Hm. ", "Hm hm. ", "Tiens. ", "Alors. "), Voice(duration_s=LONG_S)
+    listener = Listener(turn, voice)
+    await settle()
+    assert 0 < len(voice.asked) < 4
+    turn.discard_text()
+    turn.append("Oui. ", "Non.")
+    end(turn)
+    for _ in range(6):
+        await clock.advance(LONG_S)
+    await listener.end()
+    assert voice.asked[-2:] == ["Oui.", "Non."]
+    assert "Alors." not in voice.asked
+    again = Listener(turn, Voice())
+    await again.end()
+    assert again.words == "Oui. Non."
+    places = [[place for place, entry in one.entries if isinstance(entry, str)] for one in (listener, again)]
+    assert places[0][-2:] == places[1], "the same places for both"
+    rest = await rest_of(again.narration, places[1][0])
+    assert [entry for _, entry in rest if isinstance(entry, str)] == ["Non."]

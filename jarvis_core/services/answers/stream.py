@@ -340,7 +340,8 @@ def request_error(
     name = transport.name
     details: dict[str, str | int] = {"neighbour": name}
     words = transport.without_secrets(error.words)
-    held_back = _reports.held_back(f"{name} {error.status} {error.kind}")
+    # So many kinds at most: what a server calls its errors may be different each time.
+    held_back = _reports.held_back(f"{name} {error.status} {hash(error.kind) % 16}")
     if held_back is not None:
         logger.warning("a model's server reported an error", neighbour=name, said=words, held_back=held_back)
     if error.status:
