@@ -131,7 +131,7 @@ async def open_container(settings: Settings, group: WorkerGroup) -> AsyncIterato
             settings=settings,
             pool=storage.pool,
             turns=turns,
-            conversations=Conversations(ConversationStore(storage.pool), turns),
+            conversations=Conversations(_conversations(settings, storage.pool), turns),
             memories=memories,
             transcriber=speech.transcriber,
             synthesizer=speech.synthesizer,
@@ -256,6 +256,14 @@ def _language_model(settings: Settings, neighbours: dict[str, Transport], mint: 
     if "python_bridges" in neighbours:
         return BridgesModel(neighbours["python_bridges"], settings.llm, mint)
     raise StartError("PYTHON_BRIDGES_URL or LLM_URL: no language model was given, and none was started")
+
+
+def _conversations(settings: Settings, pool: Pool) -> ConversationStore:
+    return ConversationStore(
+        pool,
+        search_timeout_s=settings.database.search_timeout_s,
+        user_searches=settings.limits.user_search_limit,
+    )
 
 
 def _limiter(settings: Settings, cache: Cache) -> RateLimiter | None:

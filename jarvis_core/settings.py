@@ -115,6 +115,8 @@ class Database(Struct, frozen=True, forbid_unknown_fields=True):
     """Most connections open at a time, of all workers of this machine together; each worker has at least 2."""
     timeout_s: Annotated[Seconds, Meta(extra={"env": "DB_TIMEOUT_S"})] = 5.0
     """Longest wait for a connection, and longest run of a statement."""
+    search_timeout_s: Annotated[Seconds, Meta(extra={"env": "DB_SEARCH_TIMEOUT_S"})] = 2.0
+    """Longest wait for a search of conversations (``q``) to begin, and longest run of one."""
 
 
 class Cache(Struct, frozen=True, forbid_unknown_fields=True):
@@ -188,7 +190,9 @@ class Speech(Struct, frozen=True, forbid_unknown_fields=True):
     buffer_limit_bytes: Annotated[int, Meta(ge=36 << 20, le=1 << 40, extra={"env": "AUDIO_BUFFER_LIMIT_BYTES"})] = (
         256 << 20
     )
-    """Most bytes of recorded audio that are worked on at a time; more is refused as overload."""
+    """Most bytes of recorded audio that are worked on at a time; more is refused as overload, and of one user much more than three quarters."""
+    buffer_idle_s: Annotated[Seconds, Meta(extra={"env": "AUDIO_BUFFER_IDLE_S"})] = 60.0
+    """How long a WebSocket's client may add nothing to the audio that it has not committed, before that is cleared."""
     cache_bytes: Annotated[int, Meta(ge=0, le=1 << 40, extra={"env": "SPEECH_CACHE_BYTES"})] = 16 << 20
     """Most bytes of spoken audio that a worker keeps for the same words again; 0 keeps none, in Redis neither."""
 
@@ -235,12 +239,14 @@ class Auth(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Limits(Struct, frozen=True, forbid_unknown_fields=True):
-    """Limits for one user."""
+    """Limits for one user, and where the server is open for one address where nothing else is said."""
 
     rate_limit_per_minute: Annotated[int, Meta(ge=0, le=1_000_000, extra={"env": "RATE_LIMIT_PER_MINUTE"})] = 0
     """Most requests a minute of one user, or of one address where the server is open; 0 is no limit."""
     user_connection_limit: Annotated[int, Meta(ge=0, le=1_000_000, extra={"env": "USER_CONNECTION_LIMIT"})] = 256
     """Most WebSockets and unanswered requests of one user at a time, in one worker; 0 is no limit. It does not hold where the server is open."""
+    user_search_limit: Annotated[int, Meta(ge=1, le=1_000, extra={"env": "USER_SEARCH_LIMIT"})] = 2
+    """Most searches of conversations (``q``) of one user that go on at a time, in one worker; more wait for their turn."""
 
 
 class Local(Struct, frozen=True, forbid_unknown_fields=True):

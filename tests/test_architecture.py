@@ -27,7 +27,9 @@ from jarvis_core.settings import Settings, WorkerGroup
 REPOSITORY = Path(__file__).parents[1]
 PACKAGE = "jarvis_core"
 
-KNOWN_TO_ALL = {"settings", "models", "errors", "log", "metrics", "words", "cancellation", "tasks"}
+KNOWN_TO_ALL = {
+    "settings", "models", "errors", "log", "metrics", "words", "fair_queue", "shares", "cancellation", "tasks"
+}  # fmt: skip
 """What every room of the core may import; these import one another only as their own rows say."""
 
 MAY_IMPORT: dict[str, set[str]] = {
@@ -45,14 +47,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "codec": {"processes", "models", "errors"},
     "local": {"processes", "errors", "cancellation", "tasks"},
     "shared": KNOWN_TO_ALL,
-    "processes": {"errors", "log", "cancellation", "tasks"},
+    "processes": {"fair_queue", "shares", "errors", "log", "cancellation", "tasks"},
     "access": KNOWN_TO_ALL,
     "metrics": {"settings", "models", "errors", "log"},
     "log": {"settings", "errors"},
     "settings": {"errors"},
+    "fair_queue": {"shares", "errors"},
     "models": set(),
     "errors": set(),
     "words": set(),
+    "shares": set(),
     "cancellation": set(),
     "tasks": set(),
 }

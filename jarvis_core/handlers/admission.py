@@ -22,6 +22,7 @@ from jarvis_core.handlers.hosts import Hosts
 from jarvis_core.handlers.origin import Origins
 from jarvis_core.models import Caller
 from jarvis_core.settings import Limits, Server
+from jarvis_core.shares import current_user
 
 CONNECTIONS_RETRY_S = 1
 POLICY = b"default"
@@ -37,7 +38,7 @@ class Admitted:
     def __init__(self, caller: Caller, key: str) -> None:
         self.caller = caller
         self.key = key
-        """Under which its requests are counted."""
+        """Under which its requests are counted, and have their turns."""
 
 
 class Admission:
@@ -67,8 +68,10 @@ class Admission:
         if origin:
             self.origins.check(call.scope, origin)
         call.caller = await self._caller(call.scope, str(authorization, "latin-1"))
+        key = self._key(call.scope, call.caller)
+        current_user.set(key)
         if self._limiter is not None and counted:
-            allowance = await self._limiter.take(self._key(call.scope, call.caller))
+            allowance = await self._limiter.take(key)
             call.headers = [*call.headers, *self._policy, *_fields(allowance)]
             if not allowance.granted:
                 raise _limited(allowance)
@@ -84,6 +87,7 @@ class Admission:
             self.origins.check(scope, origin)
         admitted = Admitted(await self._caller(scope, socket_credentials(scope)), "")
         admitted.key = self._key(scope, admitted.caller)
+        current_user.set(admitted.key)
         await self.charge(admitted)
         if self._connection_limit:
             self._connect(admitted.caller, limited=True)

@@ -33,7 +33,7 @@ says, or shown inside a page. Whether a host is reached by TLS alone is for its 
 BODY_PAUSE_S = 20.0
 """How long a client may take to send the next part of its request."""
 BODY_RATE_BYTES_S = 1_000
-"""How much of a body has to come each second, on the whole, once ``BODY_PAUSE_S`` are over."""
+"""How much of a body has to come each second, on the whole; a client that is late by ``BODY_PAUSE_S`` is given up."""
 SEND_TIMEOUT_S = 30.0
 """How long a client may take nothing of an answer that is sent as it is made."""
 DISCARD_LIMIT_BYTES = 64 << 20
@@ -185,11 +185,14 @@ class Call:
         parts: list[bytes] = []
         length = 0
         loop = asyncio.get_running_loop()
-        began = loop.time()
+        pause_s = BODY_PAUSE_S
         while self.body_pending:
-            # A client that sends a byte now and then would keep the request open for days.
-            pause_s = began + BODY_PAUSE_S + length / BODY_RATE_BYTES_S - loop.time()
-            parts.append(await self._next_part(min(pause_s, BODY_PAUSE_S)))
+            # A client that sends a byte now and then would keep the request open for days, and one that has sent most of
+            # it at once for hours: what came early earns no more than one pause.
+            asked_at = loop.time()
+            parts.append(await self._next_part(pause_s))
+            earned_s = len(parts[-1]) / BODY_RATE_BYTES_S
+            pause_s = min(pause_s - (loop.time() - asked_at) + earned_s, BODY_PAUSE_S)
             length += len(parts[-1])
             if length > limit_bytes:
                 parts.clear()

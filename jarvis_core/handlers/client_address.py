@@ -9,6 +9,7 @@ trusted proxy's is the client's, and everything left of it is the client's own c
 from __future__ import annotations
 
 import ipaddress
+from functools import lru_cache
 
 from starlette.types import Scope
 
@@ -32,10 +33,10 @@ class ClientAddresses:
 
         That is its IPv4 address; of an IPv6 address the network (/64), of which a client has every address.
         """
-        address = self.address(scope)
-        if address is None:
-            return UNKNOWN
-        return str(address) if address.version == 4 else str(ipaddress.ip_network((address, 64), strict=False))
+        client = scope.get("client")
+        if client and not self._trusted:
+            return _name_of_peer(client[0])
+        return _name_of(self.address(scope))
 
     def address(self, scope: Scope) -> Address | None:
         """Return the client's address; None where the peer has none that can be read."""
@@ -66,6 +67,17 @@ class ClientAddresses:
 
     def _trusts(self, address: Address) -> bool:
         return any(address in network for network in self._trusted)
+
+
+def _name_of(address: Address | None) -> str:
+    if address is None:
+        return UNKNOWN
+    return str(address) if address.version == 4 else str(ipaddress.ip_network((address, 64), strict=False))
+
+
+@lru_cache(maxsize=1_024)  # of an open server each request needs it
+def _name_of_peer(text: str) -> str:
+    return _name_of(_parsed(text))
 
 
 def _parsed(text: str) -> Address | None:

@@ -12,7 +12,7 @@ from msgspec import UNSET
 from jarvis_core import log
 from jarvis_core.codec.client import EncodedPiece
 from jarvis_core.codec.messages import OutputFormat
-from jarvis_core.errors import InvalidRequest, Overloaded, RequestError, TooLarge
+from jarvis_core.errors import InvalidRequest, Overloaded, RateLimited, RequestError, TooLarge
 from jarvis_core.handlers.call import BoundedSends, Call, ClientLeft, Reply, integer_field, text_field
 from jarvis_core.handlers.wire import SynthesizeReply, SynthesizeRequest
 from jarvis_core.speech.synthesis import SpeechOptions, SpeechStream, Synthesizer, Voices, pieces_of
@@ -82,7 +82,7 @@ class VoiceHandlers:
             raise InvalidRequest.field("query.language", "must have at most 10 characters")
         rate_hz = integer_field(query, "sample_rate", 0, LOWEST_RATE_HZ, HIGHEST_RATE_HZ) or None
         try:
-            with self._transcriber.reserve_growing() as grow:
+            with self._transcriber.held.growing() as grow:
                 call.declared_length(UPLOAD_LIMIT_BYTES)
                 self._transcriber.expect(upload=True)
                 parts = await call.body_parts(UPLOAD_LIMIT_BYTES, grow)
@@ -96,7 +96,7 @@ class VoiceHandlers:
                         format_hint=query.get("format"),
                     )
                 )
-        except (TooLarge, Overloaded):
+        except (TooLarge, Overloaded, RateLimited):
             await call.discard_body()
             raise
         return Reply(_encoder.encode(heard))

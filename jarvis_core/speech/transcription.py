@@ -8,8 +8,8 @@ windows are never sent, because speech models invent words for silence.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Literal
 
 import msgspec
@@ -20,6 +20,8 @@ from jarvis_core.codec.client import Clip, Codec, Window
 from jarvis_core.errors import Overloaded, RequestError
 from jarvis_core.models import Caller, Enhancer, Segment, SpeechToText, Transcript
 from jarvis_core.settings import Speech
+from jarvis_core.shares import current_user
+from jarvis_core.speech.held_audio import HeldAudio
 from jarvis_core.speech.synthesis import Voices
 from jarvis_core.words.languages import language_code
 
@@ -28,7 +30,6 @@ logger = log.get(__name__)
 CLIP_LIMIT_S = 600.0
 """Ten minutes: the API's limit."""
 CLIP_LIMIT_BYTES = 25 << 20
-RESERVE_STEP_BYTES = 1 << 20
 READING_TIMEOUT_S = 60.0
 
 
@@ -52,7 +53,7 @@ class Heard(Struct, frozen=True):
 
 
 class Transcriber:
-    """Transcribes audio; holds at most ``buffer_limit_bytes`` of it at a time."""
+    """Transcribes audio; at most ``buffer_limit_bytes`` of it are ``held`` at a time."""
 
     def __init__(
         self, codec: Codec, listener: SpeechToText, enhancer: Enhancer | None, voices: Voices, settings: Speech
@@ -64,40 +65,11 @@ class Transcriber:
         self._settings = settings
         self._languages = list(dict.fromkeys(code for code in map(language_code, settings.languages) if code))
         """Codes of the configured languages."""
-        self._held_bytes = 0
+        self.held = HeldAudio(settings.buffer_limit_bytes)
+        self.buffer_idle_s = settings.buffer_idle_s
+        """How long a client may add nothing to the audio that it has begun to send."""
         self._reading: dict[str, tuple[asyncio.Lock, int]] = {}
         """By user: the lock that an upload holds while it is read, and how many uploads hold it or wait."""
-
-    @contextmanager
-    def reserve_buffer(self, length_bytes: int) -> Iterator[None]:
-        """Reserve *length_bytes* of the buffer for audio that is about to arrive; raises ``Overloaded``."""
-        if self._held_bytes + length_bytes > self._settings.buffer_limit_bytes:
-            raise Overloaded("Too much audio is being worked on; try again in a moment.", retry_after_s=2)
-        self._held_bytes += length_bytes
-        try:
-            yield
-        finally:
-            self._held_bytes -= length_bytes
-
-    @contextmanager
-    def reserve_growing(self) -> Iterator[Callable[[int], None]]:
-        """
-        Lend a function that reserves buffer as audio arrives: it takes the number of bytes so far, and raises
-        ``Overloaded``.
-
-        A client that only announces a large body takes no buffer from others.
-        """
-        reserved = 0
-        with ExitStack() as reservations:
-
-            def grow(length_bytes: int) -> None:
-                nonlocal reserved
-                if length_bytes > reserved:
-                    step = max(length_bytes - reserved, min(RESERVE_STEP_BYTES, reserved))
-                    reservations.enter_context(self.reserve_buffer(step))
-                    reserved += step
-
-            yield grow
 
     def expect(self, *, upload: bool = False) -> None:
         """Start the codec, for an upload or else for samples, while the audio arrives."""
@@ -140,8 +112,9 @@ class Transcriber:
 
         Raises ``Overloaded`` after ``READING_TIMEOUT_S``.
         """
-        lock, waiting = self._reading.get(caller.user_id, (asyncio.Lock(), 0))
-        self._reading[caller.user_id] = lock, waiting + 1
+        user = current_user.get() or caller.user_id
+        lock, waiting = self._reading.get(user, (asyncio.Lock(), 0))
+        self._reading[user] = lock, waiting + 1
         try:
             try:
                 async with cancellation.timeout(READING_TIMEOUT_S):
@@ -153,11 +126,11 @@ class Transcriber:
             finally:
                 lock.release()
         finally:
-            lock, waiting = self._reading[caller.user_id]
+            lock, waiting = self._reading[user]
             if waiting > 1:
-                self._reading[caller.user_id] = lock, waiting - 1
+                self._reading[user] = lock, waiting - 1
             else:
-                del self._reading[caller.user_id]
+                del self._reading[user]
 
     async def transcribe_pcm(
         self,
@@ -174,7 +147,7 @@ class Transcriber:
 
     async def _transcribe(self, clip: Clip, language: str | None, caller: Caller) -> Heard:
         # A small file may be a long clip.
-        with self.reserve_buffer(sum(len(window.audio) for window in clip.windows)):
+        with self.held.reserve(sum(len(window.audio) for window in clip.windows)):
             return await self._transcribe_clip(clip, language, caller)
 
     async def _transcribe_clip(self, clip: Clip, language: str | None, caller: Caller) -> Heard:

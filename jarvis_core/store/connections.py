@@ -14,7 +14,6 @@ import os
 import select
 import socket
 import weakref
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
@@ -24,11 +23,13 @@ from psycopg.rows import TupleRow
 
 from jarvis_core import cancellation
 from jarvis_core.errors import JarvisError
+from jarvis_core.fair_queue import FairQueue, QueueFull
+from jarvis_core.shares import NOBODY, current_user
 from jarvis_core.store.prepared import Parameters, PreparedStatements
 from jarvis_core.store.session import Session, Setting, greet, set_locally
 
-WAITING_LIMIT = 1_000
-"""More requests than this do not wait for a connection: they are refused at once."""
+WAITING_LIMIT = 2_000
+"""More requests than this do not wait for a connection, nor more than three quarters of it of one user: they are refused at once."""
 IDLE = psycopg.pq.TransactionStatus.IDLE
 IDLE_LIMIT_S = 600.0
 """Connections that were not needed for so long are closed, but for one."""
@@ -39,7 +40,15 @@ class GivenUp(JarvisError):
 
 
 class PoolTimeout(JarvisError):
-    """No connection became free in time, or too many wait for one already; nothing was sent to the database."""
+    """
+    No connection became free in time, or too many wait for one already; nothing was sent to the database.
+
+    *greedy* where it is this user that has too many waiting.
+    """
+
+    def __init__(self, *, greedy: bool = False) -> None:
+        super().__init__("no connection was free")
+        self.greedy = greedy
 
 
 class Connection(psycopg.AsyncConnection[TupleRow]):
@@ -184,7 +193,7 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
 
 class Connections:
     """
-    At most *limit* connections, lent to one request at a time; who comes later waits in a queue.
+    At most *limit* connections, lent to one request at a time; who comes later waits in a queue, the users in turn.
 
     *options* are the driver's; *on_failure* is called with these when one could not be made, which is then tried again
     for *reconnect_limit_s* seconds.
@@ -207,11 +216,9 @@ class Connections:
         self.connecting: set[cancellation.Timeout] = set()
         self.without_timeout: set[Connection] = set()
         """Lent for statements without a deadline."""
-        self._free = limit
         # The queue is here and not the driver's: its own leaves a cycle of some 40 objects behind for each who stopped
-        # waiting (psycopg-pool 3.3), and cannot tell a busy database from one that is away.
-        self._queue: deque[asyncio.Future[bool]] = deque()
-        """Of who waits: whether they are given a connection."""
+        # waiting (psycopg-pool 3.3), cannot tell a busy database from one that is away, and knows no users.
+        self._queue = FairQueue(limit, waiting_limit=WAITING_LIMIT)
         self._returning: set[asyncio.Task[None]] = set()
         # Nothing of a life is left in cycles: there may be many, and the collector comes seldom.
         self_weakly = weakref.ref(self)
@@ -248,10 +255,7 @@ class Connections:
         Who waits gets ``GivenUp``. Waits at most *timeout_s* seconds for what is under way.
         """
         self.closed = True
-        while self._queue:
-            place = self._queue.popleft()
-            if not place.done():
-                place.set_exception(GivenUp())
+        self._queue.dismiss(GivenUp)
         for limit in self.connecting:
             limit.reschedule(0)
         for connection in self.without_timeout:
@@ -264,14 +268,18 @@ class Connections:
         deadline = loop.time() + timeout_s
         if self.closed:
             raise GivenUp
-        if self._free:
-            self._free -= 1
-        else:
-            await self._wait(deadline)
+        # Places are not counted by user, so nobody needs to know whose one is, but where there is none.
+        if not self._queue.take(NOBODY):
+            try:
+                await self._queue.wait(current_user.get(), deadline)
+            except QueueFull as exc:
+                raise PoolTimeout(greedy=exc.greedy) from exc
+            except TimeoutError as exc:
+                raise PoolTimeout from exc
         try:
             return await self.borrow_idle(max(deadline - loop.time(), 0.0))
         except BaseException:
-            self._release()
+            self._queue.give_back(NOBODY)
             raise
 
     async def give_back(self, connection: Connection) -> None:
@@ -279,7 +287,7 @@ class Connections:
         try:
             await self.give_back_idle(connection)
         finally:
-            self._release()
+            self._queue.give_back(NOBODY)
 
     def any_idle(self) -> bool:
         """Whether a connection is idle that the server has not closed."""
@@ -320,49 +328,9 @@ class Connections:
         else:
             await self._pool.putconn(connection)
 
-    async def _wait(self, deadline: float) -> None:
-        if len(self._queue) >= WAITING_LIMIT:
-            raise PoolTimeout
-        loop = asyncio.get_running_loop()
-        place: asyncio.Future[bool] = loop.create_future()
-        self._queue.append(place)
-        timer = loop.call_at(deadline, _answer, place, False)
-        try:
-            given = await place
-        except BaseException:
-            if place.done() and not place.cancelled() and place.exception() is None and place.result():
-                self._release()  # it was given in the moment of leaving
-            else:
-                self._leave_queue(place)
-            raise
-        finally:
-            timer.cancel()
-        if not given:
-            self._leave_queue(place)
-            raise PoolTimeout
-
-    def _leave_queue(self, place: asyncio.Future[bool]) -> None:
-        with contextlib.suppress(ValueError):
-            self._queue.remove(place)
-
-    def _release(self) -> None:
-        """Let the first in the queue have a place, or keep it for who comes next."""
-        while self._queue:
-            if _answer(self._queue.popleft(), True):
-                return
-        self._free += 1
-
     async def _check(self, connection: Connection) -> None:
         """Refuse a connection that the server closed while it was idle, and drop all others with it."""
         if not connection.looks_idle():
             await connection.close()
             await self._pool.drain()
             raise psycopg.OperationalError("the server has closed the connection")
-
-
-def _answer(place: asyncio.Future[bool], given: bool) -> bool:
-    """Tell who waits in *place* whether a connection is free for them; return whether they were still waiting."""
-    if place.done():
-        return False
-    place.set_result(given)
-    return True

@@ -6,9 +6,11 @@ from datetime import datetime
 
 from psycopg.rows import TupleRow
 
-from jarvis_core.errors import NotFound
+from jarvis_core.errors import DeadlineExceeded, NotFound
+from jarvis_core.fair_queue import FairQueue
 from jarvis_core.models import Conversation, Message, Role, Status, is_id
 from jarvis_core.store.pool import Pool
+from jarvis_core.store.prepared import Parameters
 
 CONVERSATION = "id::text, title, summary, created_at, updated_at, message_count, archived"
 MESSAGE = "m.id::text, m.conversation_id::text, m.role, m.content, m.created_at, m.tokens, m.model, m.status"
@@ -17,13 +19,15 @@ CREATE = f"insert into conversations (id, owner, title) values (%s, %s, %s) retu
 
 FETCH = f"select {CONVERSATION} from conversations where owner = %s and id = %s"
 
+# "offset 0" has messages be looked through one conversation after the other: otherwise the planner, which does not know
+# what a long text costs, looks through everybody's first. And a page that is full needs no more of them.
 LIST = f"""
 select {CONVERSATION} from conversations c
 where owner = %(owner)s
   and (%(archived)s::boolean is null or archived = %(archived)s)
   and (%(after_time)s::timestamptz is null or (updated_at, id) < (%(after_time)s, %(after_id)s::uuid))
   and (%(pattern)s::text is null or title ilike %(pattern)s
-       or exists (select from messages m where m.conversation_id = c.id and m.content ilike %(pattern)s))
+       or exists (select from messages m where m.conversation_id = c.id and m.content ilike %(pattern)s offset 0))
 order by updated_at desc, id desc
 limit %(limit)s
 """
@@ -67,11 +71,30 @@ order by m.position
 """
 
 
-class ConversationStore:
-    """What a user has said and heard, by conversation."""
+SEARCH_PLANNER = "select set_config('statement_timeout', %s, true), set_config('enable_seqscan', 'off', true)"
+"""A search has less time than other statements, and comes to a user's messages by their conversation."""
 
-    def __init__(self, pool: Pool) -> None:
+SEARCHES_SHARE = 4
+"""One connection of so many may be searching; the others are for what takes a millisecond."""
+SEARCHES_WAITING_LIMIT = 64
+RETRY_AFTER_S = 1
+
+
+class ConversationStore:
+    """
+    What a user has said and heard, by conversation.
+
+    At most *user_searches* of one user's go on at a time, each for at most *search_timeout_s*; more wait for their turn.
+    """
+
+    def __init__(self, pool: Pool, *, search_timeout_s: float = 2.0, user_searches: int = 2) -> None:
         self._pool = pool
+        self._search_timeout_s = search_timeout_s
+        self._searches = FairQueue(
+            max(1, pool.max_connections // SEARCHES_SHARE),
+            waiting_limit=SEARCHES_WAITING_LIMIT,
+            user_limit=user_searches,
+        )
 
     async def create(self, owner: str, conversation_id: str, title: str) -> Conversation:
         """Store an empty conversation."""
@@ -93,20 +116,32 @@ class ConversationStore:
         Return at most *limit* conversations, the newest first.
 
         *after* is the (updated_at, id) of the last one seen; *query* is looked for in titles and messages, whatever
-        the case; *archived* None gives both kinds.
+        the case; *archived* None gives both kinds. A search raises ``RateLimited`` or ``Overloaded`` where it gets no
+        turn, ``DeadlineExceeded`` where it takes too long.
         """
-        rows = await self._pool.fetch_all(
-            LIST,
-            {
-                "owner": owner,
-                "archived": archived,
-                "after_time": after[0] if after else None,
-                "after_id": after[1] if after else None,
-                "pattern": None if query is None else f"%{_escaped(query)}%",
-                "limit": limit,
-            },
-        )
+        parameters = {
+            "owner": owner,
+            "archived": archived,
+            "after_time": after[0] if after else None,
+            "after_id": after[1] if after else None,
+            "pattern": None if query is None else f"%{_escaped(query)}%",
+            "limit": limit,
+        }
+        rows = await (self._pool.fetch_all(LIST, parameters) if query is None else self._search(parameters))
         return [Conversation(*row) for row in rows]
+
+    async def _search(self, parameters: Parameters) -> list[TupleRow]:
+        timeout_s = self._search_timeout_s
+        async with self._searches.place(timeout_s, "a search of conversations", retry_after_s=RETRY_AFTER_S):
+            try:
+                _, rows = await self._pool.fetch_in_one_trip(
+                    [(SEARCH_PLANNER, (str(round(timeout_s * 1_000)),)), (LIST, parameters)]
+                )
+            except DeadlineExceeded as exc:
+                raise DeadlineExceeded(
+                    f"The search took longer than {timeout_s:g} s.", retry_after_s=exc.retry_after_s
+                ) from exc
+        return rows
 
     async def change(
         self, owner: str, conversation_id: str, *, title: str | None, archived: bool | None

@@ -17,6 +17,7 @@ from psycopg.rows import TupleRow
 
 from jarvis_core import log
 from jarvis_core.errors import DeadlineExceeded, Overloaded, RequestError, StartError, Unavailable
+from jarvis_core.fair_queue import refusal
 from jarvis_core.settings import Database
 from jarvis_core.store.address import parse
 from jarvis_core.store.availability import Availability, Away
@@ -59,6 +60,7 @@ class Pool:
     """
 
     def __init__(self, settings: Database, address: str) -> None:
+        self.max_connections = settings.max_connections
         self._timeout_s = settings.timeout_s
         self._availability = Availability(settings, parse(address))
 
@@ -191,6 +193,8 @@ class Pool:
         except Away as exc:
             raise _away() from exc
         except PoolTimeout as exc:
+            if exc.greedy:
+                raise refusal("the database", RETRY_AFTER_S, greedy=True) from exc
             raise (_busy() if self.healthy else _away()) from exc
 
     def _translate(self, exc: psycopg.Error, connections: Connections, connection: Connection) -> RequestError | None:

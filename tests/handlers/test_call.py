@@ -80,6 +80,26 @@ async def test_body_that_comes_byte_by_byte(monkeypatch: pytest.MonkeyPatch) -> 
             await call.body(50)
 
 
+async def test_fast_beginning_earns_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that has sent much at once may be no slower with the rest than any other."""
+    monkeypatch.setattr(call_module, "BODY_PAUSE_S", 0.1)
+    begun = False
+
+    async def receive() -> Message:
+        nonlocal begun
+        if begun:
+            await asyncio.sleep(0.01)
+        body = b"a" if begun else bytes(1 << 20)
+        begun = True
+        return part(body, more=True)
+
+    call = make_call()
+    call.receive = receive
+    async with asyncio.timeout(5):
+        with pytest.raises(InvalidRequest, match="too slowly"):
+            await call.body(1 << 30)
+
+
 async def test_client_that_leaves() -> None:
     """A client that leaves in the middle of its body is not answered."""
     call = make_call(part(b"ab", more=True), {"type": "http.disconnect"})

@@ -341,13 +341,13 @@ async def test_transcript_without_nul() -> None:
 def test_room() -> None:
     """So much audio is held at a time and no more; what is done with, well or not, makes room."""
     one, _ = transcriber(Clip(0, [], None), StubListener(), buffer_limit_bytes=36 << 20)
-    with one.reserve_buffer(30 << 20), one.reserve_buffer(6 << 20), one.reserve_buffer(0):
-        with pytest.raises(Overloaded) as caught, one.reserve_buffer(1):
+    with one.held.reserve(30 << 20), one.held.reserve(6 << 20), one.held.reserve(0):
+        with pytest.raises(Overloaded) as caught, one.held.reserve(1):
             pass
         assert caught.value.retry_after_s
-    with pytest.raises(ZeroDivisionError), one.reserve_buffer(36 << 20):
+    with pytest.raises(ZeroDivisionError), one.held.reserve(36 << 20):
         raise ZeroDivisionError
-    with one.reserve_buffer(36 << 20):
+    with one.held.reserve(36 << 20):
         pass
 
 
@@ -357,19 +357,19 @@ async def test_room_for_what_was_decoded() -> None:
     one, _ = transcriber(clip, StubListener(), buffer_limit_bytes=36 << 20)
     with pytest.raises(Overloaded):
         await hear(one)
-    with one.reserve_buffer(36 << 20):
+    with one.held.reserve(36 << 20):
         pass
 
 
 def test_reserve_growing() -> None:
     """Room is taken as audio arrives, not before, and given back at the end."""
     one, _ = transcriber(Clip(0, [], None), StubListener(), buffer_limit_bytes=36 << 20)
-    with one.reserve_growing() as grow, one.reserve_buffer(35 << 20):
+    with one.held.growing() as grow, one.held.reserve(35 << 20):
         grow(1 << 19)
         grow(1 << 20)
         with pytest.raises(Overloaded):
             grow((1 << 20) + 1)
-    with one.reserve_buffer(36 << 20):
+    with one.held.reserve(36 << 20):
         pass
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
 from datetime import datetime
 
 import pytest
 
-from jarvis_core.errors import NotFound
+from jarvis_core.errors import DeadlineExceeded, NotFound
 from jarvis_core.models import Conversation, Message, new_id
-from jarvis_core.store.conversations import ConversationStore
+from jarvis_core.settings import Database
+from jarvis_core.shares import current_user
+from jarvis_core.store.conversations import LIST, SEARCH_PLANNER, ConversationStore
+from jarvis_core.store.migrations import migrate
 from jarvis_core.store.pool import Pool
 
 OWNER = "ann"
@@ -227,3 +232,86 @@ async def test_add_message_makes_a_conversation(store: ConversationStore) -> Non
     assert (made.title, made.message_count) == ("New", 1)
     (message,) = await history(store, conversation_id, 5)
     assert (message.role, message.content, message.status) == ("user", "Bonjour", "completed")
+
+
+# Long searches
+
+
+@pytest.fixture
+async def wide_pool(database: str) -> AsyncIterator[Pool]:
+    """Give a pool with connections enough for a few searches at a time, on an empty database."""
+    wide = Pool(Database(max_connections=16), database)
+    await wide.open()
+    try:
+        await migrate(wide)
+        yield wide
+    finally:
+        await wide.close()
+
+
+SLOW = "select pg_sleep(1), %(owner)s::text"
+HELD = "select pg_advisory_xact_lock(17) where %(owner)s::text <> 'ben'"
+"""A search that goes on for as long as somebody holds a lock, but for one user."""
+
+
+async def test_search_ends_in_time(wide_pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search that takes too long ends sooner than other statements, and says so; the connection is as before."""
+    store = ConversationStore(wide_pool, search_timeout_s=0.1)
+    before = await wide_pool.fetch_one("show statement_timeout")
+    with monkeypatch.context() as patch:
+        patch.setattr("jarvis_core.store.conversations.LIST", SLOW)
+        with pytest.raises(DeadlineExceeded) as caught:
+            await titles(store, "x")
+    assert "0.1 s" in caught.value.message
+    assert caught.value.retry_after_s
+    assert await titles(store, "x") == []
+    assert await wide_pool.fetch_one("show statement_timeout") == before
+
+
+async def search_as(store: ConversationStore, user: str) -> list[str]:
+    """Search, as *user*."""
+    current_user.set(user)
+    return [conversation.title for conversation in await listed(store, owner=user, query="x")]
+
+
+@pytest.mark.every_python
+async def test_two_searches_of_a_user(wide_pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two searches of a user go on at a time; the others wait, and meanwhile another user's is done."""
+    store = ConversationStore(wide_pool, search_timeout_s=30)
+    monkeypatch.setattr("jarvis_core.store.conversations.LIST", HELD)
+
+    async def waiting_for_the_lock() -> int:
+        row = await wide_pool.fetch_one("select count(*) from pg_locks where locktype = 'advisory' and not granted")
+        assert row is not None
+        return int(row[0])
+
+    async with wide_pool.transaction() as connection:
+        await connection.execute("select pg_advisory_xact_lock(17)")
+        searches = [asyncio.create_task(search_as(store, "ann")) for _ in range(6)]
+        while await waiting_for_the_lock() < 2:  # noqa: ASYNC110 - it is the database that is waited for
+            await asyncio.sleep(0.01)
+        for _ in range(10):
+            assert await asyncio.create_task(search_as(store, "ben")) == []
+        assert await waiting_for_the_lock() == 2
+        searches[5].cancel()
+        monkeypatch.undo()
+    results = await asyncio.gather(*searches[:5], return_exceptions=True)
+    assert [type(result) for result in results[2:]] == [list] * 3
+
+
+async def test_search_looks_only_through_the_users_own(store: ConversationStore, pool: Pool) -> None:
+    """However much others have said, a search reads only what its user has: by conversation, and not all messages."""
+    await make(store, *(f"mine {number}" for number in range(200)))
+    for number in range(20):
+        (theirs,) = await make(store, str(number), owner="ben")
+        await pool.execute(
+            "insert into messages (id, conversation_id, role, content, status)"
+            " select gen_random_uuid(), %s, 'user', repeat('long ', 500), 'completed' from generate_series(1, 100)",
+            (theirs,),
+        )
+    await pool.execute("analyze conversations, messages")
+    parameters = {"owner": OWNER, "archived": None, "after_time": None, "after_id": None, "pattern": "%x%", "limit": 9}
+    _, rows = await pool.fetch_in_one_trip([(SEARCH_PLANNER, ("1000",)), (f"explain {LIST}", parameters)])
+    plan = "\n".join(line for (line,) in rows)
+    assert "Seq Scan on messages" not in plan, plan
+    assert "Index Cond: (conversation_id = c.id)" in plan, plan

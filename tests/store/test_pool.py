@@ -17,6 +17,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from jarvis_core.errors import DeadlineExceeded, Overloaded, RequestError, Unavailable
 from jarvis_core.settings import Database
+from jarvis_core.shares import current_user
 from jarvis_core.store.connections import Connection, Connections
 from jarvis_core.store.pool import RETRY_AFTER_S, Pool
 from tests.fakes.relay import DatabaseRelay
@@ -366,7 +367,6 @@ async def test_slow_statement(pool: Pool) -> None:
 async def test_all_connections_in_use(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who waits for a connection longer than the deadline is told then of too much work; who waits less gets one."""
     monkeypatch.setattr("jarvis_core.store.pool.GRACE_S", 5)
-    monkeypatch.setattr("jarvis_core.store.connections.WAITING_LIMIT", 1)
 
     async def hold(duration_s: float) -> None:
         async with pool.transaction() as connection:
@@ -562,6 +562,25 @@ async def test_waiting_is_bounded(database: str, monkeypatch: pytest.MonkeyPatch
         assert time.monotonic() - started < 0.1
         assert await waiting == (2,)
         await asyncio.gather(*holders)
+
+
+async def test_users_have_turns(database: str) -> None:
+    """A statement of who asks little is run in its turn, and not after all that another user has sent before."""
+    order: list[str] = []
+
+    async def ask(pool: Pool, user: str) -> None:
+        current_user.set(user)
+        await pool.fetch_one("select 1")
+        order.append(user)
+
+    async with opened(database, max_connections=1) as pool:
+        holders = await hold(pool, 1, 0.3)
+        asking = [asyncio.create_task(ask(pool, "ann")) for _ in range(50)]
+        await asyncio.sleep(0)
+        asking.append(asyncio.create_task(ask(pool, "ben")))
+        await asyncio.gather(*asking, *holders)
+    assert order.index("ben") == 1
+    assert order.count("ann") == 50
 
 
 async def test_who_stops_waiting_leaves_no_gap(database: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jarvis_core.errors import InvalidRequest, NotFound
+from jarvis_core.errors import InvalidRequest, NotFound, Overloaded
 
 
 class CommitEmpty(InvalidRequest):
@@ -12,6 +12,31 @@ class CommitEmpty(InvalidRequest):
 
     def __init__(self) -> None:
         super().__init__("The input audio buffer is empty; append audio first.", details={"path": "$.type"})
+
+
+class BufferExpired(InvalidRequest):
+    """The client has added nothing to its buffer for *idle_s* seconds, or too little in all."""
+
+    code = "input_audio_buffer_expired"
+
+    def __init__(self, idle_s: float) -> None:
+        super().__init__(
+            f"The input audio buffer was cleared: nothing was added for {idle_s:g} s; commit audio sooner.",
+            details={"path": "$.audio", "limit_s": idle_s},
+        )
+
+
+class BufferGaveWay(Overloaded):
+    """The buffer was cleared because somebody with less audio needed the room."""
+
+    code = "input_audio_buffer_dropped"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The input audio buffer was cleared: nothing was added for some seconds, and others needed the room; send it"
+            " again.",
+            retry_after_s=2,
+        )
 
 
 class NothingToCancel(NotFound):

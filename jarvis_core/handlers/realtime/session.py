@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from functools import partial
 from typing import Protocol
 
 import msgspec
@@ -85,7 +86,7 @@ class Sessions(Protocol):
         ...
 
     def own(self, task: asyncio.Task[None]) -> None:
-        """Own a task of a session whose socket is gone."""
+        """Own a task that a session does not wait for, or whose socket is gone."""
         ...
 
     def keep(self, session: Session, turn: Turn) -> None:
@@ -115,7 +116,7 @@ class Session:
         self._grace: asyncio.Task[None] | None = None
         self._handling = asyncio.Lock()
         """Held while an event or a transcript changes the session."""
-        self._buffer = InputBuffer(realtime.transcriber)
+        self._buffer = InputBuffer(realtime.transcriber, partial(_tell_lost, realtime, self._socket))
         self._transcriptions = PendingTranscriptions(
             realtime.transcriber, self.caller, self._socket, self._dialogue, self._handling
         )
@@ -414,6 +415,16 @@ class Session:
         await self._turns.stop(response.turn)
         # A client that interrupts asks for the next response at once: this one must be over by then.
         await response.wait_sent()
+
+
+def _tell_lost(realtime: Sessions, socket: Socket, error: RequestError) -> None:
+    """Tell a client that its buffer was cleared, and why; not a method, which would make a reference cycle."""
+
+    async def tell() -> None:
+        await socket.complain(error, None)
+        await socket.emit(lambda seq: ClearedEvent(f"event_{seq}", seq))
+
+    realtime.own(asyncio.get_running_loop().create_task(tell()))
 
 
 def _too_long(limit_bytes: int) -> TooLarge:

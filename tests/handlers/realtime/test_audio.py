@@ -2,43 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import asyncio
+import contextlib
 
 import pytest
 
-from jarvis_core.errors import InvalidRequest, Overloaded, TooLarge
-from jarvis_core.handlers.realtime.audio import PART_BYTES, RESERVED_BYTES, InputBuffer
+from jarvis_core.errors import InvalidRequest, Overloaded, RateLimited, RequestError, TooLarge
+from jarvis_core.handlers.realtime.audio import PART_BYTES, InputBuffer
+from jarvis_core.shares import current_user
+from jarvis_core.speech.held_audio import QUIET_S, STEP_BYTES, HeldAudio
 from jarvis_core.speech.transcription import Transcriber
 
 
 class Room(Transcriber):
-    """Counts what is reserved, and hears nothing."""
+    """Has room for audio, and hears nothing."""
 
-    def __init__(self, limit_bytes: int = 1 << 30) -> None:
-        self.limit_bytes = limit_bytes
-        self.held_bytes = 0
+    def __init__(self, limit_bytes: int = 1 << 30, *, idle_s: float = 1_000.0) -> None:
+        self.held = HeldAudio(limit_bytes)
+        self.buffer_idle_s = idle_s
         self.expected = 0
-
-    @contextmanager
-    def reserve_buffer(self, length_bytes: int) -> Iterator[None]:
-        """Reserve room."""
-        if self.held_bytes + length_bytes > self.limit_bytes:
-            raise Overloaded("Full.")
-        self.held_bytes += length_bytes
-        try:
-            yield
-        finally:
-            self.held_bytes -= length_bytes
 
     def expect(self, *, upload: bool = False) -> None:
         """Take note that audio is on its way."""
         self.expected += 1
 
 
-def test_small_frames_are_put_together() -> None:
+def buffer_in(room: Room) -> tuple[InputBuffer, list[str]]:
+    """Return an empty buffer, and the codes of what its client is told later."""
+    lost: list[str] = []
+    return InputBuffer(room, lambda error: lost.append(error.code)), lost
+
+
+async def test_small_frames_are_put_together() -> None:
     """A hundred thousand frames of one sample become a few parts with all samples in their order."""
-    buffer = InputBuffer(Room())
+    buffer, _ = buffer_in(Room())
     frames = [number.to_bytes(2, "little") for number in range(1 << 16)] * 5
     for frame in frames:
         buffer.append(frame, 8_000)
@@ -48,37 +45,131 @@ def test_small_frames_are_put_together() -> None:
     assert len(recording.parts) <= 2 * len(frames) // PART_BYTES + 1
 
 
-def test_room() -> None:
-    """Room is reserved as the buffer fills, and given back by what was committed, or when the buffer is cleared."""
+async def test_room() -> None:
+    """Room is taken as the buffer fills, and given back by what was committed, or when the buffer is cleared."""
     room = Room()
-    buffer = InputBuffer(room)
+    buffer, _ = buffer_in(room)
+    buffer.append(b"", 8_000)
+    assert (room.held.shares.taken, room.expected) == (0, 0)
     buffer.append(bytes(10), 8_000)
-    buffer.append(bytes(10), 8_000)
-    assert (room.held_bytes, room.expected) == (RESERVED_BYTES, 1)
-    buffer.append(bytes(2 * RESERVED_BYTES), 8_000)
-    assert 2 * RESERVED_BYTES + 20 <= room.held_bytes <= 4 * RESERVED_BYTES
+    assert (room.held.shares.taken, room.expected) == (10, 1)
+    buffer.append(bytes(2 * STEP_BYTES), 8_000)
+    assert 2 * STEP_BYTES + 10 <= room.held.shares.taken <= 4 * STEP_BYTES
     recording = buffer.commit(8_000)
-    held_bytes = room.held_bytes
+    held_bytes = room.held.shares.taken
     buffer.append(bytes(10), 8_000)
-    assert (room.held_bytes, room.expected) == (held_bytes + RESERVED_BYTES, 2)
+    assert (room.held.shares.taken, room.expected) == (held_bytes + 10, 2)
     recording.close()
-    assert room.held_bytes == RESERVED_BYTES
+    assert room.held.shares.taken == 10
     buffer.clear()
-    assert room.held_bytes == 0
+    assert room.held.shares.taken == 0
+    assert not room.held.quiet
     with pytest.raises(InvalidRequest):
         buffer.commit(8_000)
 
 
-def test_what_is_refused_changes_nothing() -> None:
+async def test_what_is_refused_changes_nothing() -> None:
     """Audio for which there is no room, or which is over ten minutes, is refused, and what was there before is kept."""
-    room = Room(limit_bytes=RESERVED_BYTES)
-    buffer = InputBuffer(room)
+    room = Room(limit_bytes=STEP_BYTES)
+    buffer, _ = buffer_in(room)
     buffer.append(b"ab", 8_000)
     with pytest.raises(Overloaded):
-        buffer.append(bytes(RESERVED_BYTES), 8_000)
+        buffer.append(bytes(STEP_BYTES), 8_000)
     with pytest.raises(TooLarge):
         buffer.append(bytes(600 * 8_000 * 2), 8_000)
     with pytest.raises(InvalidRequest):
         buffer.append_base64("?", 8_000)
     buffer.append(b"cd", 8_000)
     assert b"".join(buffer.commit(8_000).parts) == b"abcd"
+
+
+async def test_buffer_expires() -> None:
+    """A buffer to which nothing is added is cleared, its client is told, and it can be filled anew."""
+    room = Room(idle_s=0.05)
+    buffer, lost = buffer_in(room)
+    buffer.append(b"ab", 8_000)
+    async with asyncio.timeout(5):
+        while not lost:  # noqa: ASYNC110 - it is a timer that calls, and nothing to wait for
+            await asyncio.sleep(0.01)
+    assert lost == ["input_audio_buffer_expired"]
+    assert (buffer.length_bytes, room.held.shares.taken) == (0, 0)
+    buffer.append(b"cd", 8_000)
+    assert b"".join(buffer.commit(8_000).parts) == b"cd"
+    await asyncio.sleep(0.1)
+    assert lost == ["input_audio_buffer_expired"], "what was committed or cleared does not expire"
+
+
+async def test_fast_beginning_earns_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Much audio at once keeps a buffer no longer than one pause; a byte now and then does not keep it at all."""
+    loop = asyncio.get_running_loop()
+    now = loop.time()
+    room = Room(idle_s=60)
+    buffer, lost = buffer_in(room)
+    buffer.append(bytes(1 << 20), 48_000)
+
+    def pass_by(duration_s: float) -> None:
+        nonlocal now
+        now += duration_s
+        monkeypatch.setattr(loop, "time", lambda: now)
+        buffer._expire()
+
+    for _ in range(10):
+        pass_by(50)
+        assert not lost
+        buffer.append(bytes(60_000), 48_000)
+    for _ in range(2):
+        pass_by(25)
+        buffer.append(bytes(10), 48_000)
+        assert not lost
+    pass_by(25)
+    assert lost == ["input_audio_buffer_expired"]
+
+
+async def test_quiet_buffer_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no room left, of the user who holds most the buffer that was quiet longest is dropped for another's."""
+    room = Room(limit_bytes=10 * STEP_BYTES)
+    counts = {"chris": 3, "ann": 4, "ben": 4, "dora": 1}
+    users = {user: [buffer_in(room) for _ in range(count)] for user, count in counts.items()}
+    clock = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: clock)
+    for user, buffers in users.items():
+        current_user.set(user)
+        for buffer, _ in buffers:
+            with contextlib.suppress(RequestError):
+                buffer.append(bytes(STEP_BYTES), 48_000)
+            clock += 0.1
+    held = {user: sum(buffer.length_bytes for buffer, _ in buffers) for user, buffers in users.items()}
+    assert [held_bytes // STEP_BYTES for held_bytes in held.values()] == [3, 4, 3, 0]
+    assert room.held.shares.free == 0
+    current_user.set("dora")
+    newcomer, _ = users["dora"][0]
+    with pytest.raises(Overloaded):
+        newcomer.append(bytes(10), 48_000)
+    clock += QUIET_S
+    users["ben"][0][0].append(b"", 48_000)
+    newcomer.append(bytes(10), 48_000)
+    assert [lost for _, lost in users["ann"]] == [["input_audio_buffer_dropped"], [], [], []]
+    assert users["ann"][0][0].length_bytes == 0
+    assert not any(lost for user in ("ben", "chris", "dora") for _, lost in users[user])
+    # What is being worked on gives way to nobody.
+    for buffers in users.values():
+        for buffer, _ in buffers:
+            if buffer.length_bytes:
+                buffer.commit(48_000)
+    assert not room.held.quiet
+
+
+async def test_share_of_one_user() -> None:
+    """One user's buffers leave room for another's, and the refusal says that it is the user's share."""
+    room = Room(limit_bytes=16 * STEP_BYTES)
+    current_user.set("ann")
+    buffers = [buffer_in(room)[0] for _ in range(14)]
+    for buffer in buffers[:13]:
+        buffer.append(bytes(STEP_BYTES), 48_000)
+    with pytest.raises(RateLimited) as caught:
+        buffers[13].append(bytes(STEP_BYTES), 48_000)
+    assert caught.value.retry_after_s
+    assert "16 MiB" in caught.value.message
+    current_user.set("ben")
+    buffer, _ = buffer_in(room)
+    buffer.append(bytes(STEP_BYTES), 48_000)

@@ -10,6 +10,7 @@ import math
 import random
 import signal
 import time
+from contextlib import AsyncExitStack
 from typing import Any
 
 import aiohttp
@@ -402,6 +403,39 @@ async def test_room_for_recordings(make_server: MakeServer, bridges: FakeBridges
             await socket.send_raw(large)
             await socket.send(COMMIT)
             await socket.until(COMPLETED)
+
+
+async def test_idle_buffer_expires(make_server: MakeServer, bridges: FakeBridges) -> None:
+    """Audio that is neither added to nor committed is dropped, and the client told; the socket stays, and hears anew."""
+    server = make_server(AUDIO_BUFFER_IDLE_S="0.3")
+    async with open_socket(server.url) as socket:
+        await socket.send_raw(tone(0.5))
+        error = await socket.error()
+        assert (error["code"], error["type"]) == ("input_audio_buffer_expired", "invalid_request_error")
+        await socket.until("input_audio_buffer.cleared")
+        await socket.send(COMMIT)
+        assert (await socket.error())["code"] == "input_audio_buffer_commit_empty"
+        await commit(socket)
+        assert (await socket.until(COMPLETED))["transcript"] == "a clip of 0.50 seconds"
+
+
+async def test_many_idle_sockets(make_server: MakeServer, bridges: FakeBridges) -> None:
+    """However many sockets of one user hold audio and are idle, another user's recording is heard."""
+    server = make_server(AUDIO_BUFFER_LIMIT_BYTES=str(36 << 20), API_KEYS="ann:ann-key-1,ben:ben-key-1")
+    async with AsyncExitStack() as stack:
+        for number in range(12):
+            idle = await stack.enter_async_context(open_socket(server.url, key="ann-key-1"))
+            await configure(idle, audio={"input": {"format": {"type": "audio/pcm", "rate": 48_000}}})
+            await idle.send_raw(bytes(4 << 20))
+            await idle.send("input_audio_buffer.append", audio="!")
+            codes = [(await idle.error())["code"]]
+            if codes[0] != "invalid_request":
+                codes.append((await idle.error())["code"])
+            assert codes == (["invalid_request"] if number < 7 else ["rate_limited", "invalid_request"])
+        socket = await stack.enter_async_context(open_socket(server.url, key="ben-key-1"))
+        for _ in range(3):
+            await commit(socket)
+            assert (await socket.until(COMPLETED))["transcript"] == "a clip of 0.50 seconds"
 
 
 async def test_too_many_recordings(server: Server, bridges: FakeBridges) -> None:
