@@ -19,6 +19,7 @@ from jarvis_core.access.credentials import Credentials
 from jarvis_core.access.rate_limit import InProcessLimiter, RateLimiter, SharedLimiter
 from jarvis_core.codec.client import Codec
 from jarvis_core.errors import RequestError, StartError
+from jarvis_core.fair_queue import FairQueue, reserved
 from jarvis_core.memory import Memories
 from jarvis_core.metrics import Metrics
 from jarvis_core.models import Embedder, LanguageModel, new_id
@@ -37,6 +38,7 @@ from jarvis_core.settings import Database, Settings, WorkerGroup
 from jarvis_core.shared.cache import Cache, LocalCache, SharedCache
 from jarvis_core.shared.worker_stats import WorkerStats
 from jarvis_core.speech.cache import SpeechCache
+from jarvis_core.speech.queued_speech import QueuedSpeech
 from jarvis_core.speech.synthesis import Synthesizer, Voices
 from jarvis_core.speech.transcription import Transcriber
 from jarvis_core.store.conversations import ConversationStore
@@ -47,6 +49,7 @@ from jarvis_core.store.pool import Pool
 from jarvis_core.store.turns import TurnStore
 from jarvis_core.turns.conversations import Conversations
 from jarvis_core.turns.heartbeats import Heartbeats
+from jarvis_core.turns.queued_model import QueuedModel
 from jarvis_core.turns.remote import RemoteTurns
 from jarvis_core.turns.turns import Turns
 
@@ -63,6 +66,9 @@ STATS_INTERVAL_S = 1.0
 FORGET_INTERVAL_S = 3_600.0
 TRIM_INTERVAL_S = 10.0
 """How often free heap is given back to the system."""
+CONNECTIONS_RESERVE = 16
+"""Of those to one neighbour, for what is not a turn."""
+SPEECH_CONCURRENCY = 8
 CODEC_PROCESSES_LIMIT = 4
 """Each has about 60 MB while there is audio to work on."""
 
@@ -117,7 +123,7 @@ async def open_container(settings: Settings, group: WorkerGroup) -> AsyncIterato
         )
         turns = Turns(
             storage.turns,
-            _language_model(settings, neighbours, mint),
+            _queued_model(settings, group, neighbours, mint),
             settings.llm,
             memories,
             storage.remote_turns,
@@ -221,7 +227,12 @@ def _open_speech(
     codec = Codec(limit=max(1, processes // group.workers))
     stack.push_async_callback(_quietly, "the audio codec", codec.close)
     bridges = neighbours.get("python_bridges")
-    speech = NoSpeech() if bridges is None else BridgesSpeech(bridges, settings.neighbours, mint)
+    speech = QueuedSpeech(
+        NoSpeech() if bridges is None else BridgesSpeech(bridges, settings.neighbours, mint),
+        settings.speech.concurrency or (2 if "python_bridges" in group.embedded_neighbours else SPEECH_CONCURRENCY),
+        stt_timeout_s=settings.neighbours.stt_timeout_s,
+        tts_timeout_s=settings.neighbours.tts_timeout_s,
+    )
     engine = None
     if "audio_engine" in neighbours:
         engine = AudioEngine(neighbours["audio_engine"], settings.neighbours)
@@ -248,6 +259,22 @@ def _start_background(container: Container, group: WorkerGroup, storage: _Storag
         *([_share_stats(container, stats)] if stats is not None else []),
     ):
         stack.push_async_callback(_cancel, asyncio.get_running_loop().create_task(work))
+
+
+def _queued_model(
+    settings: Settings, group: WorkerGroup, neighbours: dict[str, Transport], mint: TokenMint | None
+) -> LanguageModel:
+    """Return the language model behind its queue; what waits there is bounded as turns are."""
+    embedded = "llm" not in neighbours and "python_bridges" in group.embedded_neighbours
+    connections = settings.neighbours.connection_limit
+    # The same connections are for speech and embeddings.
+    most = 1 if embedded else connections - min(connections // 4, CONNECTIONS_RESERVE)
+    places = settings.llm.concurrency or most
+    return QueuedModel(
+        _language_model(settings, neighbours, mint),
+        FairQueue(places, waiting_limit=settings.server.turn_limit, user_limit=places - reserved(places)),
+        timeout_s=settings.llm.first_token_timeout_s,
+    )
 
 
 def _language_model(settings: Settings, neighbours: dict[str, Transport], mint: TokenMint | None) -> LanguageModel:

@@ -68,18 +68,19 @@ class FairQueue:
         self._free -= 1
         return True
 
-    async def wait(self, user: str, deadline: float) -> None:
+    async def wait(self, user: str, deadline: float | None) -> None:
         """
         Wait for a place; to be called where ``take`` found none.
 
-        Raises ``QueueFull`` at once, ``TimeoutError`` at *deadline* (of the loop's clock), and what ``dismiss`` says.
+        Raises ``QueueFull`` at once, ``TimeoutError`` at *deadline* (of the loop's clock; None is for who bounds the wait
+        itself), and what ``dismiss`` says.
         """
         if not self._waiting.take(user):
             raise QueueFull(greedy=self._waiting.free > 0)
         loop = asyncio.get_running_loop()
         turn: asyncio.Future[bool] = loop.create_future()
         self._queues.setdefault(user, deque()).append(turn)
-        timer = loop.call_at(deadline, _answer, turn, False)
+        timer = None if deadline is None else loop.call_at(deadline, _answer, turn, False)
         try:
             given = await turn
         except BaseException:
@@ -87,7 +88,8 @@ class FairQueue:
                 self.give_back(user)  # it was given in the moment of leaving
             raise
         finally:
-            timer.cancel()
+            if timer is not None:
+                timer.cancel()
             self._waiting.give_back(user)
             self._leave(user, turn)
         if not given:

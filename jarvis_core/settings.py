@@ -84,7 +84,7 @@ class Server(Struct, frozen=True, forbid_unknown_fields=True):
     body_limit_bytes: Annotated[int, Meta(ge=1_024, le=1 << 30, extra={"env": "BODY_LIMIT_BYTES"})] = 1 << 20
     """Longest body of a JSON request, in bytes."""
     turn_limit: Annotated[int, Meta(ge=1, le=1_000_000, extra={"env": "TURN_LIMIT"})] = 2_000
-    """Most turns that run at a time in one worker; one more is refused as overload."""
+    """Most turns that run at a time in one worker; one more is refused as overload, and of one user much more than three quarters."""
     request_limit: Annotated[int, Meta(ge=1, le=1_000_000, extra={"env": "REQUEST_LIMIT"})] = 5_000
     """Most requests that are being answered at a time in one worker, readers of streams included; health and cancelling do not count."""
     websocket_limit: Annotated[int, Meta(ge=0, le=1_000_000, extra={"env": "WEBSOCKET_LIMIT"})] = 10_000
@@ -178,6 +178,8 @@ class Llm(Struct, frozen=True, forbid_unknown_fields=True):
     """Longest silence in the middle of an answer."""
     total_timeout_s: Annotated[Seconds, Meta(extra={"env": "LLM_TOTAL_TIMEOUT_S"})] = 300.0
     """Longest answer, from its head to its end."""
+    concurrency: Annotated[int, Meta(ge=0, le=65_535, extra={"env": "LLM_CONCURRENCY"})] = 0
+    """Most answers that the model is asked for at a time, from one worker; the others wait, the users in turn. 0 is one of the embedded model, and of another's server nearly ``neighbours.connection_limit``: set what it does at a time."""
 
 
 class Speech(Struct, frozen=True, forbid_unknown_fields=True):
@@ -187,12 +189,14 @@ class Speech(Struct, frozen=True, forbid_unknown_fields=True):
     """Code of the language that is heard and spoken where a request names none; ``auto`` lets the speech model find out."""
     languages: Annotated[tuple[LanguageCode, ...], Meta(max_length=32, extra={"env": "SPEECH_LANGUAGES"})] = ()
     """Codes of the languages that are spoken in the house, such as ``fr,en``: ``auto`` finds no other; empty: those that a voice speaks."""
-    buffer_limit_bytes: Annotated[int, Meta(ge=36 << 20, le=1 << 40, extra={"env": "AUDIO_BUFFER_LIMIT_BYTES"})] = (
+    buffer_limit_bytes: Annotated[int, Meta(ge=48 << 20, le=1 << 40, extra={"env": "AUDIO_BUFFER_LIMIT_BYTES"})] = (
         256 << 20
     )
     """Most bytes of recorded audio that are worked on at a time; more is refused as overload, and of one user much more than three quarters."""
     buffer_idle_s: Annotated[Seconds, Meta(extra={"env": "AUDIO_BUFFER_IDLE_S"})] = 60.0
     """How long a WebSocket's client may add nothing to the audio that it has not committed, before that is cleared."""
+    concurrency: Annotated[int, Meta(ge=0, le=65_535, extra={"env": "SPEECH_CONCURRENCY"})] = 0
+    """Most recordings that are listened to at a time, from one worker, and most texts that are spoken; the others wait, the users in turn. 0 is two of the embedded engines, eight of another's service."""
     cache_bytes: Annotated[int, Meta(ge=0, le=1 << 40, extra={"env": "SPEECH_CACHE_BYTES"})] = 16 << 20
     """Most bytes of spoken audio that a worker keeps for the same words again; 0 keeps none, in Redis neither."""
 

@@ -26,13 +26,16 @@ from functools import partial
 
 from jarvis_core import cancellation, log
 from jarvis_core.errors import DeadlineExceeded, Overloaded, RequestError, Unavailable
+from jarvis_core.fair_queue import FairQueue, refusal
 from jarvis_core.processes.child import end_with_parent
 from jarvis_core.processes.environment import for_children
+from jarvis_core.shares import Shares, current_user
 from jarvis_core.tasks import start_in
 
 logger = log.get(__name__)
 
 PARTS_LIMIT = 1 << 16
+RETRY_AFTER_S = 1
 LENGTH = struct.Struct("<Q")
 END_LOOK_INTERVAL_S = 0.01
 END_LOOKS = 50
@@ -62,7 +65,7 @@ class SubprocessDied(Unavailable):
 
 
 class _Subprocess:
-    """One process of the pool, which answers its requests one after another."""
+    """One process of the pool, which answers its requests one after another, those of its users in turn."""
 
     def __init__(self, process: subprocess.Popen[bytes], connection: socket.socket) -> None:
         self.process = process
@@ -74,16 +77,21 @@ class _Subprocess:
         self.current: asyncio.Task[Message] | None = None
         """The request that it is answering; the others can still be cancelled without harm."""
         self._connection = connection
-        self._lock = asyncio.Lock()
+        # The pool bounds what waits.
+        self._queue = FairQueue(1, waiting_limit=sys.maxsize)
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
 
     async def ask(self, message: Sequence[Part], begin: Callable[[], None]) -> Message:
         """
-        Wait until the earlier requests are answered, call *begin*, send *message* and return the answer; raises
-        ``SubprocessDied``.
+        Wait for this user's turn, call *begin*, send *message* and return the answer; raises ``SubprocessDied``.
+
+        Whoever asks bounds the wait.
         """
-        async with self._lock:
+        user = current_user.get()
+        if not self._queue.take(user):
+            await self._queue.wait(user, None)
+        try:
             if self.dead:
                 raise SubprocessDied(crashed=False, begun=False)
             self.current = asyncio.current_task()
@@ -102,6 +110,8 @@ class _Subprocess:
                 raise
             finally:
                 self.current = None
+        finally:
+            self._queue.give_back(user)
 
     async def _exchange(
         self,
@@ -199,7 +209,7 @@ class SubprocessPool:
     Keeps at most *limit* processes that each run ``python -m MODULE ARGUMENTS``, whose ``main`` calls ``serve``.
 
     Ends a process *idle_s* seconds after its last request; None keeps it. Refuses more than *waiting_limit* requests at
-    a time, and more than *session_limit* sessions. With *kill_cancelled* a process whose request was cancelled is
+    a time, and more than *session_limit* sessions, each user's share of them bounded as ``Shares`` has it. With *kill_cancelled* a process whose request was cancelled is
     killed; without it the process finishes the request and the answer is thrown away. Use it from one event loop, in
     the main thread: a child ends with the thread that made it.
     """
@@ -220,8 +230,8 @@ class SubprocessPool:
         self._command = [sys.executable, "-m", module, "--parent", str(os.getpid()), *arguments]
         self._limit = limit
         self._idle_s = idle_s
-        self._waiting_limit = waiting_limit
-        self._session_limit = session_limit
+        self._requests = Shares(waiting_limit)
+        self._sessions = Shares(session_limit)
         self._kill_cancelled = kill_cancelled
         self._subprocesses: list[_Subprocess] = []
         self._leaving: set[_Subprocess] = set()
@@ -250,37 +260,42 @@ class SubprocessPool:
 
         Waits at most *timeout_s* seconds for its turn, and as long again for the answer. Raises ``DeadlineExceeded``
         (the process is killed), ``SubprocessDied``, ``Overloaded`` when too many wait or its turn did not come in time,
-        ``Unavailable`` when no process can be started.
+        ``RateLimited`` when too many of this user's do, ``Unavailable`` when no process can be started.
         """
-        if self.pending >= self._waiting_limit:
-            raise self._overloaded()
-        deadline = asyncio.get_running_loop().time() + timeout_s
-        message = [header, *payloads]
-        while True:
-            try:
-                return await self._call(self._pick(), message, deadline, timeout_s)
-            except SubprocessDied as exc:
-                # The process died of an earlier request while this one waited: send it to another process.
-                if exc.begun:
-                    raise
+        user = self._admit(self._requests)
+        try:
+            deadline = asyncio.get_running_loop().time() + timeout_s
+            message = [header, *payloads]
+            while True:
+                try:
+                    return await self._call(self._pick(), message, deadline, timeout_s)
+                except SubprocessDied as exc:
+                    # The process died of an earlier request while this one waited: send it to another process.
+                    if exc.begun:
+                        raise
+        finally:
+            self._requests.give_back(user)
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[Session]:
         """
         Lend one subprocess for several requests that build on one another; other requests may use it in between.
 
-        Raises ``Overloaded`` when there are too many sessions, ``Unavailable`` when no process can be started.
+        Raises ``Overloaded`` when there are too many sessions, ``RateLimited`` when too many are this user's,
+        ``Unavailable`` when no process can be started.
         """
-        if sum(child.sessions for child in self._subprocesses) >= self._session_limit:
-            raise self._overloaded()
-        child = self._pick()
-        child.sessions += 1
-        child.stay()
+        user = self._admit(self._sessions)
         try:
-            yield Session(self, child)
+            child = self._pick()
+            child.sessions += 1
+            child.stay()
+            try:
+                yield Session(self, child)
+            finally:
+                child.sessions -= 1
+                self._rest(child)
         finally:
-            child.sessions -= 1
-            self._rest(child)
+            self._sessions.give_back(user)
 
     async def close(self) -> None:
         """End every process; requests that run fail."""
@@ -326,8 +341,15 @@ class SubprocessPool:
                 child.kill()
             raise
 
+    def _admit(self, shares: Shares) -> str:
+        """Have the current user hold one more of *shares*, and return it; raises ``Overloaded`` or ``RateLimited``."""
+        user = current_user.get()
+        if not shares.take(user):
+            raise refusal(f"the {self.name}", RETRY_AFTER_S, greedy=shares.free > 0)
+        return user
+
     def _overloaded(self) -> Overloaded:
-        return Overloaded(f"Too many requests wait for the {self.name}.", retry_after_s=1)
+        return Overloaded(f"Too many requests wait for the {self.name}.", retry_after_s=RETRY_AFTER_S)
 
     def _done(self, child: _Subprocess, timer: _AnswerTimer, task: asyncio.Task[Message]) -> None:
         timer.stop()

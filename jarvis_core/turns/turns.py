@@ -19,7 +19,15 @@ import msgspec
 from msgspec import Struct
 
 from jarvis_core import cancellation, log
-from jarvis_core.errors import BadGateway, DeadlineExceeded, Overloaded, RequestError, Stopping, Unavailable
+from jarvis_core.errors import (
+    BadGateway,
+    DeadlineExceeded,
+    Overloaded,
+    RateLimited,
+    RequestError,
+    Stopping,
+    Unavailable,
+)
 from jarvis_core.memory import NOTHING_RECALLED, Memories, Recalled
 from jarvis_core.models import (
     Caller,
@@ -34,6 +42,7 @@ from jarvis_core.models import (
     title_from,
 )
 from jarvis_core.settings import Llm
+from jarvis_core.shares import Shares, current_user
 from jarvis_core.store.turns import Beginning, Begun, TurnStore
 from jarvis_core.turns.ended import EndedTurns
 from jarvis_core.turns.log import OPENING, Step, Turn
@@ -82,10 +91,12 @@ class Ask(Struct, frozen=True):
 class _Production:
     """The producer's side of a running turn: its task, and why it was told to stop."""
 
-    __slots__ = ("generating", "stop_reason", "task", "turn")
+    __slots__ = ("generating", "stop_reason", "task", "turn", "user")
 
-    def __init__(self, turn: Turn) -> None:
+    def __init__(self, turn: Turn, user: str) -> None:
         self.turn = turn
+        self.user = user
+        """In whose share it counts."""
         self.task: asyncio.Task[None] | None = None
         self.generating = False
         """Whether the task may be cancelled: it has taken its first step, and the end is not being stored."""
@@ -109,7 +120,7 @@ class Turns:
         *,
         limit: int = 2_000,
     ) -> None:
-        self._limit = limit
+        self._shares = Shares(limit)
         self.refused = 0
         """Turns that were refused as too many."""
         self._store = store
@@ -173,20 +184,26 @@ class Turns:
         With *key*, a request that came before under it is joined instead: its turn is returned, running or ended; one
         that ended without an answer is run again. Raises ``NotFound`` for an unknown conversation, ``Conflict`` while
         another turn runs in it or where the key was used for another request, ``Overloaded`` while as many turns run as
-        may, ``Stopping`` after `close`, ``Unavailable`` without a database. What goes wrong later is the turn's ``error``.
+        may (``RateLimited``: of this user's), ``Stopping`` after `close`, ``Unavailable`` without a database. What goes wrong later is the turn's ``error``.
         """
         self.check_open()
         name = None if key is None else (caller.user_id, key.text)
         while name is not None and (first := self._keyed.get(name)) is not None:
             # Another request with this key is between here and the database; it decides which turn this is.
             await asyncio.wait([first])
-        if len(self._running) + len(self._starting) >= self._limit:
+        user = current_user.get()
+        if not self._shares.take(user):
             self.refused += 1
+            if self._shares.free:
+                raise RateLimited(
+                    "This user has as many turns running as one may; wait for one to end.", retry_after_s=1
+                )
             raise Overloaded("As many turns run as may; try again.", retry_after_s=1)
         # A task of its own: whoever asks may be cancelled, but a turn that was committed is run.
         task = asyncio.get_running_loop().create_task(self._start(ask, caller, key))
         self._starting.add(task)
         task.add_done_callback(self._starting.discard)
+        task.add_done_callback(lambda _: self._shares.give_back(user))
         if name is not None:
             self._keyed[name] = task
             task.add_done_callback(lambda _: self._keyed.pop(name, None))
@@ -247,7 +264,8 @@ class Turns:
         )
         turn.append(Step.CREATED)
         self._ended.remove(turn.id)
-        production = self._running[turn.id] = _Production(turn)
+        production = self._running[turn.id] = _Production(turn, current_user.get())
+        self._shares.add(production.user)
         production.task = asyncio.get_running_loop().create_task(self._produce(turn, production, prompt))
         return turn
 
@@ -391,7 +409,9 @@ class Turns:
     def _tell_end(self, turn: Turn, status: Status, reason: str, error: RequestError | None) -> None:
         # Not before: whoever looks at the turn takes these for its stored end.
         turn.status, turn.reason, turn.error = status, reason, error
-        self._running.pop(turn.id, None)
+        production = self._running.pop(turn.id, None)
+        if production is not None:
+            self._shares.give_back(production.user)
         turn.ended_at = turn.ended_at or datetime.now(UTC)
         turn.end()
         self._ended.add(turn)

@@ -9,12 +9,14 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 
-from jarvis_core.errors import DeadlineExceeded, Overloaded, RequestError, Unavailable
+from jarvis_core.errors import DeadlineExceeded, Overloaded, RateLimited, RequestError, Unavailable
 from jarvis_core.processes.subprocess_pool import Message, Part, Session, SubprocessDied, SubprocessPool
+from jarvis_core.shares import current_user
 from tests.system.server import REPOSITORY, Process, family_of, wait_gone
 
 CHILD = "tests.fakes.pooled_process"
@@ -366,6 +368,47 @@ async def test_too_many_wait(make_pool: MakePool, hold: Callable[..., Held]) -> 
     first.release()
     assert [number for _, number in await asyncio.gather(first.task, *others)] == [1, 2, 3]
     assert (await ask(pool))[1] == 4
+
+
+async def test_users_have_turns(make_pool: MakePool, hold: Callable[..., Held]) -> None:
+    """A request of who asks little is answered in its turn, and not after all that another user has sent before."""
+    pool = make_pool()
+
+    async def ask_as(user: str) -> int:
+        current_user.set(user)
+        return (await ask(pool))[1]
+
+    first = hold(pool)
+    others = [asyncio.create_task(ask_as("ann")) for _ in range(20)]
+    await asyncio.sleep(0)
+    one = asyncio.create_task(ask_as("ben"))
+    await asyncio.sleep(0)
+    first.release()
+    assert await one == 3
+    assert await asyncio.gather(*others) == [2, *range(4, 23)]
+    await first.task
+
+
+async def test_share_of_what_waits(make_pool: MakePool, hold: Callable[..., Held]) -> None:
+    """One user cannot have all places in the queue, nor all sessions, and is told so; another gets one."""
+    pool = make_pool(waiting_limit=8, session_limit=8)
+    current_user.set("ann")
+    async with AsyncExitStack() as stack:
+        first = hold(pool)
+        others = [asyncio.create_task(ask(pool)) for _ in range(6)]
+        for _ in range(7):
+            await stack.enter_async_context(pool.session())
+        await asyncio.sleep(0)
+        with pytest.raises(RateLimited) as caught:
+            await ask(pool)
+        assert caught.value.retry_after_s
+        with pytest.raises(RateLimited):
+            await stack.enter_async_context(pool.session())
+        current_user.set("ben")
+        others.append(asyncio.create_task(ask(pool)))
+        await stack.enter_async_context(pool.session())
+        first.release()
+        assert len(await asyncio.gather(first.task, *others)) == 8
 
 
 async def test_session_is_let_in_once(make_pool: MakePool, hold: Callable[..., Held]) -> None:

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from jarvis_core.errors import NotFound, Overloaded, RateLimited
 from jarvis_core.models import Caller, Finish, IdempotencyKey, Prompt, Status
 from jarvis_core.settings import Llm
+from jarvis_core.shares import current_user
 from jarvis_core.store.pool import Pool
 from jarvis_core.store.turns import TurnStore
 from jarvis_core.turns.log import Reader, Step
@@ -116,3 +118,27 @@ async def test_stopped_by_several(pool: Pool) -> None:
         await asyncio.gather(*(turns.stop(turn, reason=reason) for reason in reasons))
     assert (turn.status, turn.reason, turn.text()) == (Status.CANCELLED, "first", "word")
     assert (model.asked, model.left) == (1, 1)
+
+
+async def test_share_of_one_user(pool: Pool) -> None:
+    """One user's turns leave room for another's, and the refusal says whose they are; those that ended do not count."""
+    turns = Turns(TurnStore(pool), Model("word", endless=True), Llm(), limit=8)
+    current_user.set("zoé")
+    running = [await turns.start(Ask("hello"), CALLER) for _ in range(7)]
+    with pytest.raises(RateLimited) as caught:
+        await turns.start(Ask("hello"), CALLER)
+    assert caught.value.retry_after_s
+    assert turns.refused == 1
+    current_user.set("ben")
+    running.append(await turns.start(Ask("hello"), CALLER))
+    with pytest.raises(Overloaded):
+        await turns.start(Ask("hello"), CALLER)
+    for turn in running:
+        await turns.stop(turn)
+    current_user.set("zoé")
+    for _ in range(10):
+        await turns.stop(await turns.start(Ask("hello"), CALLER))
+    with pytest.raises(NotFound):
+        await turns.start(Ask("hello", "00000000-0000-0000-0000-000000000000"), CALLER)
+    await asyncio.sleep(0)
+    assert turns._shares.taken == 0

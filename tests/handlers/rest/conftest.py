@@ -137,7 +137,7 @@ def enhanced_server(postgres_conninfo: str) -> Iterator[tuple[Server, int, int]]
         "AUDIO_ENGINE_URL": f"http://127.0.0.1:{engine_port}",
         "AUDIO_ENGINE_TIMEOUT_S": "60",
         "BREAKER_OPEN_S": "0.3",
-        "AUDIO_BUFFER_LIMIT_BYTES": str(36 << 20),
+        "AUDIO_BUFFER_LIMIT_BYTES": str(48 << 20),
     }
     with serving(postgres_conninfo, "handlers_enhanced", **environment) as (server, port):
         yield server, port, engine_port

@@ -574,13 +574,13 @@ async def test_client_leaves_before_the_answer(api: Api, bridges: FakeBridges) -
 
 
 async def test_too_much_audio(enhanced: Api, listener: FakeBridges, enhanced_server: tuple[Server, int, int]) -> None:
-    """Audio beyond what may be held at a time is 503 until some of it is done with; small clips still pass."""
-    large = as_bytes(bytes(4 << 20), "audio/wav")
+    """Audio beyond what one user may hold at a time is 429 until some of it is done with; small clips still pass."""
+    large = as_bytes(bytes(16 << 20), "audio/wav")
     with connected(enhanced_server[0], "Transfer-Encoding: chunked") as connection:
         await asyncio.to_thread(connection.sendall, b"2100000\r\n" + bytes(33 << 20))
         await busy(enhanced, 1)
         answer = await send(enhanced, large)
-        assert answer.error == (503, "overloaded")
+        assert answer.error == (429, "rate_limited")
         check_retry_after(answer, None)
         assert (await hear(enhanced, as_bytes(wav(clip()))))["text"]
     await idle(enhanced)
