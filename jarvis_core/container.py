@@ -121,9 +121,10 @@ async def open_container(settings: Settings, group: WorkerGroup) -> AsyncIterato
             settings.memory,
             open_s=settings.neighbours.breaker_open_s,
         )
+        model = _queued_model(settings, group, neighbours, mint)
         turns = Turns(
             storage.turns,
-            _queued_model(settings, group, neighbours, mint),
+            model,
             settings.llm,
             memories,
             storage.remote_turns,
@@ -151,6 +152,12 @@ async def open_container(settings: Settings, group: WorkerGroup) -> AsyncIterato
             limiter=_limiter(settings, storage.cache),
         )
         _describe(container, speech.kept)
+        container.metrics.states(
+            "waiting",
+            "Requests that wait for their turn.",
+            lambda: {"model": model.waiting, **speech.queued.waiting},
+            together="sum",
+        )
         _start_background(container, group, storage, stack)
         try:
             yield container
@@ -212,6 +219,7 @@ class _Speech(NamedTuple):
     synthesizer: Synthesizer
     voices: Voices
     kept: SpeechCache
+    queued: QueuedSpeech
 
 
 def _open_speech(
@@ -227,7 +235,7 @@ def _open_speech(
     codec = Codec(limit=max(1, processes // group.workers))
     stack.push_async_callback(_quietly, "the audio codec", codec.close)
     bridges = neighbours.get("python_bridges")
-    speech = QueuedSpeech(
+    queued = QueuedSpeech(
         NoSpeech() if bridges is None else BridgesSpeech(bridges, settings.neighbours, mint),
         settings.speech.concurrency or (2 if "python_bridges" in group.embedded_neighbours else SPEECH_CONCURRENCY),
         stt_timeout_s=settings.neighbours.stt_timeout_s,
@@ -238,12 +246,12 @@ def _open_speech(
         engine = AudioEngine(neighbours["audio_engine"], settings.neighbours)
         stack.push_async_callback(_quietly, "the audio engine", engine.close)
     kept = SpeechCache(
-        speech, settings.neighbours.python_bridges_url or "", cache, limit_bytes=settings.speech.cache_bytes
+        queued, settings.neighbours.python_bridges_url or "", cache, limit_bytes=settings.speech.cache_bytes
     )
     voices = Voices(kept, settings.speech)
     stack.push_async_callback(_quietly, "the voices", voices.close)
-    transcriber = Transcriber(codec, speech, engine, voices, settings.speech)
-    return _Speech(codec, transcriber, Synthesizer(codec, kept, voices), voices, kept)
+    transcriber = Transcriber(codec, queued, engine, voices, settings.speech)
+    return _Speech(codec, transcriber, Synthesizer(codec, kept, voices), voices, kept, queued)
 
 
 def _start_background(container: Container, group: WorkerGroup, storage: _Storage, stack: AsyncExitStack) -> None:
@@ -263,7 +271,7 @@ def _start_background(container: Container, group: WorkerGroup, storage: _Storag
 
 def _queued_model(
     settings: Settings, group: WorkerGroup, neighbours: dict[str, Transport], mint: TokenMint | None
-) -> LanguageModel:
+) -> QueuedModel:
     """Return the language model behind its queue; what waits there is bounded as turns are."""
     embedded = "llm" not in neighbours and "python_bridges" in group.embedded_neighbours
     connections = settings.neighbours.connection_limit

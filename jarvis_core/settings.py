@@ -190,7 +190,7 @@ class Speech(Struct, frozen=True, forbid_unknown_fields=True):
     languages: Annotated[tuple[LanguageCode, ...], Meta(max_length=32, extra={"env": "SPEECH_LANGUAGES"})] = ()
     """Codes of the languages that are spoken in the house, such as ``fr,en``: ``auto`` finds no other; empty: those that a voice speaks."""
     buffer_limit_bytes: Annotated[int, Meta(ge=48 << 20, le=1 << 40, extra={"env": "AUDIO_BUFFER_LIMIT_BYTES"})] = (
-        256 << 20
+        128 << 20
     )
     """Most bytes of recorded audio that are worked on at a time; more is refused as overload, and of one user much more than three quarters."""
     buffer_idle_s: Annotated[Seconds, Meta(extra={"env": "AUDIO_BUFFER_IDLE_S"})] = 60.0

@@ -32,6 +32,11 @@ class QueuedSpeech:
             FairQueue(places, waiting_limit=WAITING_LIMIT, user_limit=places - reserved(places)) for _ in range(2)
         )
 
+    @property
+    def waiting(self) -> dict[str, float]:
+        """How many calls wait for a place, by what they are for."""
+        return {"listening": self.listening.waiting, "speaking": self.speaking.waiting}
+
     async def transcribe(
         self,
         audio: bytes,

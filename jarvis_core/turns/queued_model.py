@@ -28,6 +28,11 @@ class QueuedModel:
         self._queue = queue
         self._timeout_s = timeout_s
 
+    @property
+    def waiting(self) -> int:
+        """How many answers wait for a place."""
+        return self._queue.waiting
+
     def generate(self, prompt: Prompt, caller: Caller) -> AbstractAsyncContextManager[Pieces]:
         """Ask the model, as ``LanguageModel`` has it, once there is a place."""
         return _Answer(self._queue, self._timeout_s, self._model.generate(prompt, caller))
