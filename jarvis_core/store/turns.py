@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Self
 
 import psycopg
 from msgspec import Struct
 from psycopg.rows import TupleRow
 
-from jarvis_core.errors import Conflict, NotFound, Unavailable
+from jarvis_core.errors import BadGateway, Conflict, NotFound, RequestError, Unavailable
 from jarvis_core.models import IdempotencyKey, Status, TurnRecord, Utterance, is_id, new_id
 from jarvis_core.store.conversations import unknown_conversation
 from jarvis_core.store.pool import Pool
@@ -183,6 +183,25 @@ class Begun(Struct, frozen=True):
     """Whether the owner has memories."""
 
 
+class TurnEnd(Struct, frozen=True):
+    """How a turn ended."""
+
+    status: Status
+    reason: str
+    error: RequestError | None = None
+    """Why it failed, or why the rest of its text was lost; the store keeps the message alone."""
+    tokens: int = 0
+    model: str = ""
+    ended_at: datetime | None = None
+    """Of the database's clock, once it is stored there."""
+
+    @classmethod
+    def from_record(cls, record: TurnRecord) -> Self:
+        """Return how a stored turn ended."""
+        error = BadGateway(record.error or "The turn failed.") if record.status is Status.FAILED else None
+        return cls(record.status, record.reason or "", error, record.tokens, record.model, record.ended_at)
+
+
 class TurnStore:
     """Exchanges between a user and the assistant, running and ended; what is begun here is the worker *worker_id*'s."""
 
@@ -266,18 +285,7 @@ class TurnStore:
         if texts:
             await self._pool.execute(CHECKPOINT, [list(column) for column in zip(*texts, strict=True)])
 
-    async def end(
-        self,
-        turn_id: str,
-        *,
-        status: Status,
-        reason: str,
-        content: str,
-        tokens: int,
-        model: str,
-        memories: Sequence[str] = (),
-        error: str | None = None,
-    ) -> datetime | None:
+    async def end(self, turn_id: str, end: TurnEnd, content: str, memories: Sequence[str] = ()) -> datetime | None:
         """
         Store how a turn ended, and the assistant's message with it; return when, or None if it was not running here.
 
@@ -288,14 +296,14 @@ class TurnStore:
         parameters = {
             "turn": turn_id,
             "worker": self.worker_id,
-            "status": status,
-            "reason": reason,
-            "error": error,
+            "status": end.status,
+            "reason": end.reason,
+            "error": None if end.error is None else end.error.message,
             "content": content,
-            "tokens": tokens,
-            "model": model,
+            "tokens": end.tokens,
+            "model": end.model,
             "memories": list(memories),
-            "keep": bool(content) or status is Status.COMPLETED,
+            "keep": bool(content) or end.status is Status.COMPLETED,
         }
         row = await self._pool.fetch_one(END, parameters, patient=True)
         if row is None:

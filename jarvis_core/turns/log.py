@@ -14,8 +14,9 @@ import bisect
 import enum
 from datetime import datetime
 
-from jarvis_core.errors import BadGateway, RequestError
+from jarvis_core.errors import RequestError
 from jarvis_core.models import Caller, Status, TurnRecord
+from jarvis_core.store.turns import TurnEnd
 
 
 class Step(enum.Enum):
@@ -61,8 +62,6 @@ class Turn:
         self.memories: list[str] = []
         self.ended_at: datetime | None = None
         self.readers = 0
-        self.keep_running = False
-        """Whether the turn goes on without readers."""
         self.pieces = 0
         """How many pieces of text the model has sent."""
         self._text = ""
@@ -79,15 +78,11 @@ class Turn:
     def from_record(cls, caller: Caller, record: TurnRecord) -> Turn:
         """Return an ended turn as the store has it."""
         turn = cls(caller, record.conversation_id, record.id, record.user_message_id)
-        turn.status, turn.reason = record.status, record.reason or ""
-        turn.tokens, turn.model, turn.memories = record.tokens, record.model, record.memories
-        turn.ended_at = record.ended_at
+        turn.memories = record.memories
         turn.append(Step.CREATED)
         if record.content:
             turn.append(*OPENING, record.content)
-        if record.status is Status.FAILED:
-            turn.error = BadGateway(record.error or "The turn failed.")
-        turn.end()
+        turn.end(TurnEnd.from_record(record))
         return turn
 
     @property
@@ -149,16 +144,33 @@ class Turn:
                     future.set_result(None)
             self._waiting.clear()
 
-    def end(self) -> None:
-        """Append the last entries; for the producer, once the end is stored."""
+    def end(self, end: TurnEnd) -> None:
+        """Append the last entries; for the producer, once *end* is stored: readers take it for the stored one."""
+        self.correct_end(end)
         self._ended.set()
         if not self.opened and self.status is Status.COMPLETED:
             self.append(*OPENING)
         self.append(*(CLOSING if self.opened else ()), Step.ENDED)
 
+    def correct_end(self, end: TurnEnd) -> None:
+        """Show *end* from now on: readers were told before that the turn's end could not be stored."""
+        self.status, self.reason, self.error = end.status, end.reason, end.error
+        self.tokens, self.model, self.ended_at = end.tokens, end.model, end.ended_at
+
     def closing_index(self) -> int:
         """Return the place of the first of the last entries; for a turn that has ended."""
         return len(self._entries) - 1 - (len(CLOSING) if self.opened else 0)
+
+    async def stop(self, status: Status, reason: str) -> None:
+        """
+        Stop the turn where it runs, and return once its end is stored; one that has ended keeps its own end.
+
+        Raises ``Unavailable`` where the worker that runs it cannot be reached.
+        """
+        await self.wait_ended()
+
+    async def note_unread(self) -> None:
+        """Take note that the last reader has left."""
 
     async def wait_ended(self) -> None:
         """Wait until the turn has ended and its end is stored."""

@@ -10,10 +10,13 @@ from __future__ import annotations
 import asyncio
 from datetime import UTC, datetime
 
+import msgspec
+
 from jarvis_core import log
 from jarvis_core.errors import RequestError
-from jarvis_core.models import Finish, Status
-from jarvis_core.store.turns import TurnStore
+from jarvis_core.models import Finish
+from jarvis_core.store.turns import TurnEnd, TurnStore
+from jarvis_core.tasks import start_in
 from jarvis_core.turns.log import Turn
 
 logger = log.get(__name__)
@@ -56,21 +59,19 @@ class TurnRecorder:
         """Leave the text of *turn* to its end."""
         self._unsaved.pop(turn.id, None)
 
-    async def store_end(self, turn: Turn, status: Status, reason: str, error: RequestError | None) -> bool:
+    async def store_end(self, turn: Turn, end: TurnEnd) -> TurnEnd | None:
         """
-        Store how *turn* ended; return whether that could be done within ``PATIENT_ATTEMPTS``.
+        Store how *turn* ended; return the end as it is stored, or None where ``PATIENT_ATTEMPTS`` failed.
 
-        Where it could not, it is tried again in the background; then *turn* itself is told its end.
+        Then it is tried again in the background, and *turn* is corrected once that has succeeded.
         """
         for attempt in range(PATIENT_ATTEMPTS):
             if attempt:
                 await asyncio.sleep(STORE_RETRY_DELAYS_S[attempt - 1])
-            if await self._try_end(turn, status, reason, error):
-                return True
-        task = asyncio.get_running_loop().create_task(self._store_end_later(turn, status, reason, error))
-        self._late_ends.add(task)
-        task.add_done_callback(self._late_ends.discard)
-        return False
+            if (stored := await self._try_end(turn, end)) is not None:
+                return stored
+        start_in(self._late_ends, self._store_end_later(turn, end))
+        return None
 
     async def close(self, deadline: float) -> None:
         """Wait for the checkpoint, and until *deadline* (of the loop's clock), at least ``LATE_ENDS_S``, for late ends."""
@@ -104,34 +105,24 @@ class TurnRecorder:
         except RequestError as exc:
             logger.warning("texts so far were not stored", turns=len(turns), error=str(exc))
 
-    async def _store_end_later(self, turn: Turn, status: Status, reason: str, error: RequestError | None) -> None:
+    async def _store_end_later(self, turn: Turn, end: TurnEnd) -> None:
         attempt = PATIENT_ATTEMPTS - 1
         while True:
             await asyncio.sleep(STORE_RETRY_DELAYS_S[min(attempt, len(STORE_RETRY_DELAYS_S) - 1)])
             attempt += 1
-            if await self._try_end(turn, status, reason, error):
+            if (stored := await self._try_end(turn, end)) is not None:
                 # Whoever looks at the turn from now on is to see what the history says.
-                turn.status, turn.reason, turn.error = status, reason, error
-                logger.info("an end was stored late", response_id=turn.id, reason=reason)
+                turn.correct_end(stored)
+                logger.info("an end was stored late", response_id=turn.id, reason=end.reason)
                 return
 
-    async def _try_end(self, turn: Turn, status: Status, reason: str, error: RequestError | None) -> bool:
+    async def _try_end(self, turn: Turn, end: TurnEnd) -> TurnEnd | None:
         try:
-            ended_at = await self._store.end(
-                turn.id,
-                status=status,
-                reason=reason,
-                content=turn.text(),
-                tokens=turn.tokens,
-                model=turn.model,
-                memories=turn.memories,
-                error=None if error is None else error.message,
-            )
+            ended_at = await self._store.end(turn.id, end, turn.text(), turn.memories)
         except RequestError as exc:
             logger.warning("the end of a turn was not stored", response_id=turn.id, error=str(exc))
-            return False
-        turn.ended_at = ended_at or datetime.now(UTC)
-        return True
+            return None
+        return msgspec.structs.replace(end, ended_at=ended_at or datetime.now(UTC))
 
 
 def storable_tokens(finish: Finish | None, turn: Turn) -> int:

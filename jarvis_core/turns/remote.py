@@ -19,10 +19,10 @@ from functools import partial
 import msgspec
 
 from jarvis_core import cancellation, log
-from jarvis_core.errors import BadGateway, RequestError, Unavailable, of_code
+from jarvis_core.errors import RequestError, Unavailable, of_code
 from jarvis_core.models import Caller, Status, TurnRecord
 from jarvis_core.shared.cache import MAILBOX_TTL_S, Cache
-from jarvis_core.store.turns import TurnStore
+from jarvis_core.store.turns import TurnEnd, TurnStore
 from jarvis_core.tasks import start_in
 from jarvis_core.turns.log import Reader, Turn
 from jarvis_core.turns.mail import (
@@ -130,7 +130,7 @@ class RemoteTurns:
         name = (caller.user_id, record.id)
         remote = self._remote.get(name)
         if remote is None:
-            remote = self._remote[name] = RemoteTurn(caller, record)
+            remote = self._remote[name] = RemoteTurn(caller, record, self)
             remote.extend(0, record.content)
             remote.left_at = remote.told_at = asyncio.get_running_loop().time()
             self._ask(remote)
@@ -248,12 +248,10 @@ class RemoteTurns:
             return
         if message.answer_at > remote.answer_at:
             remote.discard_text(message.answer_at)
-        if isinstance(message, Progress):
+        if not remote.ended:
             remote.memories = message.memories
-        elif not remote.ended:
-            remote.tokens, remote.model, remote.memories = message.tokens, message.model, message.memories
-            error = None if message.error is None else of_code(*message.error)
-            self._end(remote, message.status, message.reason, error, message.ended_at)
+            if isinstance(message, Ended):
+                self._end(remote, _end_of(message))
 
     def _turns_of(self, worker_id: str, turn_id: str | None = None) -> list[RemoteTurn]:
         return [
@@ -384,7 +382,7 @@ class RemoteTurns:
     def _compare(self, remote: RemoteTurn, record: TurnRecord | None, now: float) -> None:
         """Bring *remote* to the stored state, and ask the turn's worker again."""
         if record is None:
-            self._end(remote, Status.CANCELLED, "conversation_deleted", None, None)
+            self._end(remote, TurnEnd(Status.CANCELLED, "conversation_deleted", ended_at=datetime.now(UTC)))
             return
         if not remote.answer_at and record.content.startswith(remote.text()):
             remote.extend(0, record.content)
@@ -396,9 +394,8 @@ class RemoteTurns:
             remote.told_at = now
             self._ask(remote)
             return
-        remote.tokens, remote.model, remote.memories = record.tokens, record.model, record.memories
-        error = BadGateway(record.error or "The turn failed.") if record.status is Status.FAILED else None
-        self._end(remote, record.status, record.reason or "", error, record.ended_at)
+        remote.memories = record.memories
+        self._end(remote, TurnEnd.from_record(record))
 
     def _give_up(self, now: float) -> None:
         """End remote turns of which neither worker nor store has told for ``LOST_S``."""
@@ -407,15 +404,12 @@ class RemoteTurns:
                 error = Unavailable(
                     "The worker that makes this response cannot be reached.", retry_after_s=RETRY_AFTER_S
                 )
-                self._end(remote, Status.INCOMPLETE if remote.text() else Status.FAILED, "unavailable", error, None)
+                status = Status.INCOMPLETE if remote.text() else Status.FAILED
+                self._end(remote, TurnEnd(status, "unavailable", error, ended_at=datetime.now(UTC)))
 
-    def _end(
-        self, remote: RemoteTurn, status: Status, reason: str, error: RequestError | None, ended_at: datetime | None
-    ) -> None:
-        remote.status, remote.reason, remote.error = status, reason, error
-        remote.ended_at = ended_at or datetime.now(UTC)
+    def _end(self, remote: RemoteTurn, end: TurnEnd) -> None:
         remote.synced.set()
-        remote.end()
+        remote.end(end)
         self._remote.pop((remote.caller.user_id, remote.id), None)
 
 
@@ -435,6 +429,11 @@ def _ended(turn: Turn, at: int, text: str) -> Ended:
         ended_at,
         turn.answer_at,
     )
+
+
+def _end_of(message: Ended) -> TurnEnd:
+    error = None if message.error is None else of_code(*message.error)
+    return TurnEnd(message.status, message.reason, error, message.tokens, message.model, message.ended_at)
 
 
 async def _logged(work: Callable[[], Awaitable[None]]) -> None:

@@ -12,8 +12,9 @@ from jarvis_core.turns.log import OPENING, Step, Turn
 class RemoteTurn(Turn):
     """A turn that another worker runs."""
 
-    def __init__(self, caller: Caller, record: TurnRecord) -> None:
+    def __init__(self, caller: Caller, record: TurnRecord, control: RemoteControl) -> None:
         super().__init__(caller, record.conversation_id, record.id, record.user_message_id)
+        self._control = control
         self.worker_id = record.worker or ""
         self.memories = record.memories
         self.synced = asyncio.Event()
@@ -25,6 +26,14 @@ class RemoteTurn(Turn):
         self.left_at = 0.0
         """When the last reader left."""
         self.append(Step.CREATED)
+
+    async def stop(self, status: Status, reason: str) -> None:
+        """Have its worker stop it."""
+        await self._control.stop(self, reason)
+
+    async def note_unread(self) -> None:
+        """Have it forgotten, unless somebody reads it again soon."""
+        self._control.let_go(self)
 
     def extend(self, at: int, text: str) -> bool:
         """
@@ -38,6 +47,18 @@ class RemoteTurn(Turn):
         if fresh:
             self.append(*(() if self.opened else OPENING), fresh)
         return True
+
+
+class RemoteControl(Protocol):
+    """Reaches the workers that run remote turns."""
+
+    async def stop(self, remote: RemoteTurn, reason: str) -> None:
+        """Ask the turn's worker to stop it; returns when the end is stored."""
+        ...
+
+    def let_go(self, remote: RemoteTurn) -> None:
+        """Note when the last reader left."""
+        ...
 
 
 class LocalTurns(Protocol):

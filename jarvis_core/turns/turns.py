@@ -19,15 +19,7 @@ import msgspec
 from msgspec import Struct
 
 from jarvis_core import cancellation, log
-from jarvis_core.errors import (
-    BadGateway,
-    DeadlineExceeded,
-    Overloaded,
-    RateLimited,
-    RequestError,
-    Stopping,
-    Unavailable,
-)
+from jarvis_core.errors import Overloaded, RateLimited, RequestError, Stopping, Unavailable
 from jarvis_core.memory import NOTHING_RECALLED, Memories, Recalled
 from jarvis_core.models import (
     Caller,
@@ -43,31 +35,19 @@ from jarvis_core.models import (
 )
 from jarvis_core.settings import Llm
 from jarvis_core.shares import Shares, current_user
-from jarvis_core.store.turns import Beginning, Begun, TurnStore
+from jarvis_core.store.turns import Beginning, Begun, TurnEnd, TurnStore
+from jarvis_core.tasks import start_in
 from jarvis_core.turns.ended import EndedTurns
 from jarvis_core.turns.log import OPENING, Step, Turn
+from jarvis_core.turns.outcome import error_without_text, outcome
 from jarvis_core.turns.recorder import TurnRecorder, storable_text, storable_tokens
 from jarvis_core.turns.remote import RemoteTurns
-from jarvis_core.turns.remote_turn import RemoteTurn
+from jarvis_core.turns.running_turn import RunningTurn
 
 logger = log.get(__name__)
 
 CHARS_PER_TOKEN_LIMIT = 32
 """A model that sends more code points than this for each token that it was allowed is cut off."""
-REASONS = {"length": "max_tokens", "lost": "stream_lost", "deadline": "timeout"}
-"""Ends of a model's stream that clients know by another name."""
-BROKEN = ("lost", "stalled", "deadline")
-"""Ends that a turn has which was stopped at the same time only if it was not."""
-WORDLESS = {
-    "empty": "The language model ended its answer without a word.",
-    "max_tokens": "The language model used up max_tokens before its first word; it may need more of them for its thinking.",
-    "thinking": "The language model thought, and ended without an answer.",
-    "tool_calls": "The language model called a tool that it was not offered, and said nothing.",
-    "content_filter": "A filter took away what the language model would have said.",
-    "refusal": "The language model refused to answer.",
-    "flood": "The language model sent without end, and nothing of an answer.",
-}
-"""What an end means where there was no answer."""
 RETRY_AFTER_S = 5
 NOT_STORED = "The answer could not be stored: the database is not available. It is stored when it is back."
 SYSTEM_LIMIT_CHARS = 5_000
@@ -86,21 +66,6 @@ class Ask(Struct, frozen=True):
     use_memory: bool = True
     stored_message_id: str | None = None
     """The user's message, where it was stored before."""
-
-
-class _Production:
-    """The producer's side of a running turn: its task, and why it was told to stop."""
-
-    __slots__ = ("generating", "stop_reason", "task", "turn", "user")
-
-    def __init__(self, turn: Turn, user: str) -> None:
-        self.turn = turn
-        self.user = user
-        """In whose share it counts."""
-        self.task: asyncio.Task[None] | None = None
-        self.generating = False
-        """Whether the task may be cancelled: it has taken its first step, and the end is not being stored."""
-        self.stop_reason: tuple[Status, str] | None = None
 
 
 class Turns:
@@ -128,7 +93,7 @@ class Turns:
         self._model = model
         self._memories = memories
         self._settings = settings
-        self._running: dict[str, _Production] = {}
+        self._running: dict[str, RunningTurn] = {}
         self._ended = EndedTurns()
         self._recorder = TurnRecorder(store)
         self._closing = False
@@ -200,9 +165,7 @@ class Turns:
                 )
             raise Overloaded("As many turns run as may; try again.", retry_after_s=1)
         # A task of its own: whoever asks may be cancelled, but a turn that was committed is run.
-        task = asyncio.get_running_loop().create_task(self._start(ask, caller, key))
-        self._starting.add(task)
-        task.add_done_callback(self._starting.discard)
+        task = start_in(self._starting, self._start(ask, caller, key))
         task.add_done_callback(lambda _: self._shares.give_back(user))
         if name is not None:
             self._keyed[name] = task
@@ -210,8 +173,14 @@ class Turns:
         return await asyncio.shield(task)
 
     async def _start(self, ask: Ask, caller: Caller, key: IdempotencyKey | None) -> Turn:
-        turn = Turn(caller, ask.conversation_id or new_id(), new_id(), ask.stored_message_id or new_id())
-        turn.keep_running = key is not None
+        turn = RunningTurn(
+            caller,
+            ask.conversation_id or new_id(),
+            new_id(),
+            ask.stored_message_id or new_id(),
+            user=current_user.get(),
+            keep_running=key is not None,
+        )
         beginning = Beginning(
             owner=caller.user_id,
             conversation_id=turn.conversation_id,
@@ -248,11 +217,17 @@ class Turns:
         begun = await self._store.begin_again(again)
         if begun is None:
             return turn
-        fresh = Turn(caller, turn.conversation_id, turn.id, turn.user_message_id)
-        fresh.keep_running = True
+        fresh = RunningTurn(
+            caller,
+            turn.conversation_id,
+            turn.id,
+            turn.user_message_id,
+            user=current_user.get(),
+            keep_running=True,
+        )
         return self._run(fresh, ask, begun, await self._recall(ask, caller, begun))
 
-    def _run(self, turn: Turn, ask: Ask, begun: Begun, recalled: Recalled) -> Turn:
+    def _run(self, turn: RunningTurn, ask: Ask, begun: Begun, recalled: Recalled) -> Turn:
         system = self._settings.system_prompt if ask.system_prompt is None else ask.system_prompt
         turn.memories = recalled.ids
         prompt = Prompt(
@@ -264,21 +239,19 @@ class Turns:
         )
         turn.append(Step.CREATED)
         self._ended.remove(turn.id)
-        production = self._running[turn.id] = _Production(turn, current_user.get())
-        self._shares.add(production.user)
-        production.task = asyncio.get_running_loop().create_task(self._produce(turn, production, prompt))
+        self._running[turn.id] = turn
+        self._shares.add(turn.user)
+        turn.task = asyncio.get_running_loop().create_task(self._produce(turn, prompt))
         return turn
 
     def get(self, owner: str, turn_id: str) -> Turn | None:
         """Return a turn that runs here or ended here not long ago, if it is *owner*'s."""
-        production = self._running.get(turn_id)
-        turn = production.turn if production is not None else self._ended.get(turn_id)
+        turn = self._running.get(turn_id) or self._ended.get(turn_id)
         return turn if turn is not None and turn.caller.user_id == owner else None
 
     async def find_running(self, owner: str, conversation_id: str) -> Turn | None:
         """Return the turn that runs in a conversation of *owner*, here or on another worker, if any."""
-        for production in self._running.values():
-            turn = production.turn
+        for turn in self._running.values():
             if turn.conversation_id == conversation_id and turn.caller.user_id == owner:
                 return turn
         record = None if self._remote_turns is None else await self._store.fetch_running(owner, conversation_id)
@@ -300,10 +273,8 @@ class Turns:
     async def detach(self, turn: Turn) -> None:
         """Count a reader out; with the last one a turn that nobody waits for is cancelled."""
         turn.readers -= 1
-        if turn.readers == 0 and isinstance(turn, RemoteTurn) and self._remote_turns is not None:
-            self._remote_turns.let_go(turn)
-        elif turn.readers == 0 and not turn.ended and not turn.keep_running:
-            await self.stop(turn, Status.CANCELLED, "client_left")
+        if turn.readers == 0:
+            await turn.note_unread()
 
     async def stop(self, turn: Turn, status: Status = Status.CANCELLED, reason: str = "cancelled") -> None:
         """
@@ -312,15 +283,7 @@ class Turns:
         Whoever asks first decides the reason; a turn that has already got its last word keeps its own end. Raises
         ``Unavailable`` for a turn of a worker that cannot be reached.
         """
-        if isinstance(turn, RemoteTurn) and self._remote_turns is not None:
-            await self._remote_turns.stop(turn, reason)
-            return
-        production = self._running.get(turn.id)
-        if production is not None and production.task is not None and production.stop_reason is None:
-            production.stop_reason = (status, reason)
-            if production.generating:
-                production.task.cancel()
-        await turn.wait_ended()
+        await turn.stop(status, reason)
 
     async def close(self, *, drain_timeout_s: float) -> None:
         """
@@ -333,51 +296,55 @@ class Turns:
         deadline = loop.time() + drain_timeout_s
         if self._starting:
             await asyncio.wait(self._starting)  # each is bounded by the store's own deadline
-        tasks = [production.task for production in self._running.values() if production.task is not None]
+        tasks = [turn.task for turn in self._running.values() if turn.task is not None]
         if tasks:
             await asyncio.wait(tasks, timeout=drain_timeout_s)
-        turns = [production.turn for production in self._running.values()]
+        turns = list(self._running.values())
         # All at once: each waits for its end to be stored, or for that to fail.
-        await asyncio.gather(*(self.stop(turn, Status.INCOMPLETE, "server_stopped") for turn in turns))
+        await asyncio.gather(*(turn.stop(Status.INCOMPLETE, "server_stopped") for turn in turns))
         await self._recorder.close(deadline)
 
-    async def _produce(self, turn: Turn, production: _Production, prompt: Prompt) -> None:
+    async def _produce(self, turn: RunningTurn, prompt: Prompt) -> None:
         finish: Finish | None = None
         error: RequestError | None = None
         # A task that is cancelled before its first step takes none, so ``stop`` leaves it to see here that it is to stop.
-        production.generating = production.stop_reason is None
+        turn.generating = turn.stop_reason is None
         try:
-            if production.generating:
-                finish = await self._generate(turn, production, prompt)
+            if turn.generating:
+                finish = await self._generate(turn, prompt)
             if finish is not None and not turn.text():
-                raise _wordless(finish)
+                raise error_without_text(finish)
         except RequestError as exc:
             error = exc.bare()
         except asyncio.CancelledError:
-            if production.stop_reason is None:
-                production.stop_reason = (Status.INCOMPLETE, "server_stopped")
+            if turn.stop_reason is None:
+                turn.stop_reason = (Status.INCOMPLETE, "server_stopped")
         except Exception:
             logger.exception("a turn failed through a defect", response_id=turn.id)
             error = RequestError("Something went wrong here.")
         # Critical section: from here on the task is not cancelled by ``stop``, so the end is stored.
-        production.generating = False
+        turn.generating = False
         cancellation.absorb()
         self._recorder.forget_text(turn)
-        status, reason = _outcome(finish, production.stop_reason, error, has_text=bool(turn.text()))
-        if finish is not None:
-            turn.model = storable_text(finish.model) or turn.model
-        turn.tokens = storable_tokens(finish, turn)
+        status, reason = outcome(finish, turn.stop_reason, error, has_text=bool(turn.text()))
+        model = "" if finish is None else storable_text(finish.model)
+        end = TurnEnd(status, reason, error, storable_tokens(finish, turn), model)
         try:
-            if await self._recorder.store_end(turn, status, reason, error):
-                self._tell_end(turn, status, reason, error)
-            else:
-                self._tell_not_stored(turn, Unavailable(NOT_STORED, retry_after_s=RETRY_AFTER_S))
+            stored = await self._recorder.store_end(turn, end)
+            if stored is None:
+                stored = _not_stored(turn, end, Unavailable(NOT_STORED, retry_after_s=RETRY_AFTER_S))
         except Exception:
             # Whatever went wrong, its readers wait for its end.
             logger.exception("the end of a turn was not stored through a defect", response_id=turn.id)
-            self._tell_not_stored(turn, RequestError("Something went wrong here."))
+            stored = _not_stored(turn, end, RequestError("Something went wrong here."))
+        # Not before: whoever looks at the turn takes this for its stored end.
+        self._running.pop(turn.id, None)
+        self._shares.give_back(turn.user)
+        turn.task = None
+        turn.end(stored)
+        self._ended.add(turn)
 
-    async def _generate(self, turn: Turn, production: _Production, prompt: Prompt) -> Finish | None:
+    async def _generate(self, turn: RunningTurn, prompt: Prompt) -> Finish | None:
         """Read the model's stream into the log; returns None when the model was cut off here."""
         finish = None
         length = 0
@@ -403,44 +370,13 @@ class Turns:
                 self._recorder.note_text(turn)
         return finish
 
-    def _tell_not_stored(self, turn: Turn, error: RequestError) -> None:
-        self._tell_end(turn, Status.INCOMPLETE if turn.text() else Status.FAILED, "not_stored", error)
 
-    def _tell_end(self, turn: Turn, status: Status, reason: str, error: RequestError | None) -> None:
-        # Not before: whoever looks at the turn takes these for its stored end.
-        turn.status, turn.reason, turn.error = status, reason, error
-        production = self._running.pop(turn.id, None)
-        if production is not None:
-            self._shares.give_back(production.user)
-        turn.ended_at = turn.ended_at or datetime.now(UTC)
-        turn.end()
-        self._ended.add(turn)
-
-
-def _outcome(
-    finish: Finish | None, stopped: tuple[Status, str] | None, error: RequestError | None, *, has_text: bool
-) -> tuple[Status, str]:
-    """Return how a turn ended, and why."""
-    if error is not None:
-        reason = (error.details or {}).get("reason", error.code)
-        return (Status.INCOMPLETE if has_text else Status.FAILED), reason
-    if finish is not None and finish.reason not in BROKEN:
-        return (Status.COMPLETED if finish.reason == "stop" else Status.INCOMPLETE), _reason_of(finish)
-    if stopped is not None:
-        return stopped
-    return Status.INCOMPLETE, "stream_lost" if finish is None else _reason_of(finish)
-
-
-def _reason_of(finish: Finish) -> str:
-    return REASONS.get(finish.reason, finish.reason)
-
-
-def _wordless(finish: Finish) -> RequestError:
-    """Return what a turn has failed with whose model ended so, and said nothing."""
-    if finish.reason in ("stalled", "deadline"):
-        return DeadlineExceeded("The language model broke off before its first word.")
-    if finish.reason == "lost":
-        return BadGateway("The language model broke off before its first word.")
-    reason = "empty" if finish.reason == "stop" else _reason_of(finish)
-    words = WORDLESS.get(reason, f"The language model ended without a word: {reason}.")
-    return BadGateway(words, details={"reason": reason})
+def _not_stored(turn: Turn, end: TurnEnd, error: RequestError) -> TurnEnd:
+    """Return what readers are told of a turn whose *end* could not be stored."""
+    return msgspec.structs.replace(
+        end,
+        status=Status.INCOMPLETE if turn.text() else Status.FAILED,
+        reason="not_stored",
+        error=error,
+        ended_at=datetime.now(UTC),
+    )

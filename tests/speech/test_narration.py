@@ -14,6 +14,7 @@ from jarvis_core.errors import BadGateway
 from jarvis_core.models import Caller, Status, new_id
 from jarvis_core.speech.narration import CHUNK_S, START, Cursor, Narrated, Narration
 from jarvis_core.speech.synthesis import SpeechOptions, SpeechStream, Synthesizer
+from jarvis_core.store.turns import TurnEnd
 from jarvis_core.turns.log import CLOSING, OPENING, Step, Turn
 from jarvis_core.words.sentences import SentenceSplitter
 
@@ -156,8 +157,7 @@ def begun(*texts: str) -> Turn:
 
 def end(turn: Turn, status: Status = Status.COMPLETED, reason: str = "stop") -> None:
     """End a turn."""
-    turn.status, turn.reason = status, reason
-    turn.end()
+    turn.end(TurnEnd(status, reason))
 
 
 def ended(*texts: str) -> Turn:

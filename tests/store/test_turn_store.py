@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from jarvis_core.errors import Conflict, NotFound, Unavailable
+from jarvis_core.errors import Conflict, DeadlineExceeded, NotFound, Unavailable
 from jarvis_core.models import IdempotencyKey, Status, Utterance, new_id
 from jarvis_core.processes.child import own_identity
 from jarvis_core.settings import Database
@@ -17,7 +17,7 @@ from jarvis_core.store.conversations import ConversationStore
 from jarvis_core.store.heartbeats import HeartbeatStore
 from jarvis_core.store.migrations import migrate
 from jarvis_core.store.pool import Pool
-from jarvis_core.store.turns import HISTORY_MESSAGES, Beginning, Begun, TurnStore
+from jarvis_core.store.turns import HISTORY_MESSAGES, Beginning, Begun, TurnEnd, TurnStore
 from tests.fakes.relay import DatabaseRelay
 
 OWNER = "ann"
@@ -63,7 +63,7 @@ def following(first: Beginning, content: str = "Et toi ?", **changes: Any) -> Be
 
 async def end(store: TurnStore, turn: Beginning, content: str = "Salut", status: Status = Status.COMPLETED) -> None:
     """End a running turn."""
-    assert await store.end(turn.turn_id, status=status, reason="stop", content=content, tokens=2, model="m")
+    assert await store.end(turn.turn_id, TurnEnd(status, "stop", tokens=2, model="m"), content)
 
 
 async def say(store: TurnStore, turn: Beginning, answer: str = "Salut") -> Begun | str:
@@ -295,9 +295,7 @@ async def test_end(store: TurnStore, conversations: ConversationStore) -> None:
     turn = beginning()
     await store.begin(turn)
     before = await conversations.fetch(OWNER, turn.conversation_id)
-    ended_at = await store.end(
-        turn.turn_id, status=Status.INCOMPLETE, reason="max_tokens", content="Sal🙂", tokens=7, model="m"
-    )
+    ended_at = await store.end(turn.turn_id, TurnEnd(Status.INCOMPLETE, "max_tokens", tokens=7, model="m"), "Sal🙂")
     record = await store.fetch(OWNER, turn.turn_id)
     assert (record.status, record.reason, record.content) == (Status.INCOMPLETE, "max_tokens", "Sal🙂")
     assert (record.tokens, record.model, record.error, record.ended_at) == (7, "m", None, ended_at)
@@ -336,7 +334,7 @@ async def test_error_of_a_failed_turn(store: TurnStore) -> None:
     """Why a turn failed is kept, for a person."""
     turn = beginning()
     await store.begin(turn)
-    await store.end(turn.turn_id, status=Status.FAILED, reason="timeout", content="", tokens=0, model="", error="Late.")
+    await store.end(turn.turn_id, TurnEnd(Status.FAILED, "timeout", DeadlineExceeded("Late.")), "")
     record = await store.fetch(OWNER, turn.turn_id)
     assert (record.status, record.reason, record.error) == (Status.FAILED, "timeout", "Late.")
 
@@ -346,10 +344,7 @@ async def test_ending_twice(store: TurnStore, pool: Pool) -> None:
     turn = beginning()
     await store.begin(turn)
     results = await asyncio.gather(
-        *(
-            store.end(turn.turn_id, status=Status.COMPLETED, reason="stop", content=f"{n}", tokens=1, model="m")
-            for n in range(5)
-        )
+        *(store.end(turn.turn_id, TurnEnd(Status.COMPLETED, "stop", tokens=1, model="m"), f"{n}") for n in range(5))
     )
     assert sum(result is not None for result in results) == 1
     assert await counts(pool) == (1, 2, 1, 0)
@@ -362,7 +357,7 @@ async def test_end_of_a_deleted_conversation(store: TurnStore, conversations: Co
     turn = beginning()
     await store.begin(turn)
     await conversations.delete(OWNER, turn.conversation_id)
-    result = await store.end(turn.turn_id, status=Status.COMPLETED, reason="stop", content="a", tokens=1, model="m")
+    result = await store.end(turn.turn_id, TurnEnd(Status.COMPLETED, "stop", tokens=1, model="m"), "a")
     assert result is None
     await store.checkpoint([(turn.turn_id, "a", "m")])
     assert await counts(pool) == (0, 0, 0, 0)
@@ -391,7 +386,7 @@ async def test_end_of_a_turn_that_others_closed(
     for turn in (with_text, without):
         assert (await store.fetch(OWNER, turn.turn_id)).status is Status.INCOMPLETE
         for _ in range(2):  # a second time, where the answer to the first was lost
-            await store.end(turn.turn_id, status=Status.COMPLETED, reason="stop", content="Salut", tokens=2, model="m")
+            await store.end(turn.turn_id, TurnEnd(Status.COMPLETED, "stop", tokens=2, model="m"), "Salut")
         record = await store.fetch(OWNER, turn.turn_id)
         assert (record.status, record.reason, record.content) == (Status.COMPLETED, "stop", "Salut")
         messages, _ = await conversations.fetch_history(OWNER, turn.conversation_id, limit=9, after=0)
@@ -407,10 +402,10 @@ async def test_end_of_somebody_elses_turn(store: TurnStore, pool: Pool, presence
     other = TurnStore(pool)
     turn = beginning(key=KEY)
     await store.begin(turn)
-    assert await other.end(turn.turn_id, status=Status.FAILED, reason="x", content="", tokens=0, model="") is None
+    assert await other.end(turn.turn_id, TurnEnd(Status.FAILED, "x"), "") is None
     await presence.close_strays()
     assert await other.begin_again(turn) is not None
-    assert await store.end(turn.turn_id, status=Status.FAILED, reason="x", content="", tokens=0, model="") is None
+    assert await store.end(turn.turn_id, TurnEnd(Status.FAILED, "x"), "") is None
     record = await store.fetch(OWNER, turn.turn_id)
     assert (record.status, record.worker) == (Status.RUNNING, other.worker_id)
 

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from jarvis_core.models import Caller, Status, TurnRecord
+from jarvis_core.store.turns import TurnEnd
 from jarvis_core.turns.log import CLOSING, OPENING, Entry, Reader, Step, Turn
 
 pytestmark = pytest.mark.every_python
@@ -29,8 +30,7 @@ def spoken(*pieces: str, status: Status = Status.COMPLETED) -> Turn:
     turn = new_turn()
     for number, piece in enumerate(pieces):
         turn.append(*(() if number else OPENING), piece)
-    turn.status = status
-    turn.end()
+    turn.end(TurnEnd(status, "stop"))
     return turn
 
 
@@ -138,8 +138,7 @@ async def test_many_readers() -> None:
     for character in TEXT * 3:
         turn.append(character)
         await asyncio.sleep(0)
-    turn.status = Status.COMPLETED
-    turn.end()
+    turn.end(TurnEnd(Status.COMPLETED, "stop"))
     async with asyncio.timeout(5):
         await asyncio.gather(*tasks)
     assert {join(one) for one in taken} == {TEXT * 3}
@@ -213,7 +212,7 @@ async def test_wait_ended() -> None:
     waiting = asyncio.create_task(turn.wait_ended())
     await asyncio.sleep(0.01)
     assert not waiting.done()
-    turn.end()
+    turn.end(TurnEnd(Status.COMPLETED, "stop"))
     async with asyncio.timeout(1):
         await waiting
     assert turn.ended
@@ -251,8 +250,7 @@ def test_discarded() -> None:
     turn.discard_text()
     assert (turn.text(), turn.logged_text()) == ("", "Okay, hm.")
     turn.append("Oui", ".")
-    turn.status = Status.COMPLETED
-    turn.end()
+    turn.end(TurnEnd(Status.COMPLETED, "stop"))
     assert turn.text() == "Oui."
     for reader in (early, late, Reader(turn), Reader(turn, 5), Reader(turn, 12)):
         taken = reader.take()

@@ -90,10 +90,10 @@ async def test_end_is_stored_before_it_is_shown(pool: Pool, monkeypatch: pytest.
     store_end = store.end
     arrived, go_on = asyncio.Event(), asyncio.Event()
 
-    async def end(turn_id: str, **fields: Any) -> datetime | None:
+    async def end(*arguments: Any) -> datetime | None:
         arrived.set()
         await go_on.wait()
-        return await store_end(turn_id, **fields)
+        return await store_end(*arguments)
 
     monkeypatch.setattr(store, "end", end)
     turn = await turns.start(Ask("hello"), CALLER)

@@ -22,6 +22,7 @@ from jarvis_core.store.turns import Beginning, Begun, TurnStore
 from jarvis_core.turns import ended as ended_turns
 from jarvis_core.turns import recorder as turn_recorder
 from jarvis_core.turns.log import Reader, Step, Turn
+from jarvis_core.turns.running_turn import RunningTurn
 from jarvis_core.turns.turns import Ask, Turns
 from tests.fakes.faults import Fault
 from tests.fakes.python_bridges import BridgesMode, FakeBridges
@@ -424,6 +425,7 @@ async def test_keep_running(turns: Turns, bridges: FakeBridges, pool: Pool) -> N
     """A turn that is to go on without readers goes on to its end."""
     bridges.mode = BridgesMode(shape="ndjson", hold_after=2)
     turn = await turns.start(ASK, ANN)
+    assert isinstance(turn, RunningTurn)
     turn.keep_running = True
     turns.attach(turn)
     await until_text(turn, "You said:")

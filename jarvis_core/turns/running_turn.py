@@ -1,0 +1,47 @@
+"""A turn that runs on this worker: its task, and whether it may be cancelled."""
+
+from __future__ import annotations
+
+import asyncio
+
+from jarvis_core.models import Caller, Status
+from jarvis_core.turns.log import Turn
+
+
+class RunningTurn(Turn):
+    """A turn that runs on this worker, or has ended here."""
+
+    def __init__(
+        self,
+        caller: Caller,
+        conversation_id: str,
+        turn_id: str,
+        user_message_id: str,
+        *,
+        user: str,
+        keep_running: bool,
+    ) -> None:
+        super().__init__(caller, conversation_id, turn_id, user_message_id)
+        self.user = user
+        """The user in whose share it counts."""
+        self.keep_running = keep_running
+        """Whether the turn goes on without readers."""
+        self.task: asyncio.Task[None] | None = None
+        """Produces the turn; None before that begins, and once the turn has ended."""
+        self.generating = False
+        """Whether the task may be cancelled: it has taken its first step, and the end is not being stored."""
+        self.stop_reason: tuple[Status, str] | None = None
+        """How the turn is to end; set by the first request to stop it."""
+
+    async def stop(self, status: Status, reason: str) -> None:
+        """Cancel the model's stream; the first request decides the reason. Returns once the end is stored."""
+        if self.stop_reason is None:
+            self.stop_reason = (status, reason)
+            if self.generating and self.task is not None:
+                self.task.cancel()
+        await self.wait_ended()
+
+    async def note_unread(self) -> None:
+        """Cancel the turn, unless it goes on without readers."""
+        if not self.ended and not self.keep_running:
+            await self.stop(Status.CANCELLED, "client_left")
