@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from jarvis_core import log
 from jarvis_core.codec.request import TranscribeRequest
 from jarvis_core.container import Container, open_container
-from jarvis_core.handlers import openapi
+from jarvis_core.handlers import openapi, query
 from jarvis_core.handlers.admission import Admission
 from jarvis_core.handlers.call import Call, Reply
 from jarvis_core.handlers.chat import ChatHandlers
@@ -224,10 +224,6 @@ def routes_for(container: Container) -> list[Route]:
         container.voices,
         body_limit_bytes=container.settings.server.body_limit_bytes,
     )
-    page = (
-        ("limit", "integer", "How many at most."),
-        ("cursor", "string", "The next_cursor of the page before."),
-    )
     return [
         Route("GET", "/health", health.health, "How the core and its neighbours are.", public=True,
               response=HealthBody, other=((503, HealthBody, "Unhealthy: the database is unusable."),)),
@@ -242,14 +238,13 @@ def routes_for(container: Container) -> list[Route]:
               response=ResponseState),
         Route("GET", "/api/chat/response/{id}/events", chat.response_events, "Follow a turn, or replay it.",
               media_type="text/event-stream",
-              query=(("after", "integer", "Go on after this event's id."),),
+              query=(query.AFTER,),
               headers=(("Last-Event-ID", "As after; what browsers send when they come back."),)),
         Route("POST", "/api/chat/response/{id}/cancel", chat.cancel, "Stop a turn; answers once the model has stopped.",
               response=ResponseState, exempt_from_limits=True),
         Route("GET", "/api/chat/conversations", chat.list_conversations, "Conversations, newest first.",
               response=ConversationPage,
-              query=(*page, ("q", "string", "Only those with this in title or messages."),
-                     ("archived", "boolean", "Only archived ones, or only others."))),
+              query=(query.LIMIT, query.CURSOR, query.SOUGHT, query.ARCHIVED)),
         Route("POST", "/api/chat/conversation", chat.create_conversation, "Make an empty conversation.",
               request=CreateConversation, response=ConversationBody),
         Route("PATCH", "/api/chat/conversation/{id}", chat.change_conversation, "Rename or archive a conversation.",
@@ -257,13 +252,13 @@ def routes_for(container: Container) -> list[Route]:
         Route("DELETE", "/api/chat/conversation/{id}", chat.delete_conversation,
               "Delete a conversation with its messages; a running turn is cancelled.", response=Deleted),
         Route("GET", "/api/chat/history/{id}", chat.history, "Messages of a conversation, oldest first.",
-              response=HistoryPage, query=page),
+              response=HistoryPage, query=(query.LIMIT, query.CURSOR)),
         Route("POST", "/api/memory/add", memory.add_memory, "Remember something; what says the same is one entry.",
               request=AddMemory, response=StoredMemory),
         Route("POST", "/api/memory/search", memory.search_memories, "What is remembered, by meaning and by words.",
               request=SearchMemories, response=SearchReply),
         Route("GET", "/api/memory/list", memory.list_memories, "All that is remembered, newest first.",
-              response=MemoryPage, query=page),
+              response=MemoryPage, query=(query.LIMIT, query.CURSOR)),
         Route("GET", "/api/memory/entry/{id}", memory.memory, "One entry, also one that was superseded.",
               response=MemoryBody),
         Route("PATCH", "/api/memory/entry/{id}", memory.change_memory, "Change an entry's words or importance.",
@@ -271,9 +266,7 @@ def routes_for(container: Container) -> list[Route]:
         Route("DELETE", "/api/memory/entry/{id}", memory.delete_memory, "Forget an entry.", response=Deleted),
         Route("POST", "/api/voice/transcribe", voice.transcribe, "What a recording says.",
               request=TranscribeRequest, response=TranscribeReply, uploads=UPLOADS,
-              query=(("language", "string", "Where the body names none."),
-                     ("format", "string", "pcm16 for 16-bit samples without a header."),
-                     ("sample_rate", "integer", "Of samples without a header, where the body names none."))),
+              query=(query.LANGUAGE, query.FORMAT, query.SAMPLE_RATE)),
         Route("POST", "/api/voice/synthesize", voice.synthesize, "Speak a text; with Accept: audio/* as it is made.",
               request=SynthesizeRequest, response=SynthesizeReply,
               media=("audio/wav", "audio/mpeg", "audio/ogg", "audio/pcm", "audio/x-float32")),

@@ -287,26 +287,6 @@ def text_field(path: str, text: str) -> str:
     return text
 
 
-def integer_field(query: dict[str, str], name: str, default: int, lowest: int, highest: int) -> int:
-    """Return the whole number *name* of a query; raises ``InvalidRequest`` out of *lowest*..*highest*."""
-    text = query.get(name)
-    if text is None:
-        return default
-    if not (text.isascii() and text.isdigit() and len(text) <= 9 and lowest <= int(text) <= highest):
-        raise InvalidRequest.field(f"query.{name}", f"must be a whole number from {lowest} to {highest}")
-    return int(text)
-
-
-def boolean_field(query: dict[str, str], name: str) -> bool | None:
-    """Return the truth value *name* of a query, None when absent; raises ``InvalidRequest``."""
-    text = query.get(name)
-    if text is None:
-        return None
-    if text not in ("true", "false"):
-        raise InvalidRequest.field(f"query.{name}", "must be true or false")
-    return text == "true"
-
-
 def broken_body() -> InvalidRequest:
     """
     Return the error for a body that broke off.

@@ -8,8 +8,9 @@ from datetime import UTC, datetime
 import msgspec
 
 from jarvis_core.errors import InvalidRequest
-from jarvis_core.handlers.call import Call, Reply, boolean_field, integer_field, text_field
+from jarvis_core.handlers.call import Call, Reply, text_field
 from jarvis_core.handlers.cursor import encoded, position, time_and_id
+from jarvis_core.handlers.query import AFTER, ARCHIVED, LIMIT
 from jarvis_core.handlers.stream import send_events, wait_for_end
 from jarvis_core.handlers.wire import (
     ChangeConversation,
@@ -24,8 +25,6 @@ from jarvis_core.turns.conversations import Conversations
 from jarvis_core.turns.log import Turn
 from jarvis_core.turns.turns import Ask, Turns
 
-DEFAULT_LIMIT = 50
-HIGHEST_LIMIT = 200
 QUERY_LIMIT_CHARS = 200
 KEY_LIMIT_CHARS = 255
 
@@ -69,12 +68,11 @@ class ChatHandlers:
 
     async def response_events(self, call: Call) -> None:
         """Answer ``GET /api/chat/response/{id}/events``: follow a turn, or replay it."""
-        after = integer_field(call.query(), "after", -1, 0, 999_999_999)
-        if after < 0:
-            last = call.header(b"last-event-id")
-            after = integer_field({"after": last} if last else {}, "after", 0, 0, 999_999_999)
+        after = AFTER.read(call.query())
+        if after is None and (last := call.header(b"last-event-id")):
+            after = AFTER.read({AFTER.name: last})
         turn = await self._turns.find(call.caller, call.path_param)
-        await send_events(call, self._turns, turn, after)
+        await send_events(call, self._turns, turn, after or 0)
 
     async def cancel(self, call: Call) -> Reply:
         """Answer ``POST /api/chat/response/{id}/cancel`` once the model's connection is closed."""
@@ -85,7 +83,7 @@ class ChatHandlers:
     async def list_conversations(self, call: Call) -> Reply:
         """Answer ``GET /api/chat/conversations``."""
         query = call.query()
-        limit = integer_field(query, "limit", DEFAULT_LIMIT, 1, HIGHEST_LIMIT)
+        limit = LIMIT.read(query)
         sought = query.get("q") or None
         if sought is not None and len(text_field("query.q", sought)) > QUERY_LIMIT_CHARS:
             raise InvalidRequest.field("query.q", f"must have at most {QUERY_LIMIT_CHARS} characters")
@@ -94,7 +92,7 @@ class ChatHandlers:
             limit=limit,
             after=time_and_id(query["cursor"]) if query.get("cursor") else None,
             query=sought,
-            archived=boolean_field(query, "archived"),
+            archived=ARCHIVED.read(query),
         )
         cursor = encoded(f"{page[-1].updated_at.isoformat()} {page[-1].id}") if more else None
         return Reply(_encoder.encode({"conversations": page, "next_cursor": cursor}))
@@ -127,7 +125,7 @@ class ChatHandlers:
     async def history(self, call: Call) -> Reply:
         """Answer ``GET /api/chat/history/{id}``."""
         query = call.query()
-        limit = integer_field(query, "limit", DEFAULT_LIMIT, 1, HIGHEST_LIMIT)
+        limit = LIMIT.read(query)
         messages, last = await self._conversations.fetch_history(
             call.caller.user_id,
             call.path_param,

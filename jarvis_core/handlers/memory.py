@@ -8,8 +8,9 @@ import msgspec
 from msgspec import UNSET
 
 from jarvis_core.errors import InvalidRequest
-from jarvis_core.handlers.call import Call, Reply, integer_field, text_field
+from jarvis_core.handlers.call import Call, Reply, text_field
 from jarvis_core.handlers.cursor import encoded, time_and_id
+from jarvis_core.handlers.query import LIMIT
 from jarvis_core.handlers.wire import (
     AddMemory,
     ChangeMemory,
@@ -24,9 +25,6 @@ from jarvis_core.handlers.wire import (
 )
 from jarvis_core.memory import Memories
 from jarvis_core.models import Memory
-
-DEFAULT_LIMIT = 50
-HIGHEST_LIMIT = 200
 
 _encoder = msgspec.json.Encoder()
 _add_decoder = msgspec.json.Decoder(AddMemory)
@@ -71,7 +69,7 @@ class MemoryHandlers:
     async def list_memories(self, call: Call) -> Reply:
         """Answer ``GET /api/memory/list``."""
         query = call.query()
-        limit = integer_field(query, "limit", DEFAULT_LIMIT, 1, HIGHEST_LIMIT)
+        limit = LIMIT.read(query)
         page, more, total = await self._memories.fetch_page(
             call.caller.user_id, limit=limit, after=time_and_id(query["cursor"]) if query.get("cursor") else None
         )

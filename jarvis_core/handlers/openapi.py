@@ -27,12 +27,6 @@ FORM = {
 }
 """An upload from a page's form: the file, and the fields that JSON has beside it."""
 
-RANGES = {
-    "limit": {"minimum": 1, "maximum": 200, "default": 50},
-    "after": {"minimum": 0, "maximum": 999_999_999},
-    "sample_rate": {"minimum": 1_000, "maximum": 384_000},
-}
-"""Of whole numbers in queries, by their names."""
 LIMITED = {
     "Retry-After": {"schema": {"type": "integer"}, "description": "Seconds until the next try makes sense."},
     "RateLimit": {"schema": {"type": "string"}, "description": "What is left (draft-ietf-httpapi-ratelimit-headers)."},
@@ -100,10 +94,10 @@ def _parameters(route: Route) -> list[dict[str, Any]]:
         parameters.append(
             {"name": "id", "in": "path", "required": True, "schema": {"type": "string", "format": "uuid"}}
         )
-    for name, kind, description in route.query:
-        schema: dict[str, Any] = {"type": kind}
-        schema.update(RANGES.get(name, {}))
-        parameters.append({"name": name, "in": "query", "schema": schema, "description": description})
+    parameters += [
+        {"name": field.name, "in": "query", "schema": field.schema(), "description": field.description}
+        for field in route.query
+    ]
     for name, description in route.headers:
         parameters.append({"name": name, "in": "header", "schema": {"type": "string"}, "description": description})
     return parameters

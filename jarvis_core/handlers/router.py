@@ -23,6 +23,7 @@ from jarvis_core.handlers import failure
 from jarvis_core.handlers.admission import Admission
 from jarvis_core.handlers.call import SECURITY_HEADERS, Call, ClientLeft, Reply, broken_body
 from jarvis_core.handlers.origin import SAFE_METHODS
+from jarvis_core.handlers.query import QueryField
 from jarvis_core.metrics import Metrics, RouteMetrics
 
 logger = log.get(__name__)
@@ -59,8 +60,7 @@ class Route(NamedTuple):
     response: Any = None
     """The struct of the JSON answer with status 200; None where it is not JSON."""
     media_type: str = "application/json"
-    query: tuple[tuple[str, str, str], ...] = ()
-    """(name, JSON type, description) of each field of the query."""
+    query: tuple[QueryField, ...] = ()
     headers: tuple[tuple[str, str], ...] = ()
     """(name, description) of each header of its own."""
     other: tuple[tuple[int, Any, str], ...] = ()

@@ -13,7 +13,8 @@ from jarvis_core import log
 from jarvis_core.codec.client import EncodedPiece
 from jarvis_core.codec.messages import OutputFormat
 from jarvis_core.errors import InvalidRequest, Overloaded, RateLimited, RequestError, TooLarge
-from jarvis_core.handlers.call import BoundedSends, Call, ClientLeft, Reply, integer_field, text_field
+from jarvis_core.handlers.call import BoundedSends, Call, ClientLeft, Reply, text_field
+from jarvis_core.handlers.query import SAMPLE_RATE
 from jarvis_core.handlers.wire import SynthesizeReply, SynthesizeRequest
 from jarvis_core.speech.synthesis import SpeechOptions, SpeechStream, Synthesizer, Voices, pieces_of
 from jarvis_core.speech.transcription import CLIP_LIMIT_BYTES, Heard, Transcriber
@@ -24,7 +25,6 @@ _failures = log.LogThrottle()
 
 UPLOAD_LIMIT_BYTES = CLIP_LIMIT_BYTES * 4 // 3 + (64 << 10)
 """Base64 is a third longer than the audio, and stands in JSON or between multipart's lines."""
-LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 1_000, 384_000
 BASE64_SLICE_BYTES = 3 << 19
 """A multiple of 3, whose base64 is made in a few milliseconds."""
 WHOLE_LIMIT_BYTES = 32 << 20
@@ -80,7 +80,7 @@ class VoiceHandlers:
         language = query.get("language") or None
         if language is not None and len(language) > 10:
             raise InvalidRequest.field("query.language", "must have at most 10 characters")
-        rate_hz = integer_field(query, "sample_rate", 0, LOWEST_RATE_HZ, HIGHEST_RATE_HZ) or None
+        rate_hz = SAMPLE_RATE.read(query)
         try:
             with self._transcriber.held.growing() as grow:
                 call.declared_length(UPLOAD_LIMIT_BYTES)
