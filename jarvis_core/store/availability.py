@@ -134,7 +134,7 @@ class Availability:
         Return a connection, and whom to give it back.
 
         Raises ``Away`` as soon as that is known, or when *patient* once it has been away for ``PATIENCE_S``;
-        ``PoolTimeout`` after the deadline.
+        ``PoolTimeout`` after the deadline, ``QueueFull`` where too many wait already.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._timeout_s

@@ -23,7 +23,7 @@ from psycopg.rows import TupleRow
 
 from jarvis_core import cancellation
 from jarvis_core.errors import JarvisError
-from jarvis_core.fair_queue import FairQueue, QueueFull
+from jarvis_core.fair_queue import FairQueue
 from jarvis_core.shares import NOBODY, current_user
 from jarvis_core.store.prepared import Parameters, PreparedStatements
 from jarvis_core.store.session import Session, Setting, greet, set_locally
@@ -40,15 +40,7 @@ class GivenUp(JarvisError):
 
 
 class PoolTimeout(JarvisError):
-    """
-    No connection became free in time, or too many wait for one already; nothing was sent to the database.
-
-    *greedy* where it is this user that has too many waiting.
-    """
-
-    def __init__(self, *, greedy: bool = False) -> None:
-        super().__init__("no connection was free")
-        self.greedy = greedy
+    """No connection became free in time; nothing was sent to the database."""
 
 
 class Connection(psycopg.AsyncConnection[TupleRow]):
@@ -263,7 +255,11 @@ class Connections:
         await self._pool.close(timeout=timeout_s)
 
     async def borrow(self, timeout_s: float) -> Connection:
-        """Return a connection, to be given back; raises ``GivenUp``, and ``PoolTimeout`` after *timeout_s* seconds."""
+        """
+        Return a connection, to be given back.
+
+        Raises ``GivenUp``, ``PoolTimeout`` after *timeout_s* seconds, and ``QueueFull`` at once.
+        """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
         if self.closed:
@@ -272,8 +268,6 @@ class Connections:
         if not self._queue.take(NOBODY):
             try:
                 await self._queue.wait(current_user.get(), deadline)
-            except QueueFull as exc:
-                raise PoolTimeout(greedy=exc.greedy) from exc
             except TimeoutError as exc:
                 raise PoolTimeout from exc
         try:

@@ -17,7 +17,7 @@ from psycopg.rows import TupleRow
 
 from jarvis_core import log
 from jarvis_core.errors import DeadlineExceeded, Overloaded, RequestError, StartError, Unavailable
-from jarvis_core.fair_queue import refusal
+from jarvis_core.fair_queue import QueueFull, refusal
 from jarvis_core.settings import Database
 from jarvis_core.store.address import parse
 from jarvis_core.store.availability import Availability, Away
@@ -192,9 +192,11 @@ class Pool:
             return await self._availability.borrow(patient=patient)
         except Away as exc:
             raise _away() from exc
-        except PoolTimeout as exc:
+        except QueueFull as exc:
             if exc.greedy:
                 raise refusal("the database", RETRY_AFTER_S, greedy=True) from exc
+            raise (_busy() if self.healthy else _away()) from exc
+        except PoolTimeout as exc:
             raise (_busy() if self.healthy else _away()) from exc
 
     def _translate(self, exc: psycopg.Error, connections: Connections, connection: Connection) -> RequestError | None:
