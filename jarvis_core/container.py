@@ -36,6 +36,7 @@ from jarvis_core.services.tokens import TokenMint
 from jarvis_core.services.transport import Transport
 from jarvis_core.settings import Database, Settings, WorkerGroup
 from jarvis_core.shared.cache import Cache, LocalCache, SharedCache
+from jarvis_core.shared.mailbox import Mailbox, NoMailbox
 from jarvis_core.shared.worker_stats import WorkerStats
 from jarvis_core.speech.cache import SpeechCache
 from jarvis_core.speech.queued_speech import QueuedSpeech
@@ -191,8 +192,8 @@ async def _open_storage(settings: Settings, group: WorkerGroup, stack: AsyncExit
     turns = TurnStore(pool, new_id())
     with _database_needed():
         heartbeats = await _open_heartbeats(settings.database, group, turns.worker_id, pool, stack, alone=alone)
-    cache = await _open_cache(settings, turns.worker_id, stack)
-    return _Storage(pool, turns, heartbeats, cache, None if alone else RemoteTurns(turns, cache))
+    cache, mailbox = await _open_shared(settings, turns.worker_id, stack)
+    return _Storage(pool, turns, heartbeats, cache, None if alone else RemoteTurns(turns, mailbox))
 
 
 def _open_neighbours(settings: Settings, stack: AsyncExitStack) -> dict[str, Transport]:
@@ -366,14 +367,14 @@ async def _open_heartbeats(
     return heartbeats
 
 
-async def _open_cache(settings: Settings, worker_id: str, stack: AsyncExitStack) -> Cache:
+async def _open_shared(settings: Settings, worker_id: str, stack: AsyncExitStack) -> tuple[Cache, Mailbox]:
     url = settings.cache.redis_url
     if url is None:
-        return LocalCache()
-    cache = SharedCache(url, worker_id)
-    stack.push_async_callback(_quietly, "the cache", cache.close)
-    await cache.open()
-    return cache
+        return LocalCache(), NoMailbox()
+    shared = SharedCache(url, worker_id)
+    stack.push_async_callback(_quietly, "the cache", shared.close)
+    await shared.open()
+    return shared, shared
 
 
 def _probe_intervals(settings: Settings, group: WorkerGroup) -> dict[str, float]:

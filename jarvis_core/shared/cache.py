@@ -15,7 +15,7 @@ import contextlib
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
@@ -23,15 +23,12 @@ from jarvis_core import cancellation, log
 from jarvis_core.errors import Unavailable
 from jarvis_core.settings import Secret
 from jarvis_core.shared import redis_address
+from jarvis_core.shared.mailbox import MAILBOX_TTL_S, OnMail, SharingState
 
 if TYPE_CHECKING:
     import coredis
 
 logger = log.get(__name__)
-
-CacheState = Literal["disabled", "healthy", "unavailable"]
-OnMail = Callable[[str, bytes], None]
-"""Called with each message: (sender's worker id, content)."""
 
 LOCAL_LIMIT_BYTES = 16 << 20
 LOCAL_LIMIT_VALUES = 1_000
@@ -40,8 +37,6 @@ VALUE_LIMIT_BYTES = 2 << 20
 VALUE_TIMEOUT_S = 0.25
 """Longest wait for a value: without it the worker does the work itself."""
 
-MAILBOX_TTL_S = 30
-"""A mailbox expires when its owner has not renewed it for so long; mail to it is refused then."""
 MAILBOX_LIMIT = 2_000
 """Entries of a mailbox, about; the oldest are dropped."""
 OUTBOX_LIMIT_BYTES = 1 << 20
@@ -58,9 +53,9 @@ OPEN_TIMEOUT_S = 2.0
 
 
 class Cache(Protocol):
-    """Values, counters and mail that workers share."""
+    """Values and counters that workers share."""
 
-    state: CacheState
+    state: SharingState
 
     async def get(self, key: str) -> bytes | None:
         """Return the value of *key*; None where there is none, or the cache does not answer at once."""
@@ -78,23 +73,15 @@ class Cache(Protocol):
         """
         ...
 
-    def post(self, worker_id: str, message: bytes) -> bool:
-        """Send *message* to another worker; return whether there is room for it."""
-        ...
-
-    def on_mail(self, receive: OnMail, lost: Callable[[str], None]) -> None:
-        """Call *receive* with each message, and *lost* with the id of a worker whose mailbox is gone."""
-        ...
-
     async def close(self) -> None:
         """Let go of everything."""
         ...
 
 
 class LocalCache:
-    """Keeps values in the memory of one worker; has no mail."""
+    """Keeps values in the memory of one worker."""
 
-    state: CacheState = "disabled"
+    state: SharingState = "disabled"
 
     def __init__(self, limit_bytes: int = LOCAL_LIMIT_BYTES) -> None:
         self._limit_bytes = limit_bytes
@@ -131,13 +118,6 @@ class LocalCache:
         self._counts[key] = (until, count + 1)
         return count + 1
 
-    def post(self, worker_id: str, message: bytes) -> bool:
-        """Do nothing: there is no way to another worker."""
-        return True
-
-    def on_mail(self, receive: OnMail, lost: Callable[[str], None]) -> None:
-        """Do nothing: there is no mail."""
-
     async def close(self) -> None:
         """Do nothing."""
 
@@ -148,10 +128,10 @@ class LocalCache:
 
 
 class SharedCache:
-    """Shares through Redis or Valkey, as the worker *worker_id*."""
+    """Shares values, counters and mail through Redis or Valkey, as the worker *worker_id*: a cache and a mailbox."""
 
     def __init__(self, url: Secret, worker_id: str) -> None:
-        self.state: CacheState = "unavailable"
+        self.state: SharingState = "unavailable"
         self._url = url.reveal()
         self._worker_id = worker_id
         self._mailbox = _mailbox(worker_id)

@@ -2,7 +2,7 @@
 Follows and stops turns that run on other workers, and lets other workers follow and stop those that run here.
 
 A turn belongs to the worker that began it. A worker that is asked for another's turn makes a ``RemoteTurn``: a log like
-any other, so that every kind of reader works on it, filled from the mail of the turn's worker (``shared/cache.py``),
+any other, so that every kind of reader works on it, filled from the mail of the turn's worker (``shared/mailbox.py``),
 which sends only on request. Mail may be lost, and a worker may die: a remote turn without news is compared with the
 store every half second, which has the text up to a second ago, and the end once there is one.
 """
@@ -21,7 +21,7 @@ import msgspec
 from jarvis_core import cancellation, log
 from jarvis_core.errors import RequestError, Unavailable, of_code
 from jarvis_core.models import Caller, Status, TurnRecord
-from jarvis_core.shared.cache import MAILBOX_TTL_S, Cache
+from jarvis_core.shared.mailbox import MAILBOX_TTL_S, Mailbox
 from jarvis_core.store.turns import TurnEnd, TurnStore
 from jarvis_core.tasks import start_in
 from jarvis_core.turns.log import Reader, Turn
@@ -78,9 +78,9 @@ class RemoteTurns:
     Owns a task for each turn that another worker follows or stops, and one that checks the remote turns.
     """
 
-    def __init__(self, store: TurnStore, cache: Cache) -> None:
+    def __init__(self, store: TurnStore, mailbox: Mailbox) -> None:
         self._store = store
-        self._cache = cache
+        self._mailbox = mailbox
         self._turns: LocalTurns | None = None
         self._remote: dict[tuple[str, str], RemoteTurn] = {}
         """By user and turn."""
@@ -105,7 +105,7 @@ class RemoteTurns:
     def serve(self, turns: LocalTurns) -> None:
         """Let other workers follow and stop *turns*, and start reading mail."""
         self._turns = turns
-        self._cache.on_mail(self._receive, self._note_lost_mailbox)
+        self._mailbox.on_mail(self._receive, self._note_lost_mailbox)
         self._keeper = asyncio.get_running_loop().create_task(self._keep())
 
     async def close(self) -> None:
@@ -134,7 +134,7 @@ class RemoteTurns:
             remote.extend(0, record.content)
             remote.left_at = remote.told_at = asyncio.get_running_loop().time()
             self._ask(remote)
-        if not remote.synced.is_set() and self._cache.state == "healthy":
+        if not remote.synced.is_set() and self._mailbox.state == "healthy":
             try:
                 async with cancellation.timeout(FIRST_MAIL_S):
                     await remote.synced.wait()
@@ -153,7 +153,7 @@ class RemoteTurns:
         Raises ``Unavailable`` where that worker cannot be reached, or the turn does not end in time.
         """
         remote.readers += 1
-        reachable = self._cache.state == "healthy"
+        reachable = self._mailbox.state == "healthy"
         try:
             async with cancellation.timeout(CANCEL_LIMIT_S if reachable else CANCEL_REPEAT_S):
                 while not remote.ended:
@@ -209,7 +209,7 @@ class RemoteTurns:
         self._post(remote.worker_id, Follow(remote.id, remote.caller.user_id, len(remote.logged_text())))
 
     def _post(self, worker_id: str, message: Message) -> bool:
-        return bool(worker_id) and self._cache.post(worker_id, encode(message))
+        return bool(worker_id) and self._mailbox.post(worker_id, encode(message))
 
     # Mail
 
@@ -367,7 +367,7 @@ class RemoteTurns:
             if not remote.ended
             and (
                 remote.needs_store_check
-                or self._cache.state != "healthy"
+                or self._mailbox.state != "healthy"
                 or now - max(self._heard.get(remote.worker_id, 0.0), remote.told_at) > SILENCE_S
             )
         ]
@@ -388,7 +388,7 @@ class RemoteTurns:
             remote.extend(0, record.content)
         if record.status is Status.RUNNING:
             remote.worker_id = record.worker or ""
-            if self._cache.state != "healthy" or self._heard.get(remote.worker_id, 0.0) < now - SILENCE_S:
+            if self._mailbox.state != "healthy" or self._heard.get(remote.worker_id, 0.0) < now - SILENCE_S:
                 # Its worker sends nothing: the store is the only source.
                 remote.needs_store_check = True
             remote.told_at = now

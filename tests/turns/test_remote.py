@@ -14,7 +14,7 @@ from jarvis_core.errors import NotFound, Unavailable
 from jarvis_core.models import Caller, Discard, Finish, Prompt, Status
 from jarvis_core.processes.child import own_identity
 from jarvis_core.settings import Llm
-from jarvis_core.shared.cache import CacheState
+from jarvis_core.shared.mailbox import SharingState
 from jarvis_core.store.heartbeats import HeartbeatStore
 from jarvis_core.store.pool import Pool
 from jarvis_core.store.turns import TurnStore
@@ -43,7 +43,7 @@ class Mail:
     """One worker's end of it."""
 
     def __init__(self, post: Post, worker_id: str) -> None:
-        self.state: CacheState = "healthy"
+        self.state: SharingState = "healthy"
         self._post = post
         self._worker_id = worker_id
 
@@ -62,19 +62,6 @@ class Mail:
     def on_mail(self, receive: Callable[[str, bytes], None], lost: Callable[[str], None]) -> None:
         """Open the mailbox."""
         self._post.boxes[self._worker_id] = (receive, lost)
-
-    async def get(self, key: str) -> bytes | None:
-        """Have nothing."""
-
-    async def put(self, key: str, value: bytes, ttl_s: int) -> None:
-        """Keep nothing."""
-
-    async def increment(self, key: str, ttl_s: int) -> int:
-        """Count nothing."""
-        return 0
-
-    async def close(self) -> None:
-        """Do nothing."""
 
 
 class Model:
