@@ -22,6 +22,7 @@ from jarvis_core.settings import Database
 from jarvis_core.store.address import Address
 from jarvis_core.store.connections import Connection, Connections, GivenUp, PoolTimeout
 from jarvis_core.store.session import SEARCH_PATH, is_definite
+from jarvis_core.tasks import start_in
 
 logger = log.get(__name__)
 _seldom = log.LogThrottle()
@@ -312,9 +313,7 @@ class Availability:
         connections, self._connections = self._connections, None
         self._back.clear()
         if connections is not None:
-            task = asyncio.get_running_loop().create_task(connections.close(self._timeout_s))
-            self._closing.add(task)
-            task.add_done_callback(self._closing.discard)
+            start_in(self._closing, connections.close(self._timeout_s))
 
 
 @contextlib.contextmanager

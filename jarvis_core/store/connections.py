@@ -27,6 +27,7 @@ from jarvis_core.fair_queue import FairQueue
 from jarvis_core.shares import NOBODY, current_user
 from jarvis_core.store.prepared import Parameters, PreparedStatements
 from jarvis_core.store.session import Session, Setting, greet, set_locally
+from jarvis_core.tasks import start_in
 
 WAITING_LIMIT = 2_000
 """More requests than this do not wait for a connection, nor more than three quarters of it of one user: they are refused at once."""
@@ -315,10 +316,7 @@ class Connections:
         if self._pool._waiting or self._pool._lock.locked():
             # Cancelled while it hands the connection over, the driver (psycopg-pool 3.3.3) loses it, and leaves who was
             # to have it waiting for good. Otherwise it does not wait, and nobody can be cancelled in it.
-            returning = asyncio.get_running_loop().create_task(self._pool.putconn(connection))
-            self._returning.add(returning)
-            returning.add_done_callback(self._returning.discard)
-            await asyncio.shield(returning)
+            await asyncio.shield(start_in(self._returning, self._pool.putconn(connection)))
         else:
             await self._pool.putconn(connection)
 
