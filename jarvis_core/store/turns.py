@@ -101,49 +101,39 @@ where turns.id = fresh.id and turns.status = 'running'
 """
 
 # Whoever begins a turn locks its conversation before it looks for a running one: who ends it locks them in the same order.
-END = """
+ENDED_TURN = """
 with l as (
     select c.id from turns join conversations c on c.id = turns.conversation_id
-    where turns.id = %(turn)s and turns.status = 'running' for no key update of c
+    where turns.id = %(turn)s and {open} for no key update of c
 ), t as (
     update turns set status = %(status)s, reason = %(reason)s, error = %(error)s, content = '', tokens = %(tokens)s,
         model = %(model)s, memories = %(memories)s::uuid[], ended_at = now()
-    from l where turns.id = %(turn)s and turns.status = 'running' and turns.worker = %(worker)s
+    from l where turns.id = %(turn)s and turns.worker = %(worker)s and {open}
     returning turns.id, conversation_id, ended_at
 ), m as (
     insert into messages (id, conversation_id, role, content, tokens, model, status)
     select id, conversation_id, 'assistant', %(content)s, %(tokens)s, %(model)s, %(status)s from t where %(keep)s
+    {where_there_is_one}
 ), c as (
-    update conversations set updated_at = now(), message_count = message_count + %(keep)s::int
+    update conversations set updated_at = now(), message_count = message_count + {added}
     from t where conversations.id = t.conversation_id
 )
 select ended_at from t
 """
+END = ENDED_TURN.format(open="turns.status = 'running'", where_there_is_one="", added="%(keep)s::int")
 
 # Others took this process for dead and closed its turn with the text up to the last checkpoint: what it really came to
 # takes that one's place.
-END_CLOSED_BY_OTHERS = """
-with l as (
-    select c.id from turns join conversations c on c.id = turns.conversation_id
-    where turns.id = %(turn)s and turns.status = 'incomplete' for no key update of c
-), t as (
-    update turns set status = %(status)s, reason = %(reason)s, error = %(error)s, content = '', tokens = %(tokens)s,
-        model = %(model)s, memories = %(memories)s::uuid[], ended_at = now()
-    from l where turns.id = %(turn)s and turns.worker = %(worker)s
-        and turns.status = 'incomplete' and turns.reason = 'server_stopped'
-    returning turns.id, conversation_id, ended_at
-), m as (
-    insert into messages (id, conversation_id, role, content, tokens, model, status)
-    select id, conversation_id, 'assistant', %(content)s, %(tokens)s, %(model)s, %(status)s from t where %(keep)s
+CLOSED_BY_OTHERS = "turns.status = 'incomplete' and turns.reason = 'server_stopped'"
+END_CLOSED_BY_OTHERS = ENDED_TURN.format(
+    open=CLOSED_BY_OTHERS,
+    where_there_is_one="""
     on conflict (id) do update
         set content = excluded.content, tokens = excluded.tokens, model = excluded.model, status = excluded.status
     returning xmax = 0 as added
-), c as (
-    update conversations set updated_at = now(), message_count = message_count + (select count(*) from m where added)
-    from t where conversations.id = t.conversation_id
+    """,
+    added="(select count(*) from m where added)",
 )
-select ended_at from t
-"""
 
 RECORD = """
 select t.id::text, t.conversation_id::text, t.user_message_id::text, t.status, t.reason, coalesce(m.content, t.content),
