@@ -135,6 +135,26 @@ END_CLOSED_BY_OTHERS = ENDED_TURN.format(
     added="(select count(*) from m where added)",
 )
 
+# Only in place of what the reader's text was compared with: of several readers the next one compares anew.
+KEEP_TOLD = f"""
+with l as (
+    select c.id from turns join conversations c on c.id = turns.conversation_id
+    where turns.id = %(turn)s and {CLOSED_BY_OTHERS} for no key update of c
+), t as (
+    update turns set content = '' from l where turns.id = %(turn)s and {CLOSED_BY_OTHERS}
+    returning turns.id, conversation_id, tokens, model, status
+), m as (
+    insert into messages (id, conversation_id, role, content, tokens, model, status)
+    select id, conversation_id, 'assistant', %(told)s, tokens, model, status from t
+    on conflict (id) do update set content = excluded.content where messages.content = %(kept)s
+    returning xmax = 0 as added
+), c as (
+    update conversations set updated_at = now(), message_count = message_count + (select count(*) from m where added)
+    from t where conversations.id = t.conversation_id
+)
+select count(*) from m
+"""
+
 RECORD = """
 select t.id::text, t.conversation_id::text, t.user_message_id::text, t.status, t.reason, coalesce(m.content, t.content),
     t.tokens, t.model, t.memories::text[], t.started_at, t.ended_at, t.error, t.worker::text
@@ -300,6 +320,15 @@ class TurnStore:
             row = await self._pool.fetch_one(END_CLOSED_BY_OTHERS, parameters)
         ended_at: datetime | None = row[0] if row else None
         return ended_at
+
+    async def keep_told(self, turn_id: str, *, kept: str, told: str) -> bool:
+        """
+        Store *told*, the text that a reader was given, in place of *kept*, the last that a worker that died had stored.
+
+        Returns whether that was done: not where the turn runs again, or its text is another than *kept* by now.
+        """
+        row = await self._pool.fetch_one(KEEP_TOLD, {"turn": turn_id, "kept": kept, "told": told})
+        return row is not None and row[0] == 1
 
     async def fetch(self, owner: str, turn_id: str) -> TurnRecord:
         """Return a turn; raises ``NotFound``."""

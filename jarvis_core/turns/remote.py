@@ -377,16 +377,16 @@ class RemoteTurns:
             for remote in batch:
                 remote.needs_store_check = False
                 if not remote.ended:
-                    self._compare(remote, records.get(remote.id), now)
+                    await self._compare(remote, records.get(remote.id), now)
 
-    def _compare(self, remote: RemoteTurn, record: TurnRecord | None, now: float) -> None:
+    async def _compare(self, remote: RemoteTurn, record: TurnRecord | None, now: float) -> None:
         """Bring *remote* to the stored state, and ask the turn's worker again."""
         if record is None:
             self._end(remote, TurnEnd(Status.CANCELLED, "conversation_deleted", ended_at=datetime.now(UTC)))
             return
-        if not remote.answer_at and record.content.startswith(remote.text()):
-            remote.extend(0, record.content)
         if record.status is Status.RUNNING:
+            if not remote.answer_at and record.content.startswith(remote.text()):
+                remote.extend(0, record.content)
             remote.worker_id = record.worker or ""
             if self._mailbox.state != "healthy" or self._heard.get(remote.worker_id, 0.0) < now - SILENCE_S:
                 # Its worker sends nothing: the store is the only source.
@@ -394,8 +394,30 @@ class RemoteTurns:
             remote.told_at = now
             self._ask(remote)
             return
-        remote.memories = record.memories
-        self._end(remote, TurnEnd.from_record(record))
+        # Until it is told that it has ended, also where the store cannot be asked.
+        remote.needs_store_check = True
+        if await self._reconcile(remote, record) and not remote.ended:
+            remote.memories = record.memories
+            self._end(remote, TurnEnd.from_record(record))
+
+    async def _reconcile(self, remote: RemoteTurn, record: TurnRecord) -> bool:
+        """
+        Have the text of *remote* and the history agree on a turn that has ended; return whether they do now.
+
+        A worker that was killed stored its text up to a second before, and what it sent after that stands here alone.
+        """
+        told, kept = remote.text(), record.content
+        if kept.startswith(told):
+            remote.extend(remote.answer_at, kept)
+            return True
+        is_later = told.startswith(kept) or remote.logged_text()[: remote.answer_at].startswith(kept)
+        if record.reason == "server_stopped" and is_later:
+            return await self._store.keep_told(remote.id, kept=kept, told=told)
+        # Its model took back what was told here, and the mail that told of it got lost.
+        remote.discard_text()
+        if kept:
+            remote.append(kept)
+        return True
 
     def _give_up(self, now: float) -> None:
         """End remote turns of which neither worker nor store has told for ``LOST_S``."""

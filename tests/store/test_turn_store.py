@@ -397,6 +397,28 @@ async def test_end_of_a_turn_that_others_closed(
         assert (await conversations.fetch(OWNER, turn.conversation_id)).message_count == 2
 
 
+async def test_text_that_a_reader_was_told(
+    store: TurnStore, conversations: ConversationStore, presence: HeartbeatStore
+) -> None:
+    """What a reader was told of a dead worker's turn takes the place of the text that it was compared with, and no other's."""
+    turn = beginning()
+    await store.begin(turn)
+    await store.checkpoint([(turn.turn_id, "Sal", "m")])
+    assert not await store.keep_told(turn.turn_id, kept="Sal", told="Salut"), "it runs"
+    await presence.close_strays()
+    assert not await store.keep_told(turn.turn_id, kept="", told="Sa")
+    assert await store.keep_told(turn.turn_id, kept="Sal", told="Salut")
+    assert not await store.keep_told(turn.turn_id, kept="Sal", told="Salu")
+    messages, _ = await conversations.fetch_history(OWNER, turn.conversation_id, limit=9, after=0)
+    assert [(one.content, one.status) for one in messages] == [
+        ("Bonjour", Status.COMPLETED),
+        ("Salut", Status.INCOMPLETE),
+    ]
+    assert (await conversations.fetch(OWNER, turn.conversation_id)).message_count == 2
+    assert await store.end(turn.turn_id, TurnEnd(Status.COMPLETED, "stop", tokens=3, model="m"), "Salut, toi")
+    assert (await store.fetch(OWNER, turn.turn_id)).content == "Salut, toi", "its worker lived, and knows best"
+
+
 async def test_end_of_somebody_elses_turn(store: TurnStore, pool: Pool, presence: HeartbeatStore) -> None:
     """A worker ends no turn that another one runs: also not one of its own that another one has begun again."""
     other = TurnStore(pool)

@@ -15,6 +15,7 @@ from jarvis_core.models import Caller, Discard, Finish, Prompt, Status
 from jarvis_core.processes.child import own_identity
 from jarvis_core.settings import Llm
 from jarvis_core.shared.mailbox import SharingState
+from jarvis_core.store.conversations import ConversationStore
 from jarvis_core.store.heartbeats import HeartbeatStore
 from jarvis_core.store.pool import Pool
 from jarvis_core.store.turns import TurnStore
@@ -283,6 +284,46 @@ async def test_worker_that_dies(make: Make, post: Post, pool: Pool) -> None:
     steps, text = await read(remote)
     assert (remote.status, remote.reason, text) == (Status.INCOMPLETE, "server_stopped", "Bon")
     assert steps[-1] is Step.ENDED
+
+
+@pytest.mark.parametrize(("kept", "told"), [("", ("Bon", "jour")), ("Bon", ("Bon", "jour")), ("Bonjour", ("Bonjour",))])
+async def test_history_keeps_what_a_follower_was_told(
+    make: Make, post: Post, pool: Pool, kept: str, told: tuple[str, ...]
+) -> None:
+    """What a worker said after its last checkpoint, before it was killed, is in the history once a reader has got it."""
+    a, b = make(), make()
+    turn = await begin(a, *told)
+    remote = await b.turns.find(ANN, turn.id)
+    b.turns.attach(remote)
+    assert remote.text() == "Bonjour"
+    await TurnStore(pool).checkpoint([(turn.id, kept, "m")])
+    del post.boxes[a.id]
+    a.mail.state = "unavailable"
+    await HeartbeatStore(pool, b.id, own_identity()).close_strays(at_once=True)
+    assert (await read(remote))[1] == remote.text() == "Bonjour"
+    conversations = ConversationStore(pool)
+    messages, _ = await conversations.fetch_history("ann", turn.conversation_id, limit=9, after=0)
+    assert [(one.role, one.content, one.status) for one in messages] == [
+        ("user", "hello", Status.COMPLETED),
+        ("assistant", "Bonjour", Status.INCOMPLETE),
+    ]
+    assert (await conversations.fetch("ann", turn.conversation_id)).message_count == 2
+    assert (await TurnStore(pool).fetch("ann", turn.id)).content == "Bonjour"
+
+
+async def test_discard_that_got_lost(make: Make, post: Post) -> None:
+    """A follower that never heard that a text was taken back is told the answer alone at the end."""
+    a, b = make(), make()
+    turn = await begin(a, "Okay, hm.")
+    remote = await b.turns.find(ANN, turn.id)
+    b.turns.attach(remote)
+    reading = asyncio.create_task(read(remote))
+    await asyncio.sleep(0)
+    post.loses = lambda _: True
+    for piece in (Discard(), "Oui.", Finish("stop", 1, "m")):
+        a.model.pieces.put_nowait(piece)
+    _, text = await reading
+    assert (remote.status, remote.text(), text) == (Status.COMPLETED, "Oui.", "Okay, hm.Oui.")
 
 
 async def test_without_mail(make: Make) -> None:
