@@ -1,7 +1,8 @@
 """
 Logs: structlog over the standard library's levels, so that ``RUST_LOG`` filters hold for every package.
 
-Lines are readable on a terminal and JSON elsewhere; a line written while a request is answered carries its id.
+Lines are readable on a terminal and JSON elsewhere; a line written while a request is answered carries its id, and one
+that is written for a turn the turn's and its conversation's.
 """
 
 from __future__ import annotations
@@ -54,6 +55,11 @@ def get(name: str) -> structlog.stdlib.BoundLogger:
     return logger
 
 
+def bind_turn(turn_id: str, conversation_id: str) -> None:
+    """Have the lines of the running task, and of the tasks that it starts, name a turn and its conversation."""
+    structlog.contextvars.bind_contextvars(response_id=turn_id, conversation_id=conversation_id)
+
+
 class LogThrottle:
     """Throttles lines that a busy hour would write by the thousand: one of each kind and minute."""
 
@@ -104,6 +110,7 @@ def set_up(settings: Log) -> None:
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _add_request_id,
+        structlog.contextvars.merge_contextvars,
         structlog.processors.StackInfoRenderer(),
     ]
     final: list[structlog.typing.Processor]

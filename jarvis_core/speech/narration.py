@@ -240,7 +240,7 @@ class Narration:
                 muted = True
                 held_back = _failures.held_back(failure.code)
                 if held_back is not None:
-                    logger.info("a voice failed", response_id=self.turn.id, error=failure.message, held_back=held_back)
+                    logger.info("a voice failed", error=failure.message, held_back=held_back)
                 yield Cursor(Phase.TEXT, end, WHOLE), failure
             if piece is not None:
                 self._begin_to_be_heard(piece.duration_ms / 1_000)

@@ -8,6 +8,7 @@ tried again for as long as the process lives.
 from __future__ import annotations
 
 import asyncio
+from contextvars import Context
 from datetime import UTC, datetime
 
 import msgspec
@@ -53,7 +54,9 @@ class TurnRecorder:
         """Have the text of *turn* stored within ``CHECKPOINT_INTERVAL_S``, or a little later where the last one takes long."""
         self._unsaved[turn.id] = turn
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(CHECKPOINT_INTERVAL_S, self._checkpoint)
+            # In no context: the lines of a checkpoint are of all turns, not of the one whose text comes first.
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(CHECKPOINT_INTERVAL_S, self._checkpoint, context=Context())
 
     def forget_text(self, turn: Turn) -> None:
         """Leave the text of *turn* to its end."""
@@ -113,14 +116,14 @@ class TurnRecorder:
             if (stored := await self._try_end(turn, end)) is not None:
                 # Whoever looks at the turn from now on is to see what the history says.
                 turn.correct_end(stored)
-                logger.info("an end was stored late", response_id=turn.id, reason=end.reason)
+                logger.info("an end was stored late", reason=end.reason)
                 return
 
     async def _try_end(self, turn: Turn, end: TurnEnd) -> TurnEnd | None:
         try:
             ended_at = await self._store.end(turn.id, end, turn.text(), turn.memories)
         except RequestError as exc:
-            logger.warning("the end of a turn was not stored", response_id=turn.id, error=str(exc))
+            logger.warning("the end of a turn was not stored", error=str(exc))
             return None
         return msgspec.structs.replace(end, ended_at=ended_at or datetime.now(UTC))
 

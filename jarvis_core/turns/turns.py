@@ -195,6 +195,7 @@ class Turns:
         begun = await self._store.begin(beginning)
         if isinstance(begun, str):
             return await self._join(ask, caller, beginning, begun)
+        log.bind_turn(turn.id, turn.conversation_id)
         return self._run(turn, ask, begun, await self._recall(ask, caller, begun))
 
     async def _recall(self, ask: Ask, caller: Caller, begun: Begun) -> Recalled:
@@ -217,6 +218,7 @@ class Turns:
         begun = await self._store.begin_again(again)
         if begun is None:
             return turn
+        log.bind_turn(turn.id, turn.conversation_id)
         fresh = RunningTurn(
             caller,
             turn.conversation_id,
@@ -320,7 +322,7 @@ class Turns:
             if turn.stop_reason is None:
                 turn.stop_reason = (Status.INCOMPLETE, "server_stopped")
         except Exception:
-            logger.exception("a turn failed through a defect", response_id=turn.id)
+            logger.exception("a turn failed through a defect")
             error = RequestError("Something went wrong here.")
         # Critical section: from here on the task is not cancelled by ``stop``, so the end is stored.
         turn.generating = False
@@ -335,7 +337,7 @@ class Turns:
                 stored = _not_stored(turn, end, Unavailable(NOT_STORED, retry_after_s=RETRY_AFTER_S))
         except Exception:
             # Whatever went wrong, its readers wait for its end.
-            logger.exception("the end of a turn was not stored through a defect", response_id=turn.id)
+            logger.exception("the end of a turn was not stored through a defect")
             stored = _not_stored(turn, end, RequestError("Something went wrong here."))
         # Not before: whoever looks at the turn takes this for its stored end.
         self._running.pop(turn.id, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import Iterator
@@ -107,6 +108,27 @@ def test_lines_of_a_request_have_its_id(capsys: pytest.CaptureFixture[str]) -> N
         log.request_id.reset(token)
     log.get("jarvis_core").info("outside")
     assert [line.get("request_id") for line in lines(capsys)] == ["r-1", "r-1", None]
+
+
+async def test_lines_of_a_turn_name_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """Lines of a task that works for a turn, and of those that it starts, name the turn; lines of others do not."""
+    log.set_up(Log(format="json"))
+
+    async def say() -> None:
+        log.get("jarvis_core").info("ours", conversation_id="its own")
+
+    async def work() -> None:
+        log.bind_turn("r-1", "c-1")
+        logging.getLogger("some_library").info("theirs")
+        await asyncio.create_task(say())
+
+    await asyncio.create_task(work())
+    log.get("jarvis_core").info("outside")
+    assert [(line.get("response_id"), line.get("conversation_id")) for line in lines(capsys)] == [
+        ("r-1", "c-1"),
+        ("r-1", "its own"),
+        (None, None),
+    ]
 
 
 def test_exceptions_stay_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -95,6 +95,7 @@ class ResponseStream:
 
     async def _send_events(self, output: Output, after: Cursor) -> None:
         """Send the events of a response after the place *after*, to its end."""
+        log.bind_turn(output.turn.id, output.turn.conversation_id)
         socket = self._socket
         try:
             async with BoundedSends() as sends, aclosing(output.events(after)) as events:
@@ -115,7 +116,7 @@ class ResponseStream:
         except ClientLeft:
             socket.lose()
         except Exception:
-            logger.exception("the events of a response failed through a defect", response_id=output.turn.id)
+            logger.exception("the events of a response failed through a defect")
             socket.close(DEFECT)
 
     def _end(self, turn: Turn) -> None:
