@@ -25,7 +25,7 @@ from granian.server.embed import Server
 
 from jarvis_core import log
 from jarvis_core.access.tls import certificate_of
-from jarvis_core.app import create_app
+from jarvis_core.app import Application, create_app
 from jarvis_core.errors import StartError
 from jarvis_core.processes.child import give_memory_back, raise_open_files_limit
 from jarvis_core.settings import Assignment, Settings, WorkerGroup
@@ -111,13 +111,56 @@ def _listening() -> Iterator[socket.socket]:
                 one.close()
 
 
-async def _serve(settings: Settings, group: WorkerGroup, on_ready: Callable[[], None]) -> int:
-    # Granian's embedded server runs in this process and loop: a worker process of its own would cost 25 MB more, and
-    # would answer signals before running turns are stored.
-    files = certificate_of(settings.server)
+class _Stop:
+    """The stop of a server by signals: the first lets running turns end, the second ends them at once."""
 
-    app = create_app(settings, group, on_ready=on_ready)
-    server = Server(
+    def __init__(
+        self, app: Application, server: Server, serving: asyncio.Task[None], *, drain_timeout_s: float
+    ) -> None:
+        self._app = app
+        self._server = server
+        self._serving = serving
+        self._drain_timeout_s = drain_timeout_s
+        self._stops: list[asyncio.Task[None]] = []
+
+    @property
+    def asked_for(self) -> bool:
+        """Whether a signal came after the start."""
+        return bool(self._stops)
+
+    def on_signal(self) -> None:
+        """Stop the server, or break off its start."""
+        if not self._app.started:
+            self._serving.cancel()
+            return
+        stop = self._stop(0.0 if self._stops else self._drain_timeout_s)
+        self._stops.append(asyncio.get_running_loop().create_task(stop))
+
+    async def wait(self) -> None:
+        """Wait until every stop that was asked for has ended."""
+        await asyncio.wait(self._stops)
+
+    async def _stop(self, drain_timeout_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + drain_timeout_s
+        await self._app.drain(drain_timeout_s)
+        self._server.stop()  # type: ignore[no-untyped-call]  # granian has no annotation there
+        # Granian (2.8.7) would wait for ever for a client that does not read its answer.
+        await asyncio.wait([self._serving], timeout=max(deadline - loop.time(), LINGER_S))
+        if not self._serving.done():
+            await self._app.close()
+            self._serving.cancel()
+
+
+def _server_of(app: Application, settings: Settings) -> Server:
+    """
+    Return Granian's embedded server for *app*.
+
+    It runs in this process and loop: a worker process of its own would cost 25 MB more, and would answer signals before
+    running turns are stored.
+    """
+    files = certificate_of(settings.server)
+    return Server(
         app,
         address=settings.server.host,
         port=settings.server.port,
@@ -133,37 +176,24 @@ async def _serve(settings: Settings, group: WorkerGroup, on_ready: Callable[[], 
         log_level=LogLevels.error,
         log_dictconfig={"handlers": {}, "formatters": {}, "loggers": {"_granian": {"propagate": True}}},
     )
+
+
+async def _serve(settings: Settings, group: WorkerGroup, on_ready: Callable[[], None]) -> int:
+    app = create_app(settings, group, on_ready=on_ready)
+    server = _server_of(app, settings)
     log.set_up(settings.log)
     # Granian would log a failed start with a traceback; it is told below, in one line.
     logging.getLogger("_granian").addFilter(lambda _: app.started)
     loop = asyncio.get_running_loop()
     serving = loop.create_task(server.serve())
     noticing = loop.create_task(notice_lost_clients())
-    stops: list[asyncio.Task[None]] = []
-
-    async def stop(drain_timeout_s: float) -> None:
-        deadline = loop.time() + drain_timeout_s
-        await app.drain(drain_timeout_s)
-        server.stop()  # type: ignore[no-untyped-call]  # granian has no annotation there
-        # Granian (2.8.7) would wait for ever for a client that does not read its answer.
-        await asyncio.wait([serving], timeout=max(deadline - loop.time(), LINGER_S))
-        if not serving.done():
-            await app.close()
-            serving.cancel()
-
-    def on_signal() -> None:
-        if not app.started:
-            serving.cancel()
-            return
-        # The first signal lets running turns end; the second stops them at once.
-        stops.append(loop.create_task(stop(0.0 if stops else settings.server.drain_timeout_s)))
-
+    stop = _Stop(app, server, serving, drain_timeout_s=settings.server.drain_timeout_s)
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, on_signal)
+        loop.add_signal_handler(number, stop.on_signal)
     try:
         await serving
     except asyncio.CancelledError:
-        if not stops:
+        if not stop.asked_for:
             # The end of this loop cancels the start itself, which closes everything it had opened.
             return INTERRUPTED
     except FatalError:
@@ -173,9 +203,9 @@ async def _serve(settings: Settings, group: WorkerGroup, on_ready: Callable[[], 
         noticing.cancel()
     if app.failure is not None:
         raise app.failure
-    if not stops:
+    if not stop.asked_for:
         raise StartError("the server ended unexpectedly; the log above may say why")
-    await asyncio.wait(stops)
+    await stop.wait()
     return 0
 
 
