@@ -14,7 +14,7 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple, Protocol
 
@@ -190,19 +190,9 @@ def spawn(
     Where this process is *threaded*, as it is at a restart, the child first runs ``pdeathsig.py``: the program has to
     be a path then, and errors show in the child's exit status and on its stderr.
     """
-    parent_pid = os.getpid()
-    if threaded:
-        become_who = "-" if user is None else f"{user[0]}:{user[1]}"
-        launcher: list[str | Path] = [sys.executable, "-I", "-S", Path(__file__).with_name("pdeathsig.py")]
-        arguments = [*launcher, str(parent_pid), str(int(death_signal)), become_who, *arguments]
-
-    def prepare() -> None:
-        if user is not None:
-            become(user)
-        end_with_parent(parent_pid, death_signal)
-
+    launcher = _launcher(death_signal, user) if threaded else []
     return subprocess.Popen(
-        [str(argument) for argument in arguments],
+        [str(argument) for argument in (*launcher, *arguments)],
         stdin=source,
         stdout=output,
         stderr=None if output is None else subprocess.STDOUT,
@@ -212,8 +202,27 @@ def spawn(
         pass_fds=inherited,
         # The only way to run code between setuid and exec. Popen's own user= and extra_groups= are not used: Python
         # 3.12.0 keeps root's groups when they are to be empty (CVE-2023-6507).
-        preexec_fn=None if threaded else prepare,
+        preexec_fn=None if threaded else _preparation(death_signal, user),
     )
+
+
+def _launcher(death_signal: signal.Signals, user: User | None) -> list[str | Path]:
+    """Return the program that makes a child's settings and then becomes what stands behind it."""
+    become_who = "-" if user is None else f"{user[0]}:{user[1]}"
+    program = Path(__file__).with_name("pdeathsig.py")
+    return [sys.executable, "-I", "-S", program, str(os.getpid()), str(int(death_signal)), become_who]
+
+
+def _preparation(death_signal: signal.Signals, user: User | None) -> Callable[[], None]:
+    """Return what makes a child's settings in the child, before its program."""
+    parent_pid = os.getpid()
+
+    def prepare() -> None:
+        if user is not None:
+            become(user)
+        end_with_parent(parent_pid, death_signal)
+
+    return prepare
 
 
 def stop(process: subprocess.Popen[bytes], *, first: signal.Signals, patience_s: float) -> int:
