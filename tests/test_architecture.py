@@ -33,7 +33,8 @@ KNOWN_TO_ALL = {
 """What every room of the core may import; these import one another only as their own rows say."""
 
 MAY_IMPORT: dict[str, set[str]] = {
-    "__main__": {"server", "local", "store", "processes", "access", "shared", "settings", "errors", "log"},
+    "__main__": {"server", "stand_ins", "store", "processes", "access", "shared", "settings", "errors", "log"},
+    "stand_ins": {"local", "processes", "settings", "errors", "log"},
     "server": {"app", "processes", "access", "settings", "errors", "log"},
     "app": {"container", "handlers", "codec", *KNOWN_TO_ALL},
     "container": {"speech", "turns", "memory", "store", "services", "codec", "shared", "processes", "access"}
@@ -111,7 +112,7 @@ READS_ENVIRONMENT = {
     "processes.environment": "gives children what they may know of it",
     "__main__": "gives it to settings.load",
 }
-KNOWS_ALL_SETTINGS = {"__main__", "server", "app", "container"}
+KNOWS_ALL_SETTINGS = {"__main__", "stand_ins", "server", "app", "container"}
 
 DIFFERS_BY_PYTHON = {"timeout", "timeout_at", "Timeout", "wait_for"}
 """Of asyncio: what cancels, and does so otherwise from one Python to another; ``cancellation`` has it alike."""

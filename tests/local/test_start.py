@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from jarvis_core.__main__ import start_engines
 from jarvis_core.errors import StartError
 from jarvis_core.settings import Local, Settings
+from jarvis_core.stand_ins import start_engines
 
 
 def test_a_missing_engine_is_told_before_its_model_is_looked_for(
