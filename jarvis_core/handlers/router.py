@@ -12,7 +12,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, NamedTuple
 
 from starlette.types import Receive, Scope, Send
@@ -162,27 +162,12 @@ class Router:
         return None, ""
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # One coroutine for all of a request; what waits for nothing, and is not in the way of every one, is beside it.
         started_s = time.perf_counter()
         metrics = self._metrics
         hosts = self._admission.hosts
         metrics.in_flight += 1
-        request_id = ""
-        host = origin = authorization = b""
-        has_body = False
-        for key, value in scope["headers"]:
-            if key not in HEARD:
-                pass
-            elif key == b"host":
-                host = value
-            elif key == b"x-request-id":
-                request_id = _sound_request_id(value)
-            elif key == b"origin":
-                origin = value
-            elif key == b"authorization":
-                # The lines of a header are one (RFC 9110, 5.3): of two credentials neither is taken.
-                authorization = authorization + b", " + value if authorization else value
-            else:
-                has_body = value != b"0"
+        request_id, host, origin, authorization, has_body = _read_head(scope["headers"])
         if not request_id:
             request_id = self._new_request_id()
         log.request_id.set(request_id)
@@ -206,27 +191,10 @@ class Router:
                     if not target.public:
                         await self._admission.admit(call, authorization, origin, counted=not target.exempt_from_limits)
                         admitted = True
-                        if self._stopped:
-                            raise _stopping()
-                        if len(self._calls) >= self._request_limit and not target.exempt_from_limits:
-                            self.refused += 1
-                            raise Overloaded("Too many requests are being answered.", retry_after_s=1)
-                        task = asyncio.current_task()
-                        self._calls.add(task)
+                        task = self._own_call(target)
                     reply = await target.handler(call)
-                elif methods is None:
-                    raise NotFound("There is no such path.")
-                elif method == "OPTIONS" and origin:
-                    reply = _preflight(methods, call, allowed=self._admission.origins.allows(origin))
                 else:
-                    raise MethodNotAllowed(f"{method} is not a method of this path.", allow=", ".join(sorted(methods)))
-            except RequestError as error:
-                reply = _failure(error, call)
-                failed = True
-            except ClientLeft:
-                if call.status or not call.body_pending:
-                    return
-                reply = _failure(broken_body(), call)
+                    reply = self._reply_without_handler(methods, method, origin, call)
             except asyncio.CancelledError:
                 if not self._stopped:
                     raise
@@ -234,6 +202,11 @@ class Router:
                     return
                 cancellation.absorb()
                 reply = _failure(_stopping(), call)
+            except (RequestError, ClientLeft) as error:
+                reply = _reply_to(error, call)
+                if reply is None:
+                    return
+                failed = isinstance(error, RequestError)
             except Exception:
                 logger.exception("a request failed through a defect", method=scope["method"], path=scope["path"])
                 reply = _failure(failure.INTERNAL, call)
@@ -264,6 +237,27 @@ class Router:
                 duration_s=round(duration_s, 6),
             )
 
+    def _own_call(self, target: _Target) -> asyncio.Task[Any] | None:
+        """Have a stop wait for the running task; raises ``Unavailable`` after one, and ``Overloaded``."""
+        if self._stopped:
+            raise _stopping()
+        if len(self._calls) >= self._request_limit and not target.exempt_from_limits:
+            self.refused += 1
+            raise Overloaded("Too many requests are being answered.", retry_after_s=1)
+        task = asyncio.current_task()
+        self._calls.add(task)
+        return task
+
+    def _reply_without_handler(
+        self, methods: dict[str, _Target] | None, method: str, origin: bytes, call: Call
+    ) -> Reply:
+        """Answer a preflight; raises ``NotFound`` for a path that is none, and ``MethodNotAllowed``."""
+        if methods is None:
+            raise NotFound("There is no such path.")
+        if method == "OPTIONS" and origin:
+            return _preflight(methods, call, allowed=self._admission.origins.allows(origin))
+        raise MethodNotAllowed(f"{method} is not a method of this path.", allow=", ".join(sorted(methods)))
+
     async def _serve_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         request_id = next((_sound_request_id(value) for key, value in scope["headers"] if key == b"x-request-id"), "")
         log.request_id.set(request_id or self._new_request_id())
@@ -277,6 +271,35 @@ class Router:
     def _new_request_id(self) -> str:
         self._request_count += 1
         return f"{self._request_prefix}-{self._request_count:x}"
+
+
+def _read_head(headers: Iterable[tuple[bytes, bytes]]) -> tuple[str, bytes, bytes, bytes, bool]:
+    """Return the request id (empty where it is not sound), Host, Origin, Authorization, and whether a body is announced."""
+    request_id = ""
+    host = origin = authorization = b""
+    has_body = False
+    for key, value in headers:
+        if key not in HEARD:
+            pass
+        elif key == b"host":
+            host = value
+        elif key == b"x-request-id":
+            request_id = _sound_request_id(value)
+        elif key == b"origin":
+            origin = value
+        elif key == b"authorization":
+            # The lines of a header are one (RFC 9110, 5.3): of two credentials neither is taken.
+            authorization = authorization + b", " + value if authorization else value
+        else:
+            has_body = value != b"0"
+    return request_id, host, origin, authorization, has_body
+
+
+def _reply_to(error: RequestError | ClientLeft, call: Call) -> Reply | None:
+    """Return the answer to a request that failed with *error*; None where nobody waits for one."""
+    if isinstance(error, RequestError):
+        return _failure(error, call)
+    return None if call.status or not call.body_pending else _failure(broken_body(), call)
 
 
 def _failure(error: RequestError, call: Call) -> Reply:
