@@ -1,8 +1,8 @@
 """
-The embedded PostgreSQL server, for when no DATABASE_URL is set.
+Runs the embedded PostgreSQL server, where no DATABASE_URL is set.
 
-The process that starts the workers owns it: everything here blocks, and needs only the standard library. In the data
-directory it has ``postgres/`` (the cluster), ``postgres-run/`` (the socket), ``postgres.log`` and ``lock``.
+The process that starts the workers owns the server: every call here blocks, and needs only the standard library. The data
+directory has ``postgres/`` (the cluster), ``postgres-run/`` (the socket), ``postgres.log`` and ``lock``.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from jarvis_core.local.cluster import (
 from jarvis_core.processes.child import User, spawn, stop
 
 START_LIMIT_S = 60
-"""A warm start takes 50 ms, but after a crash the write-ahead log is replayed first."""
+"""Bounds a start: 50 ms when warm, but after a crash the server replays its write-ahead log first."""
 RECOVERY_LIMIT_S = 600
-"""A server that is ended while it replays its log would replay it again from the start."""
+"""Bounds a restart: a server that is stopped during the replay would replay its log again from the start."""
 STOP_PATIENCE_S = 20
-"""A fast shutdown ends sessions at once, and then writes its buffers to the disk."""
+"""Bounds a fast shutdown, which ends sessions at once and then writes its buffers to the disk."""
 PREVIOUS_SERVER_LIMIT_S = 10
-"""An immediate shutdown takes milliseconds; PostgreSQL itself kills processes that have not ended after 5 s."""
+"""Bounds the end of a previous server: milliseconds; PostgreSQL kills its own remaining processes after 5 s."""
 POLL_INTERVAL_S = 0.005
 
 SOCKET_NAME = ".s.PGSQL.5432"
@@ -54,7 +54,7 @@ TEMPORARY_PREFIX = "jarvis-postgres-"
 
 LOG_LIMIT_BYTES = 10 << 20
 SPARE_CONNECTIONS = 3
-"""On top of what the workers open: for psql, a backup, a migration."""
+"""Connections beyond the workers': for psql, a backup, a migration."""
 
 SETTINGS = {
     "port": "5432",
@@ -69,7 +69,7 @@ SETTINGS = {
     "autovacuum": "on",
     "autovacuum_max_workers": "1",
     "jit": "off",
-    # Nothing lost, but nothing kept for replicas either.
+    # Lose nothing, but keep nothing for replicas.
     "fsync": "on",
     "synchronous_commit": "on",
     "wal_level": "minimal",
@@ -87,19 +87,18 @@ SETTINGS = {
 }
 BUFFERS_MB = (32, 256)
 BUFFERS_SHARE = 1 / 16
-"""Of the data: what is touched stays in memory, about 10 MB of it when idle. Among a million memories a search took 14 ms
-with 32 MB and 8 ms with 256 (perf/memory.py)."""
+"""Share of the data's size; touched pages stay in memory, about 10 MB when idle. Among a million memories a search took
+14 ms with 32 MB and 8 ms with 256 (perf/memory.py)."""
 
 SETTINGS_SINCE_18 = {"io_method": "sync", "autovacuum_worker_slots": "1"}
-"""Three I/O processes and 16 slots fewer."""
+"""Saves three I/O processes and 16 slots."""
 
 
 class EmbeddedPostgres:
     """
-    One PostgreSQL server on *data_dir*, which ends with this process however that ends.
+    Runs one PostgreSQL server on *data_dir*, which ends with this process however that ends, and with the starting thread.
 
-    *bin_dir* has the programs to use (POSTGRES_BIN_DIR); *max_connections* is how many the workers open together. It ends
-    with the thread that starts it, too.
+    *bin_dir* has the programs to use (POSTGRES_BIN_DIR); *max_connections* is how many the workers open together.
     """
 
     name = "PostgreSQL"
@@ -120,20 +119,20 @@ class EmbeddedPostgres:
 
     @property
     def version(self) -> str:
-        """The server's version, such as 18.6; empty before the first start."""
+        """Return the server's version, such as 18.6; empty before the first start."""
         return self._version
 
     @property
     def process(self) -> subprocess.Popen[bytes] | None:
-        """The server's first process, None when it was not started or has been stopped."""
+        """Return the server's first process; None before the start and after a stop."""
         return self._process
 
     def start(self) -> str:
         """
         Start the server, on a new cluster when there is none, and return its conninfo string.
 
-        Waits until it accepts connections: 0.1 s, with a new cluster 1 s, after a crash longer. A server that runs stays
-        as it is; one that was started and has ended is started again where it was. Raises ``StartError``.
+        Waits until the server accepts connections: 0.1 s, with a new cluster 1 s, after a crash longer. Leaves a running
+        server as it is, and starts a server that has ended again at the same address. Raises ``StartError``.
         """
         if self._process is not None and self._process.poll() is None:
             return self._conninfo
@@ -154,7 +153,7 @@ class EmbeddedPostgres:
         return self._conninfo
 
     def stop(self) -> None:
-        """Shut down fast, and kill the server if that takes longer than 20 s; nothing committed is lost either way."""
+        """Shut down fast, and kill the server after ``STOP_PATIENCE_S``; nothing committed is lost either way."""
         try:
             if self._process is not None:
                 stop(self._process, first=signal.SIGINT, patience_s=STOP_PATIENCE_S)
@@ -167,7 +166,8 @@ class EmbeddedPostgres:
             self._lock.release()
 
     def _start(self) -> str:
-        # First: whom PostgreSQL refuses may also not open the data directory, and mending that would be of no use.
+        # Check the user first: a user that PostgreSQL refuses may also lack access to the data directory, and granting that
+        # would not help.
         check_user()
         _make_directory(self._data_dir)
         self._lock.acquire()
@@ -189,7 +189,7 @@ class EmbeddedPostgres:
         return f"host='{host}' port={SETTINGS['port']} user={ROLE} dbname={DATABASE}"
 
     def _start_again(self) -> str:
-        """Start the server that has ended where it was; the lock is still ours, and clients know the address."""
+        """Start the server again at the same address, which clients know; the lock is still ours."""
         try:
             stale_pid = self._await_previous_server()
             self._clear_socket_directory()
@@ -205,7 +205,7 @@ class EmbeddedPostgres:
         end_orphans(self._cluster)
         if self._log.exists() and self._log.stat().st_size > LOG_LIMIT_BYTES:
             self._log.replace(self._log.with_suffix(".log.1"))
-        # Root may be given a data directory of somebody else's, whose links are not to be followed.
+        # Follow no links: root may be given a data directory that another user can write.
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         with os.fdopen(os.open(self._log, flags, 0o600), "ab") as log:
             log_offset = log.tell()
@@ -222,7 +222,7 @@ class EmbeddedPostgres:
         """
         Wait for the end of a server whose parent was just killed.
 
-        Returns the pid in a stale ``postmaster.pid`` when another process has it now (in a container that is likely).
+        Returns the pid of a stale ``postmaster.pid`` where another process has that pid now (likely in a container).
         """
         deadline = time.monotonic() + PREVIOUS_SERVER_LIMIT_S
         while (pid := self._postmaster_pid()) is not None:
@@ -249,8 +249,8 @@ class EmbeddedPostgres:
         }
         environment = dict(ENVIRONMENT)
         if stale_pid is not None:
-            # The server takes this pid for its starter's and not for another server's. Removing postmaster.pid would
-            # have the same effect and lose more: with it the server notices sessions that survived a killed server.
+            # Have the server take this pid for its starter's, not for another server's. Removing postmaster.pid would do
+            # that too, and lose more: from that file the server knows of sessions that survived a killed server.
             environment["PG_GRANDPARENT_PID"] = str(stale_pid)
         return spawn(
             [
@@ -294,10 +294,10 @@ class EmbeddedPostgres:
 
     def _make_socket_directory(self, user: User | None) -> Path:
         """
-        Make the directory that only root and the server's user may enter: who connects is not asked for a password.
+        Make a directory that only root and the server's user may enter: connections need no password.
 
-        Where the path is too long for a socket, or has a comma (which separates hosts for libpq), it is a symbolic link
-        to a temporary directory, so that the next start finds and removes what a killed process left there.
+        Where the path is too long for a socket, or has a comma (which separates hosts for libpq), makes a symbolic link to
+        a temporary directory, so that the next start finds and removes the files of a killed process.
         """
         self._remove_socket_directory()
         link = self._data_dir / "postgres-run"
@@ -318,7 +318,7 @@ class EmbeddedPostgres:
         raise StartError(f"{link} is too long for a socket, and so is {tempfile.gettempdir()}; set a shorter TMPDIR")
 
     def _clear_socket_directory(self) -> None:
-        """Remove the socket that a killed server left, and make its directory anew should somebody have cleaned it away."""
+        """Remove a killed server's socket, and make the directory again where a cleaner of temporary files removed it."""
         directory = self._socket_directory
         assert directory is not None  # noqa: S101 - made at the first start
         if not directory.exists():
@@ -332,7 +332,7 @@ class EmbeddedPostgres:
         link = self._data_dir / "postgres-run"
         if link.is_symlink():
             directory = link.readlink()
-            # Somebody else may have made a directory of that name after ours was cleaned away.
+            # Another user may have made a directory of that name after ours was removed.
             is_ours = directory.name.startswith(TEMPORARY_PREFIX) and directory.is_dir() and not directory.is_symlink()
             if is_ours and directory.stat().st_uid == link.lstat().st_uid:
                 shutil.rmtree(directory)
@@ -342,16 +342,16 @@ class EmbeddedPostgres:
 
 
 class DirectoryLock:
-    """Keeps a second assistant away from a data directory, as long as the process that took the lock lives."""
+    """Keeps other assistants out of a data directory, for as long as the process that took the lock lives."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._descriptor: int | None = None
-        # A forked worker would hold the lock beyond the death of this process; exec closes the descriptor by itself.
+        # Release the lock in forks: a forked worker would hold it beyond the death of this process. Exec closes it anyway.
         os.register_at_fork(after_in_child=self.release)
 
     def acquire(self) -> None:
-        """Take the lock at once; raises ``StartError`` naming the process that has it."""
+        """Take the lock at once; raises ``StartError``, which names the process that holds it."""
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -377,7 +377,7 @@ class DirectoryLock:
 
 
 def buffers_mb(cluster: Path) -> int:
-    """Return how much memory the server is to keep pages of *cluster* in, in MB: more for more data."""
+    """Return the size of the server's page cache for *cluster*, in MB: more for more data."""
     length = 0
     with contextlib.suppress(OSError):
         for database in (cluster / "base").iterdir():
@@ -388,7 +388,7 @@ def buffers_mb(cluster: Path) -> int:
 
 
 def _make_directory(directory: Path) -> None:
-    """Make *directory* and those above it, such that the server's user may enter what root makes."""
+    """Make *directory* and its missing parents; the server's user may enter directories that root makes."""
     missing = [path for path in (directory, *directory.parents) if not path.exists()]
     mode = 0o711 if os.geteuid() == ROOT_UID else 0o700
     for path in reversed(missing):

@@ -1,10 +1,10 @@
 """
-Speech to text: Whisper through CTranslate2, as a process that ``engine.py`` asks.
+Transcribes speech with Whisper through CTranslate2, in a process that ``engine.py`` asks.
 
-Whisper was trained on subtitles and hears some in any sound: what a voice detector does not take for speech it never
-gets. What it repeats over and over is not believed where it doubts itself that somebody spoke; elsewhere it is cut to
-the words that took some time. It translates what is said in another language than it was told: where that is beyond
-doubt, and spoken in the house, the words are written down as they were said.
+Whisper was trained on subtitles and hears some in any sound, so it gets only what a voice detector takes for speech. A
+text that repeats itself is dropped where Whisper itself doubts that there was speech, and elsewhere cut to the words that
+took some time. Told the wrong language, Whisper translates: where another language of the house is beyond doubt, the
+transcript is in that language.
 """
 
 from __future__ import annotations
@@ -28,49 +28,49 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BEAM_SIZE = 5
-"""Takes no longer than 1 on short clips (the encoder does), has a third fewer wrong words and 60 MB more."""
+"""Takes no longer than 1 on short clips, where the encoder takes most of the time; a third fewer wrong words, 60 MB more."""
 TOKENS_LIMIT = 224
-"""Of half a minute, which is Whisper's window: more than anybody says, and where a loop ends after two seconds."""
+"""Tokens of half a minute, Whisper's window: more than speech has; ends a loop after two seconds."""
 TOKENS_PER_S = 16
 TOKENS_FIRST = 16
-"""What may be said in a second of speech, and besides: three times as much as fast speech has, so that a loop ends early."""
+"""Tokens for each second of speech, and besides: three times those of fast speech, so that a loop ends early."""
 WINDOW_S = 30
 RATE_HZ = 16_000
 SILENCE = 1e-4
-"""Peak of what is too quiet to hold a word even when it is amplified."""
+"""Peak of a clip that is too quiet to hold a word even when it is amplified."""
 TOUCHED_S = 0.5
-"""What Whisper's times may be off, and more."""
+"""More than the error of Whisper's times."""
 QUIET = 0.1
 NORMAL = 0.5
-"""Peaks: the detector takes a voice below `QUIET` for silence, so it is brought to `NORMAL`."""
+"""Peaks: the detector takes a voice below `QUIET` for silence, so such a clip is amplified to `NORMAL`."""
 LOOP_RATIO = 2.4
-"""How far text can be compressed that repeats itself; Whisper's own limit."""
+"""Compression ratio above which a text repeats itself; Whisper's own limit."""
 DOUBT = 0.4
 """``no_speech_prob``; measured 0.5..0.8 on hum, tones and babble, up to 0.37 on a faint voice."""
 OPENING, CLOSING = "\"'“¿([{-«", "\"'.。,，!！?？:：”)]}、»…"
-"""Marks that belong to the word behind, and before them."""
+"""Marks that belong to the word behind them, and to the word before them."""
 CERTAIN = 0.9
 UNLIKELY = 0.02
-"""Probabilities of another language of the house, and of the one that was named, from which the named one is not believed;"""
+"""Overrides the named language where another one of the house has at least the first probability, and it at most the second."""
 CERTAIN_S = 1.0
-"""in as much speech: a "non" alone is an English "no" for Whisper."""
+"""Shortest speech in which the named language is overridden: a "non" alone is an English "no" for Whisper."""
 
 
 class Listen(msgspec.Struct, frozen=True, tag="listen"):
     """
     Transcribe the first payload: float32 little-endian, mono, 16 kHz.
 
-    A second payload is the same without its noise, for the words; the language is found in the first.
+    A second payload is the same clip without its noise: the words are taken from it, the language from the first.
     """
 
     language: str
-    """Such as ``fr`` or ``fr-CA``; empty or ``auto``: find out, which takes as long as the rest."""
+    """Such as ``fr`` or ``fr-CA``; empty or ``auto``: detect it, which takes as long as the rest."""
     languages: list[str] = []
-    """Codes of those that are spoken in the house; empty: any."""
+    """Codes of the languages that are spoken in the house; empty: any."""
 
 
 class Segment(msgspec.Struct, frozen=True):
-    """What was said in one stretch, in seconds of the clip."""
+    """Holds one stretch of speech, in seconds of the clip."""
 
     id: int
     start: float
@@ -80,17 +80,17 @@ class Segment(msgspec.Struct, frozen=True):
 
 
 class Heard(msgspec.Struct, frozen=True, tag="heard"):
-    """What was said; the text is empty when nobody spoke."""
+    """Holds a transcript; the text is empty where there was no speech."""
 
     text: str
     language: str
     confidence: float
     """0..1: the geometric mean of the words' probabilities."""
     duration_ms: float
-    """Of the work."""
+    """Duration of the transcription."""
     segments: list[Segment]
     language_confidence: float | None
-    """0..1, of a language that was found out, among those that it could be."""
+    """0..1, of a detected language among its candidates; None where the language was named."""
 
 
 _decoder = msgspec.json.Decoder(Load | Listen)
@@ -110,15 +110,15 @@ def load(directory: Path, threads: int) -> WhisperModel:
     """Load the model, once: half a second and 170 MB."""
     from faster_whisper import WhisperModel
 
-    # A directory, always: a name would be looked up on the model hub.
+    # Always pass a directory: a name would be looked up on the model hub.
     model = WhisperModel(str(directory), device="cpu", compute_type="int8", cpu_threads=threads, local_files_only=True)
-    # Most of the work, and asked for twice of the same sounds: for their language, and for their words.
+    # Encode once: most of the work, and needed twice for the same sounds, for their language and for their words.
     model.encode = _remembering(model.encode)
     return model
 
 
 def _remembering(encode: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Return *encode* with its last result kept for who asks the same again."""
+    """Return *encode*, with its last result kept for a second call with the same features."""
     last: tuple[Any, Any] | None = None
 
     def remembering(features: Any) -> Any:
@@ -133,7 +133,7 @@ def _remembering(encode: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def transcribe(model: WhisperModel, samples: bytes, cleaned: bytes | None, asked: Listen) -> Heard:
-    """Return what is said in *samples*, which without their noise are *cleaned*; raises ``BadRequest``."""
+    """Transcribe *samples*; *cleaned* are the same without their noise. Raises ``BadRequest``."""
     from faster_whisper.vad import get_speech_timestamps
 
     started = time.monotonic()
@@ -171,10 +171,10 @@ def transcribe(model: WhisperModel, samples: bytes, cleaned: bytes | None, asked
 
 def recorded_times(start_s: float, end_s: float, chunks: Sequence[Mapping[str, int]]) -> tuple[float, float]:
     """
-    Return when in the recording something was said, of which the times are those of the *chunks* of speech in a row.
+    Translate times in the concatenated *chunks* of speech into times of the recording.
 
-    Whisper's times are about right: one that is a little over the end of a chunk would be behind all the silence that
-    follows it. What has less than ``TOUCHED_S`` in a chunk, and most of it in others, was not said in it.
+    Whisper's times are about right: an end slightly past a chunk's would land behind all the silence that follows. A
+    stretch with less than ``TOUCHED_S`` in a chunk, and more in others, does not touch that chunk.
     """
     pieces: list[tuple[float, float, float]] = []
     before_s = 0.0
@@ -193,15 +193,15 @@ def find_language(
     model: WhisperModel, speech: NDArray[np.float32], named: str, house: Sequence[str]
 ) -> tuple[str, float | None]:
     """
-    Return the language of *speech*, and how sure that is among those of the *house* (empty: all).
+    Return the language of *speech*, and its probability among the languages of the *house* (empty: all).
 
-    The *named* one is believed, and nothing said of it, but where it is beyond doubt another one of the house's.
+    Returns the *named* language, and None, unless the speech is beyond doubt in another one of the house.
     """
     if named and not {*house} - {named}:
         return named, None
     from faster_whisper.audio import pad_or_trim
 
-    # As they are encoded for the words: without the last frame.
+    # Drop the last frame, as the transcription does: the same features are encoded once.
     features = model.feature_extractor(speech)[:, :-1][:, : model.feature_extractor.nb_max_frames]
     (ranking,) = model.model.detect_language(model.encode(pad_or_trim(features)))
     probabilities = {token[2:-2]: probability for token, probability in ranking}
@@ -215,7 +215,7 @@ def find_language(
 
 
 def listen(model: WhisperModel, speech: NDArray[np.float32], language: str) -> list[Any]:
-    """Return the segments of *speech*, in its own time, without what cannot have been said."""
+    """Return the segments of *speech*, in its own time, without hallucinated ones."""
     speech_s = len(speech) / RATE_HZ
     segments, _ = model.transcribe(
         speech,
@@ -227,7 +227,7 @@ def listen(model: WhisperModel, speech: NDArray[np.float32], language: str) -> l
     )
     believed: list[Any] = []
     for _, window in itertools.groupby(segments, key=lambda part: part.seek):
-        # What begins behind the end is heard in the silence that fills the window up.
+        # A segment that begins behind the end is hallucinated from the silence that fills the window.
         parts = [part for part in window if part.start < speech_s]
         if not parts or parts[0].compression_ratio <= LOOP_RATIO:
             believed += parts
@@ -237,7 +237,7 @@ def listen(model: WhisperModel, speech: NDArray[np.float32], language: str) -> l
 
 
 def _cut_loop(model: WhisperModel, speech: NDArray[np.float32], language: str, parts: list[Any]) -> list[Any]:
-    """Return the *parts* of a window as one, with the words that took some time: the others were not said."""
+    """Merge the *parts* of a window into one segment, with only the words that took some time."""
     from faster_whisper.audio import pad_or_trim
     from faster_whisper.tokenizer import Tokenizer
     from faster_whisper.transcribe import merge_punctuations
@@ -263,7 +263,7 @@ def _speech(audio: NDArray[np.float32], chunks: list[dict[str, int]]) -> NDArray
 
 
 def audible(samples: bytes) -> NDArray[np.float32] | None:
-    """Return *samples* with a loudness that the voice detector can judge, None when they are silence."""
+    """Amplify *samples* to a loudness that the voice detector can judge; return None for silence."""
     import numpy as np
 
     audio = np.frombuffer(samples, "<f4")

@@ -1,7 +1,5 @@
 """
-One HTTP/1.1 connection (RFC 9112), and the answer that is read from it as it arrives.
-
-One request at a time goes over it.
+Sends requests over one HTTP/1.1 connection (RFC 9112), one at a time, and reads each answer as it arrives.
 """
 
 from __future__ import annotations
@@ -13,10 +11,10 @@ from typing import Protocol, cast
 HEAD_LIMIT_BYTES = 64 << 10
 CHUNK_HEAD_LIMIT_BYTES = 1_024
 HIGH_WATER_BYTES = 256 << 10
-"""Of a body that nobody has read: then no more is taken from the network."""
+"""Stops reading from the network while so much of a body is unread."""
 HEX = b"0123456789abcdefABCDEF"
 TOKEN = b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-"""What the name of a header is made of (RFC 9110, 5.6.2)."""
+"""The characters of a header's name (RFC 9110, 5.6.2)."""
 
 
 class Disconnected(ConnectionError):
@@ -24,30 +22,30 @@ class Disconnected(ConnectionError):
 
 
 class ClosedIdle(Disconnected):
-    """A connection that had been kept broke before any of the answer came: most likely it was being closed already."""
+    """A kept connection broke before any of the answer came: most likely the server was closing it already."""
 
 
 class NotHttp(Exception):
-    """What came is not HTTP/1.1."""
+    """The answer is not HTTP/1.1."""
 
 
 class Owner(Protocol):
-    """Who has the connections."""
+    """Owns connections."""
 
     def keep(self, connection: Connection) -> None:
-        """Have *connection* for the next request."""
+        """Keep *connection* for the next request."""
         ...
 
     def forget(self, connection: Connection) -> None:
-        """Let go of *connection*, which is closed."""
+        """Drop *connection*, which is closed."""
         ...
 
 
 class Response:
     """
-    An answer, from its head on.
+    Reads one answer, from its head on.
 
-    To be released when it was read to its end, which keeps the connection for the next one, or else closed.
+    Its reader calls ``release`` after the end, which keeps the connection for the next request, or else ``close``.
     """
 
     __slots__ = (
@@ -67,18 +65,18 @@ class Response:
         self.status = 0
         """0 until the head is here."""
         self.headers: dict[str, str] = {}
-        """By their names in lower case; several of one name are joined by commas."""
+        """By names in lower case; values of the same name are joined by commas."""
         self.content_type = ""
         """Without parameters, in lower case."""
         self.at_end = False
-        """Whether all of the body has been read or lies ready to be."""
+        """Whether all of the body has arrived."""
         self.parts = 0
-        """In how many the body has come, as far as it was read; of a chunked one, its chunks and more."""
+        """The number of parts in which the body arrived, as far as it was read; at least one for each chunk."""
         self._connection = connection
         self._parts: list[bytes] = []
         self._unread = 0
         self._failure: tuple[type[Exception], str] | None = None
-        """Raised anew each time: an error that is kept keeps alive all who have caught it."""
+        """The class and message of an error that is raised anew each time: a kept error keeps its callers' frames alive."""
         self._waiter: asyncio.Future[None] | None = None
 
     async def read(self) -> bytes:
@@ -105,27 +103,27 @@ class Response:
         self._connection.release(self)
 
     def close(self) -> None:
-        """Close the connection at once, unless it was released; whoever reads sees that it is lost."""
+        """Close the connection at once, unless it was released; a waiting reader gets ``Disconnected``."""
         self._connection.break_off(self)
         self.fail(Disconnected, "closed here")
 
-    # For the connection that it comes over.
+    # Called by the connection.
 
     def add(self, part: bytes) -> None:
-        """Take what came of the body."""
+        """Add the next part of the body."""
         before, self._unread = self._unread, self._unread + len(part)
         self._parts.append(part)
         if before <= HIGH_WATER_BYTES < self._unread:
             self._connection.pause()
 
     def fail(self, failure: type[Exception], why: str) -> None:
-        """There is no more to come, and should be."""
+        """End the answer before its end: reads raise *failure*, after the parts that have arrived."""
         if not self.at_end and self._failure is None:
             self._failure = (failure, why)
             self.wake()
 
     def wake(self) -> None:
-        """Have whoever waits look again."""
+        """Wake the reader."""
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
@@ -141,24 +139,24 @@ class Response:
 
 
 class Connection(asyncio.Protocol):
-    """One connection, and the answer that comes over it."""
+    """Parses the answers of one connection."""
 
     transport: asyncio.Transport
 
     def __init__(self, owner: Owner) -> None:
         self.idle_since = 0.0
-        """When it was last kept, on the loop's clock; 0 until then."""
+        """When the connection was last kept, on the loop's clock; 0 until then."""
         self._owner = owner
         self._response: Response | None = None
         self._rest = b""
-        """What came and could not be understood yet."""
+        """Bytes that arrived and are not parsed yet, from ``_at`` on."""
         self._at = 0
-        """Up to where ``_rest`` has been taken: to cut it for each of many small chunks would copy it as often."""
+        """The parsed length of ``_rest``, which is not cut for each of many small chunks: each cut copies it."""
         self._step: Callable[[Connection, Response], bool] = Connection._head
         self._left = 0
-        """What is still to come of the body, or of its chunk, in bytes."""
+        """Bytes still to come of the body, or of its chunk."""
         self._around = 0
-        """What came around the answer, interim answers and trailers, in bytes."""
+        """Bytes that came around the answer: interim answers and trailers."""
         self._persistent = True
         self._paused = False
 
@@ -166,44 +164,44 @@ class Connection(asyncio.Protocol):
         self.transport = cast("asyncio.Transport", transport)
 
     def ask(self, request: bytes) -> Response:
-        """Send *request*; its answer is still to come."""
+        """Send *request*, and return its answer, which is still to come."""
         self._response = response = Response(self)
         self._step = Connection._head
         self._persistent = True
         self._around = 0
         if self.transport.is_closing():
-            # ``connection_lost`` may have been called already, and nobody would tell.
+            # ``connection_lost`` may have been called already, and is not called again.
             self.close(ClosedIdle, "closed before it was asked")
         else:
             self.transport.write(request)
         return response
 
     def close(self, failure: type[Exception] = Disconnected, why: str = "closed here") -> None:
-        """Close the connection at once; the answer that is still to come fails."""
+        """Close the connection at once, and fail the answer that is still to come."""
         self.transport.abort()
         response, self._response = self._response, None
         if response is not None:
             response.fail(failure, why)
 
     def pause(self) -> None:
-        """Take no more from the network for now."""
+        """Stop reading from the network."""
         if not self.transport.is_closing():
             self._paused = True
             self.transport.pause_reading()
 
     def go_on(self, response: Response) -> None:
-        """Take from the network again, for *response*."""
+        """Read from the network again, for *response*."""
         if self._paused and self._response is response and not self.transport.is_closing():
             self._paused = False
             self.transport.resume_reading()
 
     def break_off(self, response: Response) -> None:
-        """Close the connection if it is still *response*'s."""
+        """Close the connection, if *response* still has it."""
         if self._response is response:
             self.close()
 
     def release(self, response: Response) -> None:
-        """Take leave of *response*, and be there for the next one where that may be."""
+        """Take the connection back from *response*: keep it for the next request, or close it where it cannot be kept."""
         if self._response is not response:
             return
         self.go_on(response)
@@ -216,7 +214,7 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         response = self._response
         if response is None or response.at_end:
-            # Nobody has asked: whatever this is, the next answer could not be told from it.
+            # Bytes without a request: the next answer could not be told from them.
             self.transport.abort()
             return
         self._rest = self._rest + data if self._rest else data
@@ -243,7 +241,7 @@ class Connection(asyncio.Protocol):
             failure = ClosedIdle if self.idle_since and nothing_came else Disconnected
             response.fail(failure, str(exc) if exc is not None else "the neighbour closed the connection")
 
-    # The steps: each takes what it can from ``_rest``, and returns whether the next one may go on.
+    # The steps: each parses what it can of ``_rest``, and returns whether the next step can go on.
 
     def _head(self, response: Response) -> bool:
         start, rest = self._at, self._rest
@@ -288,7 +286,7 @@ class Connection(asyncio.Protocol):
         if "close" in options or (old and "keep-alive" not in options):
             self._persistent = False
         if "transfer-encoding" in headers and (old or "content-length" in headers):
-            # Somebody on the way may have understood it otherwise (RFC 9112, 6.1).
+            # A proxy on the way may have read another length (RFC 9112, 6.1).
             self._persistent = False
         response.headers = headers
         response.content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -296,7 +294,7 @@ class Connection(asyncio.Protocol):
         return True
 
     def _framing(self, status: int, headers: Mapping[str, str]) -> Callable[[Connection, Response], bool]:
-        """Return how the body is to be read (RFC 9112, 6.3)."""
+        """Return the step that reads the body (RFC 9112, 6.3)."""
         coding, length = headers.get("transfer-encoding"), headers.get("content-length")
         if status in (204, 304):
             self._left = 0
@@ -338,7 +336,7 @@ class Connection(asyncio.Protocol):
             raise NotHttp("a chunk is too long")
         left = int(size, 16)
         start, end = self._at, self._at + left
-        if left and self._rest.startswith(b"\r\n", end):  # all of it is here, as nearly always
+        if left and self._rest.startswith(b"\r\n", end):  # the whole chunk is here, as nearly always
             response.add(self._rest[start:end])
             self._at = end + 2
             return self._at < len(self._rest)
@@ -384,7 +382,7 @@ class Connection(asyncio.Protocol):
         return self._rest[start:end]
 
     def _count(self, length: int) -> None:
-        """Have what comes around the answer end some time."""
+        """Count bytes around the answer; raises ``NotHttp`` over ``HEAD_LIMIT_BYTES``."""
         self._around += length
         if self._around > HEAD_LIMIT_BYTES:
             raise NotHttp("what comes around the answer does not end")

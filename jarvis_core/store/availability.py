@@ -1,9 +1,9 @@
 """
-Whether the database is there, and the connections to it while it is.
+Watches whether the database answers, and holds the connections to it while it does.
 
-One task watches. A connection that broke, or could not be made, wakes it; where nothing was answered for a second, it
-asks. If it gets no answer either, the database is away: there are no connections then, nobody waits, and only the task
-asks, until there is an answer.
+One task watches. A broken connection or a failed connect wakes it; after a second without an answer it probes the
+database. If the probe fails too, the database is away: there are no connections then, requests do not wait, and only the
+task probes, until there is an answer.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ logger = log.get(__name__)
 _seldom = log.LogThrottle()
 
 IDLE_S = 1.0
-"""After so long without an answer of the database it is asked for one."""
+"""Probes the database after so long without an answer."""
 DOUBT_S = 0.75
-"""A question that is not answered for so long makes the database look away, while it is asked once more."""
+"""A probe without an answer for so long makes ``healthy`` false, while the database is probed once more."""
 PROBE_LIMIT_S = 2.0
 """Longest wait for a new connection and an answer over it, for each host of the address."""
 AWAY_INTERVAL_S = 0.25
-"""Between two attempts to reach a database that is away."""
+"""Pause between two probes of a database that is away."""
 PATIENCE_S = 3.0
-"""So long it may have been away already for who would rather wait; a restart is over sooner, what takes longer takes long."""
+"""Patient requests wait until the database has been away for so long: a restart takes less, other outages far more."""
 PROBE_INTERVAL_S = 0.05
-"""Between two answers, whatever else is reported."""
+"""Shortest pause between two probes, whatever is reported meanwhile."""
 PROBE = "select current_setting('transaction_read_only')"
-"""A database that takes no writes is of no use here: after a failover it may be the one that was left."""
+"""Refuses a database that takes no writes: after a failover it may be the old primary."""
 
 
 class Away(JarvisError):
@@ -55,7 +55,7 @@ class _TakesNoWrites(Exception):
 
 
 class Availability:
-    """The database at *address*, as far as is known."""
+    """Holds the connections to the database at *address*, and knows whether it answers."""
 
     def __init__(self, settings: Database, address: Address) -> None:
         self._timeout_s = settings.timeout_s
@@ -73,32 +73,32 @@ class Availability:
         self._settings = dict(address.settings)
         self._settings["TimeZone"] = "UTC"
         self._settings["statement_timeout"] = str(round(settings.timeout_s * 1_000))
-        """Of every session."""
+        """Set in every session."""
         self._search_path: str | None = None
-        """What that one of them is to be instead, so that the extensions are found; None where it is right as it is."""
+        """A ``search_path`` that finds the extensions; None where the server's own finds them."""
         self._search_path_is_known = False
         self._connections: Connections | None = None
-        """Those of the database's present life; None while it is away."""
+        """The connections of the database's present life; None while it is away."""
         self._closing: set[asyncio.Task[None]] = set()
         self._watcher: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
         self._back = asyncio.Event()
-        """Set while there are connections, and when there will be none any more."""
+        """Set while there are connections, and after ``close``."""
         self._closed = False
         self._renew = False
-        """Whether the connections are to be made anew although the database answers."""
+        """Whether to replace the connections although the database answers."""
         self._answered_at = 0.0
         self._lost_at = 0.0
         self.healthy = False
-        """Whether it can be used."""
+        """Whether the database can be used."""
         self.losses = 0
-        """How often it has gone away."""
+        """How often the database has gone away."""
 
     async def open(self) -> None:
         """
-        Connect; raises ``Away``, because of what went wrong last. May be tried again.
+        Connect; raises ``Away`` from the last error. May be tried again.
 
-        Raises ``psycopg.Error`` where the database refuses what is to be set.
+        Raises ``psycopg.Error`` where the database refuses a setting.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._timeout_s
@@ -119,7 +119,7 @@ class Availability:
         self._watcher = loop.create_task(self._watch())
 
     async def close(self) -> None:
-        """Close every connection, those in use when they are given back."""
+        """Close idle connections now, and those in use when they are given back."""
         if self._watcher is not None:
             self._watcher.cancel()
             await asyncio.wait([self._watcher])
@@ -132,16 +132,16 @@ class Availability:
 
     async def borrow(self, *, patient: bool) -> tuple[Connections, Connection]:
         """
-        Return a connection, and whom to give it back.
+        Return a connection, and the ``Connections`` to return it to.
 
-        Raises ``Away`` as soon as that is known, or when *patient* once it has been away for ``PATIENCE_S``;
+        Raises ``Away`` at once while the database is away, or when *patient* after ``PATIENCE_S`` of that;
         ``PoolTimeout`` after the deadline, ``QueueFull`` where too many wait already.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._timeout_s
         while True:
             if (connections := self._connections) is not None:
-                # Given up they are for others, or because the database is away.
+                # Given up: replaced by others, or because the database is away.
                 with contextlib.suppress(GivenUp):
                     return connections, await connections.borrow(max(deadline - loop.time(), 0.0))
             elif patient and not self._closed and loop.time() < (limit := min(deadline, self._lost_at + PATIENCE_S)):
@@ -152,16 +152,16 @@ class Availability:
                 raise Away
 
     def note_answer(self, connections: Connections) -> None:
-        """Take note that the database has answered over one of *connections*."""
+        """Note that the database has answered over one of *connections*."""
         if connections is self._connections:
             self._answered_at = asyncio.get_running_loop().time()
             self.healthy = True
 
     def suspect(self, connections: Connections, *, renew: bool = False) -> None:
         """
-        Take note that the database may be away: one of *connections* broke, or could not be made.
+        Note that the database may be away: one of *connections* broke, or a connect failed.
 
-        With *renew* all are made anew even where it answers.
+        *renew* replaces all connections even where the database answers.
         """
         if connections is self._connections:
             self.healthy = False
@@ -169,7 +169,7 @@ class Availability:
             self._wake.set()
 
     def ask(self) -> None:
-        """Have the database asked how it is, without doubting it yet."""
+        """Have the database probed, and leave ``healthy`` as it is."""
         self._wake.set()
 
     async def _watch(self) -> None:
@@ -193,7 +193,7 @@ class Availability:
                 await asyncio.sleep(PROBE_INTERVAL_S)
 
     async def _check_server(self, *, asked: bool) -> None:
-        """Find out whether the database answers; *asked* where somebody has reason to doubt it."""
+        """Probe the database; *asked* where a caller has reason to doubt it."""
         loop = asyncio.get_running_loop()
         connections = self._connections
         started = loop.time()
@@ -216,7 +216,7 @@ class Availability:
         except (psycopg.Error, OSError, TimeoutError) as exc:
             if connections is None:
                 return
-            # A server that has no connection to spare may still serve those that it has.
+            # A server at its limit of connections may still answer over those that are open.
             if not answered() and await self._ask_idle(connections):
                 self.note_answer(connections)
             while not answered() and loop.time() < started + DOUBT_S and connections.any_open():  # noqa: ASYNC110
@@ -231,7 +231,7 @@ class Availability:
             timer.cancel()
 
     async def _ask_idle(self, connections: Connections) -> bool:
-        """Whether the database answers over a connection that nobody needs now."""
+        """Return whether the database answers over an idle connection."""
         if not connections.any_idle():
             return False
         try:
@@ -246,7 +246,7 @@ class Availability:
         except psycopg.Error:
             return False
         except _TakesNoWrites:
-            # The address may lead to another server by now, which does.
+            # The address may lead to another server by now, which takes writes.
             self._renew = True
             return False
         finally:
@@ -254,7 +254,7 @@ class Availability:
         return True
 
     async def _ask_anew(self, *, limit_s: float) -> None:
-        """Ask over a new connection, also for where things are to be looked for; raises what goes wrong."""
+        """Probe over a new connection, and fetch the search path the first time; raises what goes wrong."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + limit_s
         options = {**self._options, "connect_timeout": min(2, self._options["connect_timeout"])}
@@ -273,7 +273,7 @@ class Availability:
             await connection.close()
 
     def _lose(self, why: Exception) -> None:
-        """The database is away."""
+        """Note that the database is away, and give its connections up."""
         self.healthy = False
         if self._connections is not None:
             self.losses += 1
@@ -282,7 +282,7 @@ class Availability:
             self._give_up()
 
     async def _find(self) -> None:
-        """The database answers; make new connections where the old ones are of no use."""
+        """Note that the database answers, and replace connections that are of no use."""
         connections = self._connections
         if connections is None:
             away_s = asyncio.get_running_loop().time() - self._lost_at
@@ -309,7 +309,7 @@ class Availability:
         self.note_answer(connections)
 
     def _give_up(self) -> None:
-        """Close the connections in the background, those in use when they are given back."""
+        """Close the connections in the background; those in use are closed when they are given back."""
         connections, self._connections = self._connections, None
         self._back.clear()
         if connections is not None:

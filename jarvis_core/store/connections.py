@@ -1,9 +1,8 @@
 """
-The connections of one life of the database: who may have one, who waits for one, and what is made of those given back.
+Lends the connections of one life of the database, queues the requests that wait for one, and checks each that is returned.
 
-When the database goes away its connections are given up together, and new ones made for its next life. Nothing of the
-old ones then holds up the return: neither the driver's waits between attempts to connect, nor statements that nobody will
-answer any more.
+When the database goes away, its connections are given up together; new ones are made for its next life. Then nothing of
+the old ones delays the return: neither the driver's waits between attempts to connect, nor statements without an answer.
 """
 
 from __future__ import annotations
@@ -30,10 +29,10 @@ from jarvis_core.store.session import Session, Setting, greet, set_locally
 from jarvis_core.tasks import start_in
 
 WAITING_LIMIT = 2_000
-"""More requests than this do not wait for a connection, nor more than three quarters of it of one user: they are refused at once."""
+"""Requests that wait for a connection, at most three quarters of them of one user; more are refused at once."""
 IDLE = psycopg.pq.TransactionStatus.IDLE
 IDLE_LIMIT_S = 600.0
-"""Connections that were not needed for so long are closed, but for one."""
+"""Closes connections that were not needed for so long, except one."""
 
 
 class GivenUp(JarvisError):
@@ -45,10 +44,10 @@ class PoolTimeout(JarvisError):
 
 
 class Connection(psycopg.AsyncConnection[TupleRow]):
-    """A connection that is told to who opened it, as is the failure to make one."""
+    """Reports connect success or failure to the ``Connections`` that own it."""
 
     session = Session()
-    """What is at its other end."""
+    """The server or pooler at the other end, and what its sessions are set to."""
     _prepared_statements: PreparedStatements | None = None
 
     @classmethod
@@ -62,9 +61,9 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
         **options: Any,
     ) -> Self:
         """
-        Connect for whom it is *opened_by*; raises ``psycopg.Error``, and ``TimeoutError`` when that is closed.
+        Connect, and report to *opened_by*; raises ``psycopg.Error``, and ``TimeoutError`` when *opened_by* is closed.
 
-        *options* are the driver's, and with *settings* those of ``meet``, which then has as long as the driver had.
+        *options* are the driver's. With *settings*, ``meet`` follows, for at most the driver's ``connect_timeout``.
         """
         opener = None if opened_by is None else opened_by()
         if opener is None:
@@ -88,9 +87,9 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
 
     async def meet(self, settings: Sequence[Setting], *, pooled: bool, limit_s: float) -> None:
         """
-        Find out who is at the other end, and have the session be as *settings* say; *pooled* where that is known.
+        Ask whether a pooler is at the other end (*pooled* where that is known), and apply *settings* to the session.
 
-        It is broken off after *limit_s* seconds, and closed where that, or whatever else, goes wrong.
+        Breaks the connection off after *limit_s* seconds; closes it on any error.
         """
         timer = asyncio.get_running_loop().call_later(max(limit_s, 0.0), self.break_off)
         try:
@@ -109,7 +108,7 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
         try:
             return await self.prepared.run(statement, parameters)
         except asyncio.CancelledError:
-            # The server was told to stop, and its answer is still to come.
+            # The driver asked the server to stop, and the answer is still to come.
             await self.close()
             raise
 
@@ -123,26 +122,26 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
                 cursors = [await self.execute(statement, parameters) for statement, parameters in statements]
             return [await cursor.fetchall() if cursor.description else [] for cursor in cursors]
         except asyncio.CancelledError:
-            # In a pipeline (psycopg 3.3) it may be left in the midst of it: what the next one writes would be answered as
-            # done, and undone when that one leaves it.
+            # A cancelled pipeline (psycopg 3.3) may stay open on the connection: the next borrower's writes would be
+            # answered as done, and rolled back when that borrower leaves the pipeline.
             await self.close()
             raise
 
     async def set_up_transaction(self) -> None:
-        """Have the transaction that has just begun be like any other."""
+        """Apply the session's settings to the transaction that has just begun, where a pooler keeps none."""
         if self.session.settings:
             await self.execute(*set_locally(self.session.settings))
 
     @property
     def prepared(self) -> PreparedStatements:
-        """Its statements, for who has borrowed it."""
+        """Return the prepared statements of this connection, for its borrower."""
         if self._prepared_statements is None:
             self._prepared_statements = PreparedStatements(self)
         return self._prepared_statements
 
     async def close(self) -> None:
-        """Close it, unless the server has."""
-        # Its statements refer to it: let go of, all are freed at once, not by a collector that comes seldom.
+        """Close the connection, unless the server has."""
+        # Break the cycle with the prepared statements: freed at once, not by the garbage collector, which runs rarely.
         statements, self._prepared_statements = self._prepared_statements, None
         if statements is not None:
             statements.close()
@@ -150,19 +149,19 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
 
     def looks_idle(self) -> bool:
         """
-        Whether it is open and waits for something to do.
+        Return whether the connection is open and idle.
 
-        An idle server has nothing to say but its farewell, so a look whether there is something to read is enough: a
-        system call where a round trip would cost as much as a query.
+        An idle server sends nothing but its farewell, so polling the socket is enough: a system call, where a round trip
+        would cost as much as a query.
         """
-        if self.pgconn.transaction_status != IDLE:  # a closed one's is unknown
+        if self.pgconn.transaction_status != IDLE:  # the status of a closed connection is unknown
             return False
         poll = select.poll()
         poll.register(self.fileno(), select.POLLIN)
         return not poll.poll(0)
 
     def looks_open(self) -> bool:
-        """Whether the server has not closed it."""
+        """Return whether the server keeps the connection open."""
         if self.closed:
             return False
         with socket.socket(fileno=os.dup(self.fileno())) as end:
@@ -175,9 +174,9 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
 
     def break_off(self) -> None:
         """
-        Make whoever waits for the server on it see the end at once.
+        Shut the socket down: a task that waits for the server gets the end of the connection at once.
 
-        Cancelling them would not do: the driver then asks the server to stop, and waits for it.
+        Cancelling that task would not do: the driver then asks the server to stop, and waits for it.
         """
         if not self.closed:
             with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self.fileno())) as end:
@@ -186,10 +185,10 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
 
 class Connections:
     """
-    At most *limit* connections, lent to one request at a time; who comes later waits in a queue, the users in turn.
+    Lends at most *limit* connections, each to one request at a time; later requests wait in a queue, their users in turn.
 
-    *options* are the driver's; *on_failure* is called with these when one could not be made, which is then tried again
-    for *reconnect_limit_s* seconds.
+    *options* are the driver's. A failed connect is tried again for *reconnect_limit_s* seconds; *on_failure* is called
+    with these ``Connections`` each time.
     """
 
     def __init__(
@@ -204,16 +203,16 @@ class Connections:
         self.on_failure = on_failure
         self.closed = False
         self.failed = False
-        """Whether one could not be made; those who wait for it would wait for long."""
+        """Whether a connect failed: requests that wait for it would wait for long."""
         self.made: weakref.WeakSet[Connection] = weakref.WeakSet()
         self.connecting: set[cancellation.Timeout] = set()
         self.without_timeout: set[Connection] = set()
         """Lent for statements without a deadline."""
-        # The queue is here and not the driver's: its own leaves a cycle of some 40 objects behind for each who stopped
-        # waiting (psycopg-pool 3.3), cannot tell a busy database from one that is away, and knows no users.
+        # Use a queue of our own: the driver's (psycopg-pool 3.3) leaves a cycle of some 40 objects behind for each request
+        # that stopped waiting, cannot tell a busy database from one that is away, and knows no users.
         self._queue = FairQueue(limit, waiting_limit=WAITING_LIMIT)
         self._returning: set[asyncio.Task[None]] = set()
-        # Nothing of a life is left in cycles: there may be many, and the collector comes seldom.
+        # Held weakly, to leave no cycles: there may be many lives, and the garbage collector runs rarely.
         self_weakly = weakref.ref(self)
 
         async def check(connection: Connection) -> None:
@@ -228,8 +227,8 @@ class Connections:
             min_size=1,
             max_size=limit,
             max_idle=IDLE_LIMIT_S,
-            # It tries again after 1, 2, 4 … s, which spares a server that has no connection to spare. One that was away
-            # is not missed for it: for its next life there is another pool.
+            # The driver tries again after 1, 2, 4 … s, which spares a server at its limit of connections. This delays no
+            # server that was away: its next life has another pool.
             reconnect_timeout=reconnect_limit_s,
             open=False,
             check=check,
@@ -238,14 +237,14 @@ class Connections:
         )
 
     async def open(self) -> None:
-        """Begin to connect; waits for nothing."""
+        """Start connecting; does not wait."""
         await self._pool.open()
 
     async def close(self, timeout_s: float) -> None:
         """
-        Close every idle connection, and those in use when they are given back; those without a deadline now.
+        Close idle connections and those without a deadline now, the others when they are given back.
 
-        Who waits gets ``GivenUp``. Waits at most *timeout_s* seconds for what is under way.
+        Fails waiting requests with ``GivenUp``. Waits at most *timeout_s* seconds for connects under way.
         """
         self.closed = True
         self._queue.dismiss(GivenUp)
@@ -278,24 +277,24 @@ class Connections:
             raise
 
     async def give_back(self, connection: Connection) -> None:
-        """Let others have *connection*, or its place when it is broken; whoever is cancelled meanwhile gives it back too."""
+        """Return *connection*, or its place when it is broken; completes also when the caller is cancelled meanwhile."""
         try:
             await self.give_back_idle(connection)
         finally:
             self._queue.give_back(NOBODY)
 
     def any_idle(self) -> bool:
-        """Whether a connection is idle that the server has not closed."""
+        """Return whether a connection is idle and open."""
         return any(connection.looks_idle() for connection in self.made)
 
     def any_open(self) -> bool:
-        """Whether there is a connection that the server has not closed, whatever it does."""
+        """Return whether a connection is open, idle or not."""
         return any(connection.looks_open() for connection in self.made)
 
     async def borrow_idle(self, timeout_s: float) -> Connection:
-        """As ``borrow``, but past the queue, for who saw that one is idle; to be returned by ``give_back_idle``."""
-        # The driver waits by ``asyncio.wait_for``, which before Python 3.12 forgets a cancellation that comes together with
-        # what is waited for: a task that was told to end would go on for good.
+        """Borrow past the queue, after ``any_idle``; the caller returns the connection by ``give_back_idle``."""
+        # The driver uses ``asyncio.wait_for``, which before Python 3.12 loses a cancellation that arrives together with
+        # the result: a cancelled task would run on for good.
         requests = cancellation.requests()
         try:
             connection = await self._pool.getconn(timeout=timeout_s)
@@ -310,18 +309,18 @@ class Connections:
         return connection
 
     async def give_back_idle(self, connection: Connection) -> None:
-        """Return what ``borrow_idle`` lent; whoever is cancelled meanwhile gives it back too."""
+        """Return what ``borrow_idle`` lent; completes also when the caller is cancelled meanwhile."""
         if connection.closed:
             await connection.close()
         if self._pool._waiting or self._pool._lock.locked():
-            # Cancelled while it hands the connection over, the driver (psycopg-pool 3.3.3) loses it, and leaves who was
-            # to have it waiting for good. Otherwise it does not wait, and nobody can be cancelled in it.
+            # Cancelled while it hands a connection over, the driver (psycopg-pool 3.3.3) loses the connection, and leaves
+            # the request that was to get it waiting for good. In all other cases it does not wait, so cannot be cancelled.
             await asyncio.shield(start_in(self._returning, self._pool.putconn(connection)))
         else:
             await self._pool.putconn(connection)
 
     async def _check(self, connection: Connection) -> None:
-        """Refuse a connection that the server closed while it was idle, and drop all others with it."""
+        """Refuse a connection that the server closed while it was idle, and drop all others too."""
         if not connection.looks_idle():
             await connection.close()
             await self._pool.drain()

@@ -1,7 +1,7 @@
 """
-The worker processes that share the database: who lives, and the turns of those who do not.
+Lists the worker processes that share the database, and closes the turns of dead ones.
 
-All times are the database's own: clocks of several machines do not agree.
+Compares only times of the database: clocks of several machines do not agree.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from jarvis_core.processes.child import Identity
 from jarvis_core.store.pool import Pool
 
 LEASE = "interval '3.5 seconds'"
-"""A worker that has not been seen for as long is taken for dead."""
+"""Declares a worker dead that has not been seen for so long."""
 NOBODYS = "interval '10 minutes'"
-"""An older version's turn that has run for as long is nobody's: none may run so long."""
+"""Closes a turn of an older version, which names no worker, after so long: no turn may run for longer."""
 
-# Lost with the server's last moment, it is said again a second later: nothing waits for the disk.
+# Commit beats without waiting for the disk: a beat lost in a crash of the server is repeated a second later.
 ASYNCHRONOUS = "set_config('synchronous_commit', 'off', true)"
 
 BEAT = f"""
@@ -37,7 +37,7 @@ select id::text, case when machine = %(machine)s then pid end, started, false fr
 """
 LEAVE = "delete from workers where id = %s"
 
-# A running turn's conversation is locked before the turn, as by those who begin one.
+# Lock the conversation before its running turn, in the order in which turns begin.
 CLOSE = """
 l as (
     select c.id from turns join conversations c on c.id = turns.conversation_id
@@ -55,7 +55,7 @@ l as (
 )
 select count(*) from t
 """
-# Of those who close a dead worker's turns at once one does it, and the others pass by.
+# Skip locked rows: of several workers that reap at once, one closes a dead worker's turns.
 REAP = f"""
 with dead as (
     select id from workers where id = any(%(ids)s::uuid[]) and (%(unseen_since)s::timestamptz is null
@@ -73,25 +73,25 @@ CLOSE_ALL_STRAYS = f"with {CLOSE.format(whose=HAS_NO_WORKER)}"
 
 
 class Other(NamedTuple):
-    """Another worker."""
+    """Describes another worker."""
 
     id: str
     pid: int | None
-    """Where it is on the same machine, which can tell whether it lives."""
+    """The process, where the worker is on the same machine; None elsewhere."""
     started: int
     late: bool
-    """Whether it has not been seen for longer than a worker may be silent."""
+    """Whether the worker has not been seen for longer than ``LEASE``."""
 
 
 class HeartbeatStore:
-    """The table of workers, as the worker *worker_id* sees it."""
+    """Reads and writes the table of workers for the worker *worker_id*."""
 
     def __init__(self, pool: Pool, worker_id: str, identity: Identity) -> None:
         self._pool = pool
         self._me = {"id": worker_id, **identity._asdict()}
 
     async def beat(self) -> tuple[datetime, list[Other]]:
-        """Say that this worker lives; return when that was, and the others that are late or on the same machine."""
+        """Record that this worker lives; return the time, and the workers that are late or on the same machine."""
         rows = await self._pool.fetch_all(BEAT, self._me)
         return rows[0][0], [Other(*row[1:]) for row in rows if row[1] is not None]
 
@@ -105,9 +105,9 @@ class HeartbeatStore:
 
     async def reap(self, ids: list[str], unseen_since: datetime | None = None) -> int:
         """
-        Take dead workers off the list, and end their turns as ``incomplete`` with the text they had; return how many.
+        Remove dead workers, and end their turns as ``incomplete`` with their last text; return how many turns.
 
-        With *unseen_since* only those that had been silent for too long then, and still are.
+        With *unseen_since*, spares workers that were seen within ``LEASE`` before that time, or after it.
         """
         return await self._close(REAP, ids=ids, unseen_since=unseen_since)
 
@@ -115,7 +115,7 @@ class HeartbeatStore:
         """
         End the running turns of workers that are not on the list; return how many.
 
-        *at_once* also those of an older version's workers, which are in no list.
+        *at_once* also ends turns of older versions, which name no worker.
         """
         return await self._close(CLOSE_ALL_STRAYS if at_once else CLOSE_STRAYS)
 

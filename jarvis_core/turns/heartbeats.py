@@ -2,8 +2,8 @@
 Tells the database every second that this worker lives, and ends the turns of workers that died.
 
 A worker is dead when its process is gone from this machine, or when the database has had no beat of it for ``LEASE``. A
-missing beat proves little while the database itself is slow: a worker takes others for dead only where its own last
-beats were all in time. A worker that was wrongly taken for dead still stores its turns' ends.
+missing beat proves little while the database itself is slow: a worker declares others dead only while its own last beats
+were all in time. A worker that was wrongly declared dead still stores its turns' ends.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ logger = log.get(__name__)
 
 BEAT_INTERVAL_S = 1.0
 SLOW_BEAT_S = 0.5
-"""A beat that takes longer counts as late: the other workers' beats may have waited as long."""
+"""Counts a beat as late that takes longer: the other workers' beats may have waited as long."""
 STEADY_BEATS = 6
-"""Beats in time, in a row, before another worker's silence counts: longer than the lease."""
+"""Requires so many beats in time, in a row, before another worker's silence counts: longer than the lease."""
 STRAYS_EVERY_BEATS = 30
 
 
 class Heartbeats:
     """
-    One worker among all that share the database.
+    Keeps one worker on the list of those that share the database, and reaps the dead ones.
 
-    *alone*: no other worker uses the database, so that every turn left running is over. *embedded*: only processes of
-    this machine use it.
+    *alone*: no other worker uses the database, so every turn that is still running is over. *embedded*: only processes of
+    this machine use the database.
     """
 
     def __init__(self, store: HeartbeatStore, *, alone: bool, embedded: bool) -> None:
@@ -41,10 +41,10 @@ class Heartbeats:
         self._steady = 0
 
     async def arrive(self) -> None:
-        """Join the other workers, and end the turns of those that are certainly dead; raises ``Unavailable``."""
+        """Join the other workers, and end the turns of certainly dead ones; raises ``Unavailable``."""
         if not self._alone:
             await self._store.beat()
-        # A worker of another machine cannot be using our embedded server; on this machine the process table tells.
+        # No worker of another machine can use our embedded server; for this machine the process table tells.
         dead = [
             other.id
             for other in await self._store.fetch_others()
@@ -56,7 +56,7 @@ class Heartbeats:
             logger.warning("turns that the last run left were closed as incomplete", turns=closed)
 
     async def keep(self) -> None:
-        """Beat for as long as this worker lives; for a task of its own."""
+        """Beat until cancelled; run it as a task."""
         if self._alone:
             return
         loop = asyncio.get_running_loop()
@@ -84,7 +84,7 @@ class Heartbeats:
                 self._steady = 0
 
     async def leave(self) -> None:
-        """Leave the other workers; does nothing where the database is away."""
+        """Take this worker off the list; does nothing while the database is away."""
         if not self._alone:
             with contextlib.suppress(RequestError):
                 await self._store.leave()
