@@ -19,6 +19,9 @@ CREATE = f"insert into conversations (id, owner, title) values (%s, %s, %s) retu
 
 FETCH = f"select {CONVERSATION} from conversations where owner = %s and id = %s"
 
+# There is no index for this on purpose. By trigrams of long messages (pg_trgm, with the conversation by btree_gin) a search
+# of 300 with 50,000 characters took 3 to 150 ms instead of 90 to 180, but everybody else's took three to five times as
+# long, and storing such a message 13 ms instead of 3: who sends long ones would hold up others more than who searches.
 # "offset 0" has messages be looked through one conversation after the other: otherwise the planner, which does not know
 # what a long text costs, looks through everybody's first. And a page that is full needs no more of them.
 LIST = f"""
