@@ -12,10 +12,7 @@ import importlib
 import logging
 import os
 import pkgutil
-import resource
 import signal
-import sys
-import traceback
 from collections.abc import Sequence
 
 # Before numpy is imported: each of its threads would cost memory, and the other processor is the server's.
@@ -38,11 +35,13 @@ from jarvis_core.codec.messages import (
     Encode,
     Encoded,
     Failed,
+    Listen,
     Request,
     Window,
     encoder,
     request_decoder,
 )
+from jarvis_core.codec.process import limit_process, report
 from jarvis_core.codec.upload import read_upload
 from jarvis_core.codec.windows import cut_windows, is_silent
 from jarvis_core.errors import RequestError
@@ -51,8 +50,6 @@ from jarvis_core.processes.subprocess_pool import Message, serve
 
 NEVER_NEEDED = {"av.__main__", "av.datasets"}
 """A command line, and what downloads samples."""
-MEMORY_LIMIT_BYTES = 1 << 30
-"""Of address space: 0.2 GiB are taken at the start, 0.4 GiB by ten minutes in 25 MiB of base64 (measured)."""
 
 
 class Codec:
@@ -72,7 +69,7 @@ class Codec:
         except MemoryError:
             answer, payloads = _no_memory(request), []
         except Exception as exc:  # noqa: BLE001 - a defect; it must not end the process, where other streams are
-            _report(exc, type(request).__name__)
+            report(exc, type(request).__name__)
             answer, payloads = Failed("internal", "The audio could not be processed, by our own fault."), []
         return [encoder.encode(answer), *payloads]
 
@@ -102,6 +99,8 @@ class Codec:
             case DropStream():
                 self._streams.drop(request.stream)
                 return Encoded(0.0, 0), []
+            case Listen():
+                raise TypeError("what is listened to is the listener's")
 
 
 def _no_memory(request: Request | None) -> Answer:
@@ -128,20 +127,6 @@ def _answer_clip(clip: Clip, window_s: float, language: str | None) -> tuple[Dec
 
 def _to_ms(samples: int) -> int:
     return round(samples * 1_000 / RATE_HZ)
-
-
-def _report(exc: Exception, request: str) -> None:
-    """Write one line on a defect: what and where, but not the message, which may hold what somebody said."""
-    frames = traceback.extract_tb(exc.__traceback__)
-    places = " < ".join(f"{os.path.basename(frame.filename)}:{frame.lineno}" for frame in reversed(frames))  # noqa: PTH119
-    sys.stderr.write(f"codec: {type(exc).__name__} on {request} at {places}\n")
-    sys.stderr.flush()
-
-
-def limit_process() -> None:
-    """Bound what this process may take, for good."""
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def import_all() -> None:

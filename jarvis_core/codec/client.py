@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Literal, TypeVar
 
 from msgspec import Struct
@@ -21,6 +22,8 @@ from jarvis_core.codec.messages import (
     Encode,
     Encoded,
     Failed,
+    Listen,
+    Listened,
     OutputFormat,
     Request,
     answer_decoder,
@@ -29,14 +32,21 @@ from jarvis_core.codec.messages import (
 from jarvis_core.models import SpokenAudio
 from jarvis_core.processes.subprocess_pool import Session, SubprocessDied, SubprocessPool
 
-T = TypeVar("T", Decoded, Checked, Encoded)
+T = TypeVar("T", Decoded, Checked, Encoded, Listened)
 
 MODULE = "jarvis_core.codec"
+LISTENER = "jarvis_core.codec.listener"
 DECODE_TIMEOUT_S = 20.0
 """For ten minutes of audio, which take one or two seconds of an idle core; the process itself gives up after ten."""
 PIECE_TIMEOUT_S = 10.0
 """For a window or a few sentences."""
 PROCESS_IDLE_S = 300.0
+LISTEN_TIMEOUT_S = 5.0
+"""For a second of sound of each of those who are listened to."""
+LISTENERS_LIMIT = 4_096
+"""Streams that one worker listens to, at most."""
+LISTEN_PIECE_S = 1.0
+"""Sound that is handed over at once: others come in between."""
 
 
 class Window(Struct, frozen=True):
@@ -67,6 +77,15 @@ class EncodedPiece(Struct, frozen=True):
     """After the last piece: what the file would have begun with, had its length been known, as long as what it did."""
 
 
+class Sound(Struct, frozen=True):
+    """What was listened to: whole steps of 32 ms."""
+
+    steps: list[tuple[float, float]]
+    """Of each step the probability of speech, 0..1, and the level in dB of full scale."""
+    samples: bytes
+    """16 bits, 16 kHz, mono."""
+
+
 class Codec:
     """
     Decodes and encodes audio in processes that are started when first needed and end when idle.
@@ -79,12 +98,19 @@ class Codec:
     def __init__(self, *, limit: int) -> None:
         self._uploads = SubprocessPool("audio decoder", MODULE, limit=limit, idle_s=PROCESS_IDLE_S)
         self._pool = SubprocessPool("audio codec", MODULE, limit=limit, idle_s=PROCESS_IDLE_S)
+        self._listeners = SubprocessPool(
+            "voice detector",
+            LISTENER,
+            idle_s=PROCESS_IDLE_S,
+            waiting_limit=LISTENERS_LIMIT,
+            session_limit=LISTENERS_LIMIT,
+        )
         self._streams = itertools.count(1)
 
     @property
     def processes(self) -> int:
         """How many processes there are."""
-        return self._uploads.running + self._pool.running
+        return self._uploads.running + self._pool.running + self._listeners.running
 
     def expect_upload(self) -> None:
         """Start a process for uploads if there is none: one is on its way."""
@@ -98,6 +124,7 @@ class Codec:
         """End every process."""
         await self._uploads.close()
         await self._pool.close()
+        await self._listeners.close()
 
     async def decode_upload(
         self,
@@ -140,6 +167,10 @@ class Codec:
                 yield speech_encoder
             finally:
                 await speech_encoder.drop()
+
+    def listen(self, encoding: Literal["pcm16", "mulaw", "alaw"], sample_rate_hz: int) -> Microphone:
+        """Return a stream of sound that is listened to; close it."""
+        return Microphone(self._listeners, next(self._streams), encoding, sample_rate_hz)
 
     async def _decode(self, pool: SubprocessPool, request: Request, parts: Sequence[bytes]) -> Clip:
         header = encoder.encode(request)
@@ -225,6 +256,57 @@ class SpeechEncoder:
         encoded = _answer(message[0], Encoded)
         data, beginning = message[1:] if len(message) > 1 else (b"", b"")
         return EncodedPiece(data, encoded.duration_ms, encoded.sample_rate_hz, beginning)
+
+
+class Microphone:
+    """One stream of sound that is listened to; sound goes in, probabilities of speech come out."""
+
+    def __init__(
+        self, pool: SubprocessPool, stream: int, encoding: Literal["pcm16", "mulaw", "alaw"], sample_rate_hz: int
+    ) -> None:
+        self._pool = pool
+        self._stream = stream
+        self._encoding = encoding
+        self._sample_rate_hz = sample_rate_hz
+        self._session: Session | None = None
+        self._lease = AsyncExitStack()
+
+    async def hear(self, data: bytes) -> AsyncGenerator[Sound, None]:
+        """
+        Yield what has become whole with *data*, in pieces of a second.
+
+        A process that dies is replaced: the next one goes on with what comes then. Raises ``Overloaded`` or ``Unavailable``.
+        """
+        piece_bytes = round(LISTEN_PIECE_S * self._sample_rate_hz) * (2 if self._encoding == "pcm16" else 1)
+        for start in range(0, len(data), piece_bytes):
+            sound = await self._ask(data[start : start + piece_bytes])
+            if sound.steps:
+                yield sound
+
+    async def close(self) -> None:
+        """Have the stream forgotten."""
+        session, self._session = self._session, None
+        if session is not None:
+            with contextlib.suppress(errors.RequestError):  # its process is gone, and the stream with it
+                await session.call(encoder.encode(DropStream(self._stream)), timeout_s=LISTEN_TIMEOUT_S)
+            await self._lease.aclose()
+
+    async def _ask(self, piece: bytes) -> Sound:
+        try:
+            return await self._ask_once(piece)
+        except (errors.Unavailable, errors.DeadlineExceeded):
+            self._session = None
+            await self._lease.aclose()
+            return await self._ask_once(piece)
+
+    async def _ask_once(self, piece: bytes) -> Sound:
+        first = self._session is None
+        if self._session is None:
+            self._session = await self._lease.enter_async_context(self._pool.session())
+        request = Listen(self._stream, self._encoding, self._sample_rate_hz, first=first)
+        message = await self._session.call(encoder.encode(request), [piece], timeout_s=LISTEN_TIMEOUT_S)
+        listened = _answer(message[0], Listened)
+        return Sound(list(zip(listened.probabilities, listened.levels_db, strict=True)), message[1])
 
 
 def _answer(header: bytes, kind: type[T]) -> T:

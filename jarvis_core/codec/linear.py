@@ -79,16 +79,19 @@ def rows_of(data: bytes, linear: Linear, path: str, name: str) -> Iterator[npt.N
         yield floats.reshape(-1, layout.channels).T
 
 
+def expand(raw: npt.NDArray[np.uint8], kind: Literal["alaw", "mulaw"]) -> npt.NDArray[np.int16]:
+    """Return the samples that the bytes *raw* stand for (ITU-T G.711)."""
+    return (_alaw_table() if kind == "alaw" else _mulaw_table())[raw]
+
+
 def _values(raw: npt.NDArray[np.uint8], layout: Layout) -> npt.NDArray[Any]:
     """Return the numbers that the bytes *raw* stand for, as they are."""
     order = ">" if layout.big_endian else "<"
     match layout.kind:
         case "float":
             return raw.view(f"{order}f{layout.width}")
-        case "alaw":
-            return _alaw_table()[raw]
-        case "mulaw":
-            return _mulaw_table()[raw]
+        case "alaw" | "mulaw":
+            return expand(raw, layout.kind)
         case _:
             sign = "i" if layout.kind == "int" else "u"
     values = _widen(raw, layout) if layout.width == 3 else raw.view(f"{order}{sign}{layout.width}")

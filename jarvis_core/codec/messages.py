@@ -124,6 +124,33 @@ class DropStream(Struct, frozen=True, tag="drop"):
     stream: int
 
 
+class Listen(Struct, frozen=True, tag="listen"):
+    """
+    Sound of one microphone, in its payload; answered by ``Listened``.
+
+    Payloads of one *stream* follow one another; the one with *first* makes it.
+    """
+
+    stream: int
+    """Chosen by who asks."""
+    encoding: Literal["pcm16", "mulaw", "alaw"] = "pcm16"
+    sample_rate_hz: int = 24_000
+    first: bool = False
+
+
+class Listened(Struct, frozen=True, tag="listened"):
+    """
+    The steps of 32 ms that have become whole; its payload are their samples (16 bits, 16 kHz).
+
+    What is not yet a step comes with the next payload's.
+    """
+
+    probabilities: list[float]
+    """Of speech, 0..1, for each step."""
+    levels_db: list[float]
+    """Of each step: the power of its samples, in dB of full scale."""
+
+
 class Failed(Struct, frozen=True, tag="failed"):
     """The request cannot be answered; *code* is that of one of the errors in ``errors.py``."""
 
@@ -132,8 +159,8 @@ class Failed(Struct, frozen=True, tag="failed"):
     details: dict[str, Any] | None = None
 
 
-Request = DecodeUpload | DecodePcm | CheckEnhanced | Encode | DropStream
-Answer = Decoded | Checked | Encoded | Failed
+Request = DecodeUpload | DecodePcm | CheckEnhanced | Encode | DropStream | Listen
+Answer = Decoded | Checked | Encoded | Listened | Failed
 
 request_decoder: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
 answer_decoder: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)

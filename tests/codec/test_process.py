@@ -35,6 +35,7 @@ from jarvis_core.codec.messages import (
     answer_decoder,
     encoder,
 )
+from jarvis_core.codec.process import MEMORY_LIMIT_BYTES
 from jarvis_core.processes.confinement import CONFINED_ID
 from jarvis_core.processes.subprocess_pool import LENGTH, SubprocessPool
 from tests.codec.sounds import AUDIO, flac_bomb, silence, to_pcm, tone, wav
@@ -189,7 +190,7 @@ async def test_longest_clip_in_bounded_memory(pool: SubprocessPool) -> None:
     assert isinstance(answer, Decoded)
     assert answer.duration_ms == 600_000
     assert sum(len(payload) for payload in payloads) > 48 * MIB
-    assert memory_bytes(pool) < child.MEMORY_LIMIT_BYTES // 2
+    assert memory_bytes(pool) < MEMORY_LIMIT_BYTES // 2
 
 
 def serve_once(requests: Sequence[list[bytes]]) -> tuple[list[list[bytes]], str]:
@@ -309,7 +310,7 @@ async def test_limits(pool: SubprocessPool) -> None:
     await ask(pool, DecodeUpload(""), b"")
     (codec,) = pool._subprocesses
     told = {line[:26].strip(): line[26:].split()[:2] for line in told_of(codec.process.pid, "limits").splitlines()}
-    assert told["Max address space"] == [str(child.MEMORY_LIMIT_BYTES)] * 2
+    assert told["Max address space"] == [str(MEMORY_LIMIT_BYTES)] * 2
     assert told["Max core file size"] == ["0", "0"]
     assert threads(pool) == 1
 
