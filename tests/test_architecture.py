@@ -39,8 +39,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "app": {"container", "handlers", "codec", *KNOWN_TO_ALL},
     "container": {"speech", "turns", "memory", "store", "services", "codec", "shared", "processes", "access"}
     | KNOWN_TO_ALL,
-    "handlers": {"speech", "turns", "memory", "codec", "access", *KNOWN_TO_ALL},
-    "speech": {"turns", "codec", "shared", *KNOWN_TO_ALL},
+    "handlers": {"conversation", "speech", "turns", "memory", "codec", "access", *KNOWN_TO_ALL},
+    "speech": {"conversation", "turns", "codec", "shared", *KNOWN_TO_ALL},
+    "conversation": set(),
     "turns": {"memory", "store", "shared", "processes", *KNOWN_TO_ALL},
     "memory": {"store", *KNOWN_TO_ALL},
     "store": {"processes", *KNOWN_TO_ALL},
