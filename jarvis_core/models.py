@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Literal, Protocol
 
 import uuid_utils
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
 HEX_AND_DASH = frozenset("0123456789abcdefABCDEF-")
 TITLE_CHARS = 80
@@ -63,6 +63,10 @@ class Message(Struct, frozen=True):
     """Tokens that the model generated; None for a user's message."""
     model: str | None
     status: Status
+    heard_ms: int | None = None
+    """How much of its sound was heard, where that was interrupted; its content is what was heard."""
+    unheard: str | UnsetType = UNSET
+    """The words that were not heard, where they were asked for."""
 
 
 class TurnRecord(Struct, frozen=True):
@@ -84,6 +88,8 @@ class TurnRecord(Struct, frozen=True):
     """For a person, where the turn failed."""
     worker: str | None
     """The id of the worker process that runs it, or ran it; None where an older version did."""
+    heard_ms: int | None = None
+    """As a message's."""
 
 
 class Memory(Struct, frozen=True):

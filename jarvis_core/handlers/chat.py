@@ -10,7 +10,7 @@ import msgspec
 from jarvis_core.errors import InvalidRequest
 from jarvis_core.handlers.call import Call, Reply, text_field
 from jarvis_core.handlers.cursor import encoded, position, time_and_id
-from jarvis_core.handlers.query import AFTER, ARCHIVED, LIMIT
+from jarvis_core.handlers.query import AFTER, ARCHIVED, LIMIT, UNHEARD
 from jarvis_core.handlers.stream import send_events, wait_for_end
 from jarvis_core.handlers.wire import (
     ChangeConversation,
@@ -131,6 +131,7 @@ class ChatHandlers:
             call.path_param,
             limit=limit,
             after=position(query["cursor"]) if query.get("cursor") else 0,
+            unheard=UNHEARD.read(query) is True,
         )
         cursor = None if last is None else encoded(str(last))
         return Reply(_encoder.encode({"conversation_id": call.path_param, "messages": messages, "next_cursor": cursor}))
@@ -172,6 +173,7 @@ def _state(turn: Turn) -> Reply:
         model=turn.model,
         memories=turn.memories,
         ended_at=turn.ended_at,
+        heard_ms=turn.heard_ms,
         details=turn.error.details if turn.error is not None else None,
     )
     return Reply(_encoder.encode(state))

@@ -313,7 +313,7 @@ class SpokenTurnEvents(TurnEvents):
         response.output_modalities = ["audio"]
         response.audio = ResponseAudio(self._audio)
         if ended and response.status == "completed" and (reason := self._interrupted()):
-            response.status = "cancelled" if reason == "cancelled" else "incomplete"
+            response.status = "cancelled" if reason in ("cancelled", "turn_detected") else "incomplete"
             response.status_details = StatusDetails(response.status, REASONS.get(reason, reason))
         return response
 

@@ -68,6 +68,7 @@ CURSOR = QueryField("cursor", "The next_cursor of the page before.")
 AFTER = IntegerField("after", "Go on after this event's id.", 0, 999_999_999, None)
 SOUGHT = QueryField("q", "Only those with this in title or messages.")
 ARCHIVED = BooleanField("archived", "Only archived ones, or only others.")
+UNHEARD = BooleanField("unheard", "With the words of interrupted answers that were not heard.")
 LANGUAGE = QueryField("language", "Where the body names none.")
 FORMAT = QueryField("format", "pcm16 for 16-bit samples without a header.")
 SAMPLE_RATE = IntegerField(

@@ -17,6 +17,7 @@ from msgspec import Struct
 
 from jarvis_core import log
 from jarvis_core.codec.client import EncodedPiece
+from jarvis_core.conversation.ledger import Ledger
 from jarvis_core.errors import RequestError
 from jarvis_core.models import Caller, Status
 from jarvis_core.speech.synthesis import SpeechOptions, SpeechStream, Synthesizer
@@ -73,6 +74,8 @@ class Narration:
 
     def __init__(self, turn: Turn, synthesizer: Synthesizer, options: SpeechOptions, caller: Caller) -> None:
         self.turn = turn
+        self.ledger = Ledger()
+        """The sentences that were spoken; who sends their sound notes it there."""
         self._synthesizer = synthesizer
         self._options = options
         self._caller = caller
@@ -242,8 +245,12 @@ class Narration:
                 if held_back is not None:
                     logger.info("a voice failed", error=failure.message, held_back=held_back)
                 yield Cursor(Phase.TEXT, end, WHOLE), failure
-            if piece is not None:
+            if piece is None:
+                self.ledger.begin(sentence, end, 0.0)
+            else:
                 self._begin_to_be_heard(piece.duration_ms / 1_000)
+                sent_ms = 500 * min(heard_bytes, len(piece.data)) / piece.sample_rate_hz
+                self.ledger.begin(sentence, end, piece.duration_ms, sent_ms)
                 chunk_bytes = 2 * round(CHUNK_S * piece.sample_rate_hz)
                 for start in range(heard_bytes, len(piece.data), chunk_bytes):
                     if self.silenced is not None:

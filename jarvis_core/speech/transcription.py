@@ -8,7 +8,6 @@ windows are never sent, because speech models invent words for silence.
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Literal
@@ -17,7 +16,7 @@ import msgspec
 from msgspec import Struct
 
 from jarvis_core import cancellation, log
-from jarvis_core.codec.client import Clip, Codec, Window
+from jarvis_core.codec.client import Clip, Codec, Microphone, Window
 from jarvis_core.errors import Overloaded, RequestError
 from jarvis_core.models import Caller, Enhancer, Segment, SpeechToText, Transcript
 from jarvis_core.settings import Speech
@@ -31,7 +30,8 @@ logger = log.get(__name__)
 CLIP_LIMIT_S = 600.0
 """Ten minutes: the API's limit."""
 CLIP_LIMIT_BYTES = 25 << 20
-CLIP_RATE_HZ = 16_000
+HEARD_RATE_HZ = 16_000
+"""Of sound that was listened to; speech models take it as it is."""
 READING_TIMEOUT_S = 60.0
 
 
@@ -79,6 +79,10 @@ class Transcriber:
             self._codec.expect_upload()
         else:
             self._codec.start()
+
+    def listen(self, encoding: Literal["pcm16", "mulaw", "alaw"], sample_rate_hz: int) -> Microphone:
+        """Return a microphone to listen to; close it."""
+        return self._codec.listen(encoding, sample_rate_hz)
 
     async def transcribe_upload(
         self,
@@ -143,13 +147,9 @@ class Transcriber:
         *,
         language: str | None = None,
     ) -> Heard:
-        """
-        Return the transcript of samples; raises as ``transcribe_upload`` does.
-
-        Whoever holds the samples holds ``clip_bytes`` for the clip that is made of them too: what was let in is heard.
-        """
+        """Return the transcript of samples; raises as ``transcribe_upload`` does."""
         clip = await self._codec.decode_pcm(parts, encoding, sample_rate_hz, limit_s=CLIP_LIMIT_S)
-        return await self._transcribe_clip(clip, language, caller)
+        return await self._transcribe(clip, language, caller)
 
     async def _transcribe(self, clip: Clip, language: str | None, caller: Caller) -> Heard:
         # A small file may be a long clip.
@@ -245,11 +245,6 @@ class Transcriber:
             self._enhancer.reject(complaint)
             return None
         return checked
-
-
-def clip_bytes(duration_s: float) -> int:
-    """Return how much a clip of *duration_s* seconds takes: float32 at 16 kHz in base64."""
-    return math.ceil(duration_s * CLIP_RATE_HZ * 4 * 4 / 3)
 
 
 def _within(window: Window, segments: list[Segment]) -> list[Segment]:

@@ -155,9 +155,25 @@ with l as (
 select count(*) from m
 """
 
+# What was worked out here gives way to what the client tells; of several that it tells the least counts.
+TRUNCATE = """
+with t as (
+    select id, started_at from turns where id = %(turn)s and owner = %(owner)s
+), m as (
+    update messages m set
+        content = left(m.content || m.unheard, %(chars)s),
+        unheard = substr(m.content || m.unheard, %(chars)s + 1),
+        heard_ms = %(heard_ms)s, heard_told = %(told)s
+    from t where m.id = t.id and m.role = 'assistant' and (
+        m.heard_ms is null or (%(told)s and (not m.heard_told or %(chars)s < char_length(m.content)))
+    )
+)
+select from t
+"""
+
 RECORD = """
 select t.id::text, t.conversation_id::text, t.user_message_id::text, t.status, t.reason, coalesce(m.content, t.content),
-    t.tokens, t.model, t.memories::text[], t.started_at, t.ended_at, t.error, t.worker::text
+    t.tokens, t.model, t.memories::text[], t.started_at, t.ended_at, t.error, t.worker::text, m.heard_ms
 from turns t left join messages m on m.id = t.id
 """
 FETCH = f"{RECORD} where t.owner = %s and t.id = %s"
@@ -329,6 +345,12 @@ class TurnStore:
         """
         row = await self._pool.fetch_one(KEEP_TOLD, {"turn": turn_id, "kept": kept, "told": told})
         return row is not None and row[0] == 1
+
+    async def truncate(self, owner: str, turn_id: str, chars: int, *, heard_ms: int, told: bool) -> None:
+        """Keep of an answer the first *chars* code points as what was heard, the rest apart; raises ``NotFound``."""
+        parameters = {"turn": turn_id, "owner": owner, "chars": chars, "heard_ms": heard_ms, "told": told}
+        if not is_id(turn_id) or await self._pool.fetch_one(TRUNCATE, parameters) is None:
+            raise NotFound("There is no such response.")
 
     async def fetch(self, owner: str, turn_id: str) -> TurnRecord:
         """Return a turn; raises ``NotFound``."""

@@ -52,14 +52,14 @@ class Conversations:
         self._turns.forget_conversation(owner, conversation_id)
 
     async def fetch_history(
-        self, owner: str, conversation_id: str, *, limit: int, after: int
+        self, owner: str, conversation_id: str, *, limit: int, after: int, unheard: bool = False
     ) -> tuple[list[Message], int | None]:
         """
-        Return at most *limit* messages after the position *after*, the oldest first.
+        Return at most *limit* messages after the position *after*, the oldest first, with *unheard* words on demand.
 
         Also returns the position to go on after, None at the end.
         """
-        return await self._store.fetch_history(owner, conversation_id, limit=limit, after=after)
+        return await self._store.fetch_history(owner, conversation_id, limit=limit, after=after, unheard=unheard)
 
     async def add_message(
         self, owner: str, conversation_id: str | None, role: Role, content: str, *, message_id: str | None = None

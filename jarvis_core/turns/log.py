@@ -61,6 +61,8 @@ class Turn:
         self.model = ""
         self.memories: list[str] = []
         self.ended_at: datetime | None = None
+        self.heard_ms: int | None = None
+        """How much of its sound was heard, where that was less than all; its text is what was heard."""
         self.readers = 0
         self.pieces = 0
         """How many pieces of text the model has sent."""
@@ -78,7 +80,7 @@ class Turn:
     def from_record(cls, caller: Caller, record: TurnRecord) -> Turn:
         """Return an ended turn as the store has it."""
         turn = cls(caller, record.conversation_id, record.id, record.user_message_id)
-        turn.memories = record.memories
+        turn.memories, turn.heard_ms = record.memories, record.heard_ms
         turn.append(Step.CREATED)
         if record.content:
             turn.append(*OPENING, record.content)

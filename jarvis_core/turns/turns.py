@@ -110,7 +110,10 @@ class Turns:
         if turn.ended and self._remote_turns is not None and turn.reason != "not_stored":
             # Its conversation may have been deleted on another worker.
             with contextlib.suppress(Unavailable):
-                await self._store.fetch(caller.user_id, turn_id)
+                record = await self._store.fetch(caller.user_id, turn_id)
+                if record.heard_ms is not None:
+                    self._ended.remove(turn_id)
+                    return Turn.from_record(caller, record)
         return turn
 
     async def _from_record(self, caller: Caller, record: TurnRecord) -> Turn:
@@ -286,6 +289,17 @@ class Turns:
         ``Unavailable`` for a turn of a worker that cannot be reached.
         """
         await turn.stop(status, reason)
+
+    async def truncate(self, caller: Caller, turn_id: str, chars: int, *, heard_ms: int, told: bool = False) -> None:
+        """
+        Keep of an ended turn's answer the first *chars* code points, which were heard in *heard_ms* of its sound.
+
+        *told* by the client, it corrects what was worked out here; of several that it tells the least counts. Raises
+        ``NotFound``.
+        """
+        await self._store.truncate(caller.user_id, turn_id, chars, heard_ms=heard_ms, told=told)
+        # From now on it is read from the store, on every worker.
+        self._ended.remove(turn_id)
 
     async def close(self, *, drain_timeout_s: float) -> None:
         """

@@ -95,8 +95,19 @@ class Socket:
         """All events, those of the resumed socket first."""
         self.tally = Tally()
         for event in seen:
+            if self.tally.seq == 1 and event["seq"] == 3:
+                self.tally.seq = 2  # what ``push_to_talk`` was answered
             self.tally.take(event)
         self._fresh = True
+        self._given: Event | None = None
+
+    async def push_to_talk(self) -> None:
+        """Have it left to the client to say where speech ends; the next event that is received is the first again."""
+        created = await self.receive()
+        await self.send("session.update", session={"audio": {"input": {"turn_detection": None}}})
+        assert (await self.receive())["type"] == "session.updated"
+        del self.seen[-2:]
+        self._given = created
 
     async def send(self, kind: str, **fields: object) -> None:
         """Send one event."""
@@ -108,6 +119,10 @@ class Socket:
 
     async def receive(self, limit_s: float = WAIT_S) -> Event:
         """Wait for the next event."""
+        if (given := self._given) is not None:
+            self._given = None
+            self.seen.append(given)
+            return given
         async with asyncio.timeout(limit_s):
             frame = await self.connection.recv(decode=False)
         event: Event = msgspec.json.decode(frame)
@@ -202,3 +217,11 @@ async def open_socket(
         close_timeout=2,
     ) as connection:
         yield Socket(connection, seen)
+
+
+@asynccontextmanager
+async def open_push_to_talk(url: str, path: str = "/ws", **options: Any) -> AsyncIterator[Socket]:
+    """Connect as ``open_socket`` does, to a session in which the client says where speech ends."""
+    async with open_socket(url, path, **options) as socket:
+        await socket.push_to_talk()
+        yield socket

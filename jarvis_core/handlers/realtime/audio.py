@@ -10,7 +10,7 @@ from collections.abc import Callable
 from jarvis_core.errors import InvalidRequest, RequestError, TooLarge
 from jarvis_core.handlers.realtime.refusals import BufferExpired, BufferGaveWay, CommitEmpty
 from jarvis_core.speech.held_audio import AudioHold
-from jarvis_core.speech.transcription import CLIP_LIMIT_S, Transcriber, clip_bytes
+from jarvis_core.speech.transcription import CLIP_LIMIT_S, Transcriber
 
 SAMPLE_BYTES = 2
 RATE_BYTES_S = 1_000
@@ -55,14 +55,6 @@ class InputBuffer:
         """When it expires, of the loop's clock."""
         self._timer: asyncio.TimerHandle | None = None
 
-    def append_base64(self, audio: str, sample_rate_hz: int) -> None:
-        """Add samples in base64; raises as ``append`` does."""
-        try:
-            samples = base64.b64decode(audio, validate=True)
-        except (binascii.Error, ValueError) as exc:
-            raise InvalidRequest.field("$.audio", "is not base64") from exc
-        self.append(samples, sample_rate_hz)
-
     def append(self, samples: bytes, sample_rate_hz: int) -> None:
         """
         Add samples, and nothing where it raises: ``TooLarge`` over ten minutes, ``Overloaded`` and ``RateLimited`` where
@@ -95,17 +87,9 @@ class InputBuffer:
         self._stay(len(samples))
 
     def commit(self, sample_rate_hz: int) -> Recording:
-        """
-        Return all samples, leaving none. Half a sample at the end is dropped.
-
-        Raises ``CommitEmpty`` where there are none; ``Overloaded`` and ``RateLimited`` where there is no room to hear them,
-        and leaves them then.
-        """
+        """Return all samples, leaving none; raises ``CommitEmpty`` where there are none. Half a sample at the end is dropped."""
         if self.length_bytes < SAMPLE_BYTES:
             raise CommitEmpty
-        if self._hold is not None:
-            duration_s = self.length_bytes / SAMPLE_BYTES / sample_rate_hz
-            self._hold.grow(self.length_bytes + clip_bytes(duration_s))
         if self.length_bytes % SAMPLE_BYTES:
             last = self._last or bytearray(self._parts.pop())
             self._last = last[:-1]
@@ -150,3 +134,11 @@ class InputBuffer:
     def _give_way(self) -> None:
         self.clear()
         self._on_lost(BufferGaveWay())
+
+
+def from_base64(audio: str) -> bytes:
+    """Return the samples that an event carries; raises ``InvalidRequest``."""
+    try:
+        return base64.b64decode(audio, validate=True)
+    except (binascii.Error, ValueError) as exc:
+        raise InvalidRequest.field("$.audio", "is not base64") from exc

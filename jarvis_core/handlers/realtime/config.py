@@ -8,6 +8,8 @@ from typing import TypeVar
 import msgspec
 from msgspec import UNSET, Struct
 
+from jarvis_core.conversation.detection import Thresholds
+from jarvis_core.conversation.machine import Manner
 from jarvis_core.errors import InvalidRequest
 from jarvis_core.handlers.call import text_field
 from jarvis_core.handlers.events import PcmFormat
@@ -17,9 +19,14 @@ from jarvis_core.handlers.realtime.wire import (
     AudioConfig,
     AudioInputBody,
     AudioOutputBody,
+    Modality,
+    SemanticVad,
+    ServerVad,
     SessionBody,
     SessionConfig,
     Transcription,
+    TurnDetection,
+    TurnDetectionConfig,
     VoiceId,
 )
 from jarvis_core.settings import Llm
@@ -27,16 +34,21 @@ from jarvis_core.settings import Llm
 NAMES = ("instructions", "output_modalities", "max_output_tokens", "temperature")
 """Fields of a session that are taken unchanged."""
 
+EITHER_WAY = ("create_response", "interrupt_response")
+"""Fields of every kind of turn detection."""
+SILENCE_MS = {"low": 1_200, "medium": 800, "auto": 800, "high": 400}
+"""By eagerness: the silence that ends a turn where no model tells its end."""
+
 BodyT = TypeVar("BodyT", bound=Struct)
 
 
-def default_config(session_id: str, conversation_id: str | None, settings: Llm) -> SessionBody:
+def default_config(session_id: str, conversation_id: str | None, settings: Llm, modality: Modality) -> SessionBody:
     """Return the settings of a session before its client changes any."""
     return SessionBody(
         id=session_id,
         conversation_id=conversation_id,
         instructions=settings.system_prompt,
-        output_modalities=["text"],
+        output_modalities=[modality],
         max_output_tokens=settings.max_tokens,
         temperature=settings.temperature,
         audio=AudioBody(AudioInputBody(PcmFormat(), Transcription()), AudioOutputBody(PcmFormat())),
@@ -64,9 +76,9 @@ def configured(body: SessionBody, given: object, path: str) -> tuple[SessionBody
 def _configured_audio(body: AudioBody, config: AudioConfig, path: str, errors: list[InvalidRequest]) -> AudioBody:
     incoming, outgoing = body.input, body.output
     if config.input is not UNSET:
-        if config.input.turn_detection is not UNSET and config.input.turn_detection is not None:
-            rule = "only null is served: commit the buffer at a turn's end"
-            errors.append(InvalidRequest.field(f"{path}.input.turn_detection", rule))
+        if config.input.turn_detection is not UNSET:
+            detection = _detection(incoming.turn_detection, config.input.turn_detection)
+            incoming = msgspec.structs.replace(incoming, turn_detection=detection)
         incoming = _replaced(incoming, config.input, ("format", "create_response"))
         if config.input.transcription is not UNSET:
             transcription = _replaced(incoming.transcription, config.input.transcription, ("language",))
@@ -77,6 +89,29 @@ def _configured_audio(body: AudioBody, config: AudioConfig, path: str, errors: l
             voice = config.output.voice.id if isinstance(config.output.voice, VoiceId) else config.output.voice
             outgoing = msgspec.structs.replace(outgoing, voice=voice)
     return AudioBody(incoming, outgoing)
+
+
+def _detection(body: TurnDetection | None, config: TurnDetectionConfig | None) -> TurnDetection | None:
+    """Return *body* with the fields of *config* that are set; another type begins with its defaults."""
+    if config is None:
+        return None
+    if config.type == "semantic_vad" or (config.type is UNSET and isinstance(body, SemanticVad)):
+        semantic = body if isinstance(body, SemanticVad) else SemanticVad()
+        return _replaced(semantic, config, ("eagerness", *EITHER_WAY))
+    fixed = body if isinstance(body, ServerVad) else ServerVad()
+    return _replaced(fixed, config, ("threshold", "prefix_padding_ms", "silence_duration_ms", *EITHER_WAY))
+
+
+def manner_of(detection: TurnDetection) -> Manner:
+    """Return how a conversation is led whose turns of speech are found as *detection* says."""
+    if isinstance(detection, SemanticVad):
+        silence_ms = SILENCE_MS[detection.eagerness]
+        return Manner(Thresholds(silence_ms=silence_ms), interrupt_response=detection.interrupt_response)
+    return Manner(
+        Thresholds(detection.threshold, detection.silence_duration_ms),
+        detection.prefix_padding_ms,
+        detection.interrupt_response,
+    )
 
 
 def _replaced(body: BodyT, config: Partial, names: Iterable[str]) -> BodyT:

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import msgspec
 
+from jarvis_core.conversation.ledger import Ledger
 from jarvis_core.errors import RequestError
 from jarvis_core.handlers.events import EventError, SpokenOutput, SpokenTurnEvents, TurnEvents
 from jarvis_core.handlers.failure import status_of
@@ -24,13 +25,15 @@ VOICE_DONE = Cursor(Phase.VOICE_DONE)
 class Event:
     """An event to send: its place in the response, its step, and its encoder."""
 
-    __slots__ = ("place", "step", "write")
+    __slots__ = ("place", "sound_ms", "step", "write")
 
-    def __init__(self, place: Cursor, step: Step | None, write: Writer) -> None:
+    def __init__(self, place: Cursor, step: Step | None, write: Writer, sound_ms: float = 0.0) -> None:
         self.place = place
         self.step = step
         """None for a delta and the like."""
         self.write = write
+        self.sound_ms = sound_ms
+        """How long the sound in it is."""
 
 
 class Writer(Protocol):
@@ -43,6 +46,9 @@ class Output(Protocol):
     """The events of one response for one session, which resumes after the place of the last event that it has sent."""
 
     turn: Turn
+
+    ledger: Ledger | None
+    """What was said of it as sound; None where it is text."""
 
     @property
     def silenced(self) -> str | None:
@@ -70,6 +76,7 @@ class TextOutput:
     def __init__(self, turn: Turn) -> None:
         self.turn = turn
         self.silenced: str | None = None
+        self.ledger: Ledger | None = None
 
     async def events(self, after: Cursor) -> AsyncGenerator[Event, None]:
         """Yield the entries of the turn's log; a place holds the log's position."""
@@ -98,6 +105,7 @@ class AudioOutput:
     ) -> None:
         self.turn = turn
         self._narration = Narration(turn, synthesizer, options, caller)
+        self.ledger: Ledger | None = self._narration.ledger
         self._audio = audio
         self._events = SpokenTurnEvents(turn, audio, lambda: self._narration.silenced)
 
@@ -114,7 +122,8 @@ class AudioOutput:
                 if entry is Step.TEXT_DONE and after < VOICE_DONE:
                     yield Event(VOICE_DONE, None, events.audio_done_json)
                 if isinstance(entry, bytes):
-                    yield Event(place, None, lambda seq, samples=entry: events.audio_json(seq, samples))
+                    sound_ms = 500 * len(entry) / self._audio.format.rate
+                    yield Event(place, None, lambda seq, samples=entry: events.audio_json(seq, samples), sound_ms)
                     await asyncio.sleep(0)
                 elif isinstance(entry, RequestError):
                     yield Event(place, None, lambda seq, error=entry: _complaint(seq, error))

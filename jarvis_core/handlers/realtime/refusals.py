@@ -64,3 +64,12 @@ class DuplicateItem(InvalidRequest):
 
     def __init__(self, item_id: str) -> None:
         super().__init__(f"There is an item {item_id!r} already.", details={"path": "$.item.id"})
+
+
+class NotTruncatable(NotFound):
+    """There is no such answer of the assistant's."""
+
+    code = "item_truncate_invalid_item_id"
+
+    def __init__(self, item_id: str) -> None:
+        super().__init__(f"There is no item {item_id!r} of the assistant's.", details={"path": "$.item_id"})

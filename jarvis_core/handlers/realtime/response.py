@@ -7,8 +7,10 @@ import bisect
 from contextlib import aclosing
 
 from jarvis_core import log
+from jarvis_core.conversation.ledger import Ledger
 from jarvis_core.handlers.call import BoundedSends, ClientLeft
 from jarvis_core.handlers.realtime.dialogue import Dialogue
+from jarvis_core.handlers.realtime.hearing import Hearing
 from jarvis_core.handlers.realtime.output import Output
 from jarvis_core.handlers.realtime.socket import CLOSE_TIMEOUT_S, DEFECT, GOING_AWAY, Socket
 from jarvis_core.handlers.realtime.wire import SessionBody
@@ -16,6 +18,9 @@ from jarvis_core.speech.narration import START, Cursor
 from jarvis_core.turns.log import Step, Turn
 
 logger = log.get(__name__)
+
+LEDGERS_LIMIT = 16
+"""Responses of a session of which it is known what was said when: clients truncate the last one, late at worst."""
 
 
 class ResponseStream:
@@ -25,7 +30,7 @@ class ResponseStream:
     Owns the task that sends the events.
     """
 
-    def __init__(self, socket: Socket, dialogue: Dialogue, config: SessionBody) -> None:
+    def __init__(self, socket: Socket, dialogue: Dialogue, config: SessionBody, hearing: Hearing) -> None:
         self.turn: Turn | None = None
         self.output: Output | None = None
         self.config = config
@@ -34,6 +39,9 @@ class ResponseStream:
         """Whether its ``response.done`` is still to come."""
         self._socket = socket
         self._dialogue = dialogue
+        self._hearing = hearing
+        self.ledgers: dict[str, Ledger] = {}
+        """By the id of the item: what was said in the last responses as sound."""
         self._marks: list[tuple[int, Cursor]] = []
         """(seq, place) of each event that was sent."""
         self._resume_at: Cursor | None = None
@@ -91,6 +99,11 @@ class ResponseStream:
 
     def _follow(self, output: Output, after: Cursor) -> None:
         self.active = True
+        if output.ledger is not None:
+            self.ledgers[output.turn.id] = output.ledger
+            while len(self.ledgers) > LEDGERS_LIMIT:
+                del self.ledgers[next(iter(self.ledgers))]
+        self._hearing.conversation.begin_answer(0.0 if output.ledger is None else output.ledger.sent_ms)
         self._pump = asyncio.get_running_loop().create_task(self._send_events(output, after))
 
     async def _send_events(self, output: Output, after: Cursor) -> None:
@@ -109,6 +122,9 @@ class ResponseStream:
                     elif event.step is Step.ENDED:
                         # Before it is sent: a client that has seen it may ask for the next response.
                         self._end(output.turn)
+                    if event.sound_ms and output.ledger is not None:
+                        output.ledger.send(event.sound_ms)
+                        self._hearing.conversation.send_sound(event.sound_ms, self._hearing.time_ms)
                     socket.begin(event.write(socket.seq).decode())
                 await sends.wait(socket.free())
             if self.active:
@@ -121,6 +137,7 @@ class ResponseStream:
 
     def _end(self, turn: Turn) -> None:
         self.active = False
+        self._hearing.conversation.end_answer()
         if not turn.text():
             # The next response.create answers the message again, as this turn gave no text.
             self._dialogue.ask_again()

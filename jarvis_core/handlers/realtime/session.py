@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from contextlib import aclosing
 from functools import partial
 from typing import Protocol
 
@@ -11,21 +12,22 @@ import msgspec
 from msgspec import UNSET
 from starlette.types import Receive, Send
 
-from jarvis_core import cancellation
-from jarvis_core.access.connections import FRAME_BYTES
-from jarvis_core.errors import Conflict, InvalidRequest, Overloaded, RateLimited, RequestError, TooLarge
+from jarvis_core.conversation.ledger import Ledger
+from jarvis_core.conversation.machine import Action, Kind
+from jarvis_core.errors import Conflict, InvalidRequest, NotFound, RateLimited, RequestError, TooLarge
 from jarvis_core.handlers.admission import Admitted
 from jarvis_core.handlers.call import decode, text_field
 from jarvis_core.handlers.events import ContentPart, Item, SpokenOutput
-from jarvis_core.handlers.realtime.audio import InputBuffer
-from jarvis_core.handlers.realtime.config import configured, default_config
+from jarvis_core.handlers.realtime.audio import InputBuffer, Recording, from_base64
+from jarvis_core.handlers.realtime.config import configured, default_config, manner_of
 from jarvis_core.handlers.realtime.dialogue import MESSAGE_LIMIT_CHARS, Dialogue
+from jarvis_core.handlers.realtime.hearing import EarlyTranscript, Hearing
 from jarvis_core.handlers.realtime.lenient import take
 from jarvis_core.handlers.realtime.output import AudioOutput, Output, TextOutput
-from jarvis_core.handlers.realtime.refusals import AlreadyActive, NothingToCancel
+from jarvis_core.handlers.realtime.refusals import AlreadyActive, NothingToCancel, NotTruncatable
 from jarvis_core.handlers.realtime.response import ResponseStream
 from jarvis_core.handlers.realtime.snapshot import MARKS_LIMIT, SessionSnapshot
-from jarvis_core.handlers.realtime.socket import CLOSE_TIMEOUT_S, NORMAL, POLICY, TOO_BIG, TRY_AGAIN, Socket
+from jarvis_core.handlers.realtime.socket import NORMAL, POLICY, Socket
 from jarvis_core.handlers.realtime.transcriptions import PendingTranscriptions
 from jarvis_core.handlers.realtime.wire import (
     AudioAppend,
@@ -36,13 +38,19 @@ from jarvis_core.handlers.realtime.wire import (
     ClientItem,
     CommittedEvent,
     EventHead,
+    HandledEvent,
     ItemCreate,
+    ItemTruncate,
+    Modality,
     ResponseCancel,
     ResponseConfig,
     ResponseCreate,
     SessionBody,
     SessionEvent,
     SessionUpdate,
+    SpeechStartedEvent,
+    SpeechStoppedEvent,
+    TruncatedEvent,
 )
 from jarvis_core.models import new_id
 from jarvis_core.settings import Llm
@@ -61,7 +69,6 @@ APPEND = "input_audio_buffer.append"
 
 CHARGED = (ItemCreate, ResponseCreate, AudioCommit)
 """Events that count as requests: each stores a message or asks a neighbour."""
-UNFINISHED_RETRY_S = 5
 REFUSALS_LIMIT = 20
 """Events in a row that are refused for their rate; at the next one the socket is closed."""
 
@@ -104,26 +111,33 @@ class Sessions(Protocol):
 class Session:
     """One client's conversation over one socket; may continue the response of an earlier session."""
 
-    def __init__(self, realtime: Sessions, admitted: Admitted, conversation_id: str | None, send: Send) -> None:
+    def __init__(
+        self,
+        realtime: Sessions,
+        admitted: Admitted,
+        conversation_id: str | None,
+        send: Send,
+        *,
+        modality: Modality = "text",
+    ) -> None:
         self.id = f"sess_{new_id()}"
         self.caller = admitted.caller
         self._admitted = admitted
-        self.received_bytes = 0
-        """What has come as whole messages, with ``FRAME_BYTES`` for each."""
-        self._parting: RequestError | None = None
-        """Why the client is let go, for an error that is none of its events'."""
         self._refusals = 0
         """Events in a row that were refused for the caller's rate."""
         self._realtime = realtime
         self._turns = realtime.turns
         self._socket = Socket(send)
         self._dialogue = Dialogue(realtime.conversations, self.caller.user_id, conversation_id)
-        self._config = default_config(self.id, conversation_id, realtime.settings)
-        self._response = ResponseStream(self._socket, self._dialogue, self._config)
+        self._config = default_config(self.id, conversation_id, realtime.settings, modality)
+        self._hearing = Hearing(realtime.transcriber, partial(_tell_lost, realtime, self._socket))
+        self._response = ResponseStream(self._socket, self._dialogue, self._config, self._hearing)
         self._grace: asyncio.Task[None] | None = None
         self._handling = asyncio.Lock()
         """Held while an event or a transcript changes the session."""
         self._buffer = InputBuffer(realtime.transcriber, partial(_tell_lost, realtime, self._socket))
+        self._later: asyncio.Task[None] | None = None
+        """Answers what was said while a response was active that was not interrupted."""
         self._transcriptions = PendingTranscriptions(
             realtime.transcriber, self.caller, self._socket, self._dialogue, self._handling
         )
@@ -132,34 +146,6 @@ class Session:
     def conversation_id(self) -> str | None:
         """The conversation's id, once there is one."""
         return self._dialogue.conversation_id
-
-    @property
-    def peer(self) -> tuple[str, int] | None:
-        """The other end of its connection."""
-        return self._admitted.peer
-
-    @property
-    def stalled(self) -> bool:
-        """Whether the client does not read what it is sent."""
-        return self._socket.stalled
-
-    @property
-    def holder(self) -> str:
-        """Whose it is: a user, or an address where the server is open."""
-        return self._admitted.key
-
-    def refuse_message(self, unfinished_bytes: int, limit_bytes: int, *, alone: bool) -> None:
-        """Have the socket closed for a message without an end, too long *alone*, or with those of others."""
-        details = {"limit_bytes": limit_bytes}
-        if alone:
-            self._parting = TooLarge(f"A message is over {limit_bytes} bytes and has no end.", details=details)
-        else:
-            self._parting = Overloaded(
-                f"Messages without an end are over {limit_bytes} bytes; this one has {unfinished_bytes}.",
-                details=details,
-                retry_after_s=UNFINISHED_RETRY_S,
-            )
-        self.close(TOO_BIG if alone else TRY_AGAIN)
 
     @property
     def turn(self) -> Turn | None:
@@ -186,14 +172,10 @@ class Session:
 
     async def say_goodbye(self) -> None:
         """
-        Send the rest of a response that has ended, then close the socket; waits three times ``CLOSE_TIMEOUT_S`` at most.
+        Send the rest of a response that has ended, then close the socket; waits twice ``CLOSE_TIMEOUT_S`` at most.
         """
         await self._response.say_goodbye()
-        if self._parting is not None:
-            with contextlib.suppress(TimeoutError):
-                async with cancellation.timeout(CLOSE_TIMEOUT_S):
-                    await self.complain(self._parting)
-        await self._socket.say_goodbye("" if self._parting is None else self._parting.code)
+        await self._socket.say_goodbye()
 
     async def leave(self) -> None:
         """
@@ -203,6 +185,9 @@ class Session:
         """
         self._socket.leave()
         self._buffer.clear()
+        if self._later is not None:
+            self._later.cancel()
+        await self._hearing.close()
         for task in self._transcriptions.hand_over():
             self._realtime.own(task)
         await self._response.stop()
@@ -222,6 +207,7 @@ class Session:
         """
         Continue the response of *previous*, a session of this worker, whose client has seen its events up to *after*.
         """
+        self._response.ledgers = previous._response.ledgers
         # Critical section without an await: of two sessions that resume at once, the second takes over from the first.
         self._response.take_over(previous._response, after)
         if previous._grace is not None:
@@ -256,6 +242,7 @@ class Session:
             self._dialogue.asked,
             self._transcriptions.language,
             self._response.output.silenced,
+            [] if self._response.output.ledger is None else self._response.output.ledger.spoken,
         )
         self._realtime.forget(self, self.turn)
         self.close(NORMAL)
@@ -271,6 +258,8 @@ class Session:
         output = self._output_of(turn, snapshot.response_config)
         if snapshot.silenced is not None:
             output.silence(snapshot.silenced)
+        if output.ledger is not None:
+            output.ledger.spoken = snapshot.spoken
         self._response.restore(turn, output, snapshot.response_config, snapshot.marks)
         self._socket.seq = after
         self._realtime.keep(self, turn)
@@ -283,13 +272,11 @@ class Session:
         event_id = None
         try:
             if text is None:
-                self.received_bytes += len(binary or b"") + FRAME_BYTES
                 if len(binary or b"") > AUDIO_LIMIT_BYTES:
                     raise _too_long(AUDIO_LIMIT_BYTES)
-                self._buffer.append(binary or b"", self._config.audio.input.format.rate)
+                await self._append(binary or b"")
                 return
             raw = text.encode(errors="surrogatepass")
-            self.received_bytes += len(raw) + FRAME_BYTES
             head = EventHead()
             with contextlib.suppress(RequestError):
                 head = decode(_head_decoder, raw)
@@ -298,6 +285,9 @@ class Session:
             if len(raw) > limit_bytes:
                 raise _too_long(limit_bytes)
             event = decode(_decoder, raw)
+            if isinstance(event, AudioAppend):
+                await self._append(from_base64(event.audio))
+                return
             if isinstance(event, CHARGED):
                 await self._charge()
             async with self._handling:
@@ -319,7 +309,7 @@ class Session:
             raise
         self._refusals = 0
 
-    async def _handle(self, event: ClientEvent) -> None:
+    async def _handle(self, event: HandledEvent) -> None:
         match event:
             case SessionUpdate():
                 await self._configure(event)
@@ -329,22 +319,28 @@ class Session:
                 await self._respond(event)
             case ResponseCancel():
                 await self._cancel(event)
-            case AudioAppend():
-                self._buffer.append_base64(event.audio, self._config.audio.input.format.rate)
+            case ItemTruncate():
+                await self._truncate(event)
             case AudioCommit():
                 await self._commit()
             case AudioClear():
                 self._buffer.clear()
+                self._hearing.clear()
                 await self._socket.emit(lambda seq: ClearedEvent(f"event_{seq}", seq))
 
     async def _configure(self, event: SessionUpdate) -> None:
         """Apply the valid settings, send all settings as they are now, and an error for each invalid value."""
         config, errors = configured(self._config, event.session, "$.session")
-        if self._buffer.length_bytes and config.audio.input.format != self._config.audio.input.format:
+        if (
+            self._buffer.length_bytes or self._hearing.conversation.speaking
+        ) and config.audio.input.format != self._config.audio.input.format:
             config.audio.input.format = self._config.audio.input.format
             rule = "cannot change while the buffer has audio: commit or clear it"
             errors.append(InvalidRequest.field("$.session.audio.input.format", rule))
         self._config = config
+        detection = config.audio.input.turn_detection
+        if detection is not None:
+            self._hearing.conversation.lead(manner_of(detection))
         await self._show_config("session.updated")
         for error in errors:
             await self._socket.complain(error, event.event_id)
@@ -421,17 +417,139 @@ class Session:
         shown = SpokenOutput(wanted.format, wanted.voice)
         return AudioOutput(turn, self._realtime.synthesizer, options, shown, self.caller)
 
+    async def _append(self, samples: bytes) -> None:
+        """Take samples of the microphone, and do what they lead to."""
+        given = self._config.audio.input
+        if given.turn_detection is None:
+            self._buffer.append(samples, given.format.rate)
+            return
+        try:
+            async with aclosing(self._hearing.hear(samples, given.format.rate)) as actions:
+                async for action in actions:
+                    async with self._handling:
+                        await self._act(action)
+        except RequestError:
+            # Half a turn of speech is none.
+            self._hearing.clear()
+            raise
+
+    async def _act(self, action: Action) -> None:
+        """Do what the conversation asks for."""
+        hearing = self._hearing
+        match action.kind:
+            case Kind.BEGIN:
+                await self._begin_speech(action.start_ms)
+            case Kind.INTERRUPT:
+                await self._interrupt("turn_detected")
+            case Kind.LISTEN:
+                language = self._config.audio.input.transcription.language
+                hearing.listen_early(action.start_ms, action.end_ms, language, self.caller)
+            case Kind.FORGET:
+                hearing.forget_early()
+            case Kind.COMMIT:
+                await self._end_speech(action, answer=True)
+            case Kind.CUT:
+                await self._end_speech(action, answer=False)
+                await self._begin_speech(action.end_ms)
+
+    async def _begin_speech(self, start_ms: int) -> None:
+        self._hearing.item_id = item_id = new_id()
+        await self._socket.emit(lambda seq: SpeechStartedEvent(f"event_{seq}", seq, start_ms, item_id))
+
+    async def _end_speech(self, action: Action, *, answer: bool) -> None:
+        """Make a turn of speech an item, and begin to answer it."""
+        early = self._hearing.take_early()
+        item_id = self._hearing.item_id or new_id()
+        self._hearing.item_id = None
+        recording = self._hearing.recording(action.start_ms, action.end_ms)
+        await self._socket.emit(lambda seq: SpeechStoppedEvent(f"event_{seq}", seq, action.end_ms, item_id))
+        detection = self._config.audio.input.turn_detection
+        await self._add_recording(
+            item_id, recording, early, answer=answer and detection is not None and detection.create_response
+        )
+
     async def _commit(self) -> None:
         """Make the buffer an item, and begin to transcribe it."""
         self._transcriptions.admit()
-        recording = self._buffer.commit(self._config.audio.input.format.rate)
-        item_id = new_id()
+        given = self._config.audio.input
+        if given.turn_detection is None:
+            recording, item_id = self._buffer.commit(given.format.rate), new_id()
+        else:
+            recording, item_id = self._hearing.commit(), self._hearing.item_id or new_id()
+            self._hearing.clear()
+        await self._add_recording(item_id, recording, None, answer=given.create_response)
+
+    async def _add_recording(
+        self, item_id: str, recording: Recording, early: EarlyTranscript | None, *, answer: bool
+    ) -> None:
         previous = self._dialogue.last_item_id
         await self._socket.emit(lambda seq: CommittedEvent(f"event_{seq}", seq, previous, item_id))
         await self._dialogue.show(
             self._socket, Item(item_id, "user", [ContentPart("input_audio", transcript=None)], "completed")
         )
-        self._transcriptions.begin(item_id, recording, self._config, self._respond_or_complain)
+        respond = self._answer if answer else None
+        self._transcriptions.begin(item_id, recording, early, self._config, self._respond_or_complain, respond)
+
+    async def _interrupt(self, reason: str) -> None:
+        """Stop the answer and its voice, and keep of it what was heard."""
+        response, hearing = self._response, self._hearing
+        output = response.output
+        if output is None or not hearing.conversation.assistant_heard(hearing.time_ms):
+            return
+        heard_ms = hearing.conversation.heard_ms(hearing.time_ms)
+        hearing.conversation.silence(hearing.time_ms)
+        turn = output.turn
+        if turn.ended:
+            # Before its end is told: whoever asks then what was said is told what was heard.
+            await self._keep_heard(turn, output.ledger, heard_ms)
+            output.silence(reason)
+        else:
+            output.silence(reason)
+            await self._turns.stop(turn, reason=reason)
+            await self._keep_heard(turn, output.ledger, heard_ms)
+        # Whoever interrupts asks for the next response at once: this one must be over by then.
+        await response.wait_sent()
+
+    async def _keep_heard(self, turn: Turn, ledger: Ledger | None, heard_ms: float) -> None:
+        """Store how much of an interrupted answer was heard, as far as it is known here."""
+        if ledger is not None and turn.text():
+            await self._turns.truncate(self.caller, turn.id, ledger.heard_chars(heard_ms), heard_ms=round(heard_ms))
+
+    async def _truncate(self, event: ItemTruncate) -> None:
+        """Keep of an answer what the client says was heard; a response that is still active ends by it."""
+        response, item_id = self._response, event.item_id
+        if response.active and response.turn is not None and response.turn.id == item_id:
+            await self._interrupt("cancelled")
+        ledger = response.ledgers.get(item_id)
+        try:
+            if ledger is not None or not event.audio_end_ms:
+                heard_ms = 0 if ledger is None else min(event.audio_end_ms, round(ledger.sent_ms))
+                chars = 0 if ledger is None else ledger.heard_chars(heard_ms)
+                await self._turns.truncate(self.caller, item_id, chars, heard_ms=heard_ms, told=True)
+            else:
+                # Nothing is known of its sound: it stays as it is.
+                await self._turns.find(self.caller, item_id)
+        except NotFound as exc:
+            raise NotTruncatable(item_id) from exc
+        await self._socket.emit(
+            lambda seq: TruncatedEvent(f"event_{seq}", seq, item_id, event.content_index, event.audio_end_ms)
+        )
+
+    async def _answer(self, event: ResponseCreate) -> None:
+        """Answer what was said, unless more is being said: then it is answered together."""
+        if self._hearing.conversation.speaking:
+            return
+        if self._response.active:
+            if self._later is None or self._later.done():
+                self._later = asyncio.get_running_loop().create_task(self._answer_later(event))
+            return
+        await self._respond_or_complain(event)
+
+    async def _answer_later(self, event: ResponseCreate) -> None:
+        await self._response.wait_sent()
+        async with self._handling:
+            if self._dialogue.pending is not None:
+                await self._answer(event)
 
     async def _respond_or_complain(self, event: ResponseCreate) -> None:
         if self._socket.gone:
@@ -451,11 +569,7 @@ class Session:
                 return
         if not response.active or response.turn is None or event.response_id not in (None, response.turn.id):
             raise NothingToCancel
-        if response.output is not None:
-            response.output.silence("cancelled")
-        await self._turns.stop(response.turn)
-        # A client that interrupts asks for the next response at once: this one must be over by then.
-        await response.wait_sent()
+        await self._interrupt("cancelled")
 
 
 def _tell_lost(realtime: Sessions, socket: Socket, error: RequestError) -> None:

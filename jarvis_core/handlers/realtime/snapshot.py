@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 from msgspec import Struct
 
+from jarvis_core.conversation.ledger import Spoken
 from jarvis_core.handlers.realtime.wire import SessionBody
 from jarvis_core.speech.narration import Cursor
 
@@ -27,6 +28,8 @@ class SessionSnapshot(Struct, array_like=True):
     heard_language: str | None
     silenced: str | None
     """Why the voice was stopped before its end; None where it was not."""
+    spoken: list[Spoken]
+    """What was said of the response as sound."""
 
 
 _encoder = msgspec.msgpack.Encoder()

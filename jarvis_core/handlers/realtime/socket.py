@@ -22,7 +22,6 @@ CLOSE_TIMEOUT_S = 1.0
 NORMAL = 1000
 GOING_AWAY = 1001
 POLICY = 1008
-TOO_BIG = 1009
 DEFECT = 1011
 TRY_AGAIN = 1013
 
@@ -50,8 +49,6 @@ class Socket:
         """The code to close it with, once it is to be closed."""
         self.gone = False
         """Whether the client is gone, so that nothing is sent any more."""
-        self.stalled = False
-        """Whether that is because it does not read."""
         self._receiving: asyncio.Future[Message] | None = None
 
     async def receive(self, receive: Receive) -> Message | None:
@@ -76,7 +73,7 @@ class Socket:
 
     def lose(self) -> None:
         """Close the socket of a client that does not read; its response can be resumed as after any other loss."""
-        self.gone = self.stalled = True
+        self.gone = True
         self.close(POLICY)
 
     def leave(self) -> None:

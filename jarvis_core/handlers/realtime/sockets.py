@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterable
 from urllib.parse import parse_qs
 
 from starlette.types import Receive, Scope, Send
@@ -34,6 +33,8 @@ from jarvis_core.turns.turns import Turns
 logger = log.get(__name__)
 
 SUBPROTOCOL = "realtime"
+OPENAI_PATH = "/v1/realtime"
+"""Where OpenAI's clients connect; they expect to be spoken to."""
 RETRY_AFTER_S = 5
 DISCARD_S = 0.1
 
@@ -63,8 +64,6 @@ class Realtime:
         self._admission = admission
         self._sessions: dict[Session, asyncio.Task[None] | None] = {}
         """Open sockets, and the tasks that serve them."""
-        self.stalled: set[tuple[str, int]] = set()
-        """The other ends of sockets that do not read, until somebody closes their connections."""
         self._graces: set[asyncio.Task[None]] = set()
         self._transcriptions: set[asyncio.Task[None]] = set()
         """Transcriptions for sessions whose socket is gone."""
@@ -75,11 +74,6 @@ class Realtime:
     def connected(self) -> int:
         """How many sockets are open."""
         return len(self._sessions)
-
-    @property
-    def sessions(self) -> Iterable[Session]:
-        """The sessions whose sockets are open."""
-        return self._sessions.keys()
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one WebSocket from its handshake to its close."""
@@ -92,7 +86,7 @@ class Realtime:
                 if len(self._sessions) >= self._socket_limit:
                     raise Overloaded("Too many WebSockets are open.", retry_after_s=RETRY_AFTER_S)
                 admitted = await self._admission.admit_socket(scope)
-                session = await self._session(admitted, query, send)
+                session = await self._session(admitted, scope["path"], query, send)
             except (Unauthenticated, RateLimited, Overloaded) as error:
                 # A browser's script cannot see the status of a refused handshake, but it can see a closing code.
                 await send({"type": "websocket.accept", "subprotocol": subprotocol})
@@ -113,7 +107,7 @@ class Realtime:
             await self._run(session, receive, send, subprotocol)
         finally:
             if admitted is not None:
-                self._admission.leave_socket(admitted)
+                self._admission.leave(admitted.caller)
 
     async def charge(self, admitted: Admitted) -> None:
         """Count a request that a caller makes over an open socket; raises ``RateLimited``."""
@@ -131,8 +125,6 @@ class Realtime:
             await session.say_goodbye()
         finally:
             del self._sessions[session]
-            if session.stalled and session.peer is not None:
-                self.stalled.add(session.peer)
             await session.leave()
 
     async def close(self) -> None:
@@ -178,7 +170,7 @@ class Realtime:
         if self._by_response.get(turn.id) is session:
             del self._by_response[turn.id]
 
-    async def _session(self, admitted: Admitted, query: dict[str, str], send: Send) -> Session:
+    async def _session(self, admitted: Admitted, path: str, query: dict[str, str], send: Send) -> Session:
         caller = admitted.caller
         resume = query.get("resume")
         if resume is not None:
@@ -207,7 +199,7 @@ class Realtime:
         conversation_id = query.get("conversation_id")
         if conversation_id is not None:
             conversation_id = (await self.conversations.fetch(caller.user_id, conversation_id)).id
-        return Session(self, admitted, conversation_id, send)
+        return Session(self, admitted, conversation_id, send, modality="audio" if path == OPENAI_PATH else "text")
 
 
 async def _discard(receive: Receive) -> None:

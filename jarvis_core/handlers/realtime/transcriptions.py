@@ -9,13 +9,15 @@ order in which they were committed.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import contextlib
+from collections.abc import Awaitable, Callable, Coroutine
 
 from jarvis_core import log
 from jarvis_core.errors import InvalidRequest, Overloaded, RequestError
 from jarvis_core.handlers.failure import INTERNAL
 from jarvis_core.handlers.realtime.audio import Recording
 from jarvis_core.handlers.realtime.dialogue import MESSAGE_LIMIT_CHARS, Dialogue
+from jarvis_core.handlers.realtime.hearing import EarlyTranscript
 from jarvis_core.handlers.realtime.output import event_error
 from jarvis_core.handlers.realtime.refusals import AlreadyActive
 from jarvis_core.handlers.realtime.socket import Socket
@@ -64,14 +66,24 @@ class PendingTranscriptions:
         if len(self._tasks) >= TRANSCRIPTIONS_LIMIT:
             raise Overloaded("Too many recordings are being listened to; wait for their words.", retry_after_s=1)
 
-    def begin(self, item_id: str, recording: Recording, config: SessionBody, respond: Respond) -> None:
+    def begin(
+        self,
+        item_id: str,
+        recording: Recording,
+        early: EarlyTranscript | None,
+        config: SessionBody,
+        respond: Respond,
+        answer: Respond | None,
+    ) -> None:
         """
-        Transcribe *recording* in a task; the transcript becomes the message *item_id*.
+        Transcribe *recording* in a task, unless it was *early*; the transcript becomes the message *item_id*.
 
-        *respond* is held per recording, not by this object: a bound method of the session would make a reference cycle.
+        *respond* begins the response that was deferred, *answer* one for the message itself. They are held per recording, not
+        by this object: a bound method of the session would make a reference cycle.
         """
         before = self._tasks[-1] if self._tasks else None
-        task = asyncio.get_running_loop().create_task(self._transcribe(item_id, recording, config, respond, before))
+        words = self._words(recording, early, config)
+        task = asyncio.get_running_loop().create_task(self._finish(item_id, words, config, respond, answer, before))
         self._tasks.append(task)
 
     def defer(self, event: ResponseCreate) -> bool:
@@ -96,34 +108,43 @@ class PendingTranscriptions:
         self._deferred = None
         return self._tasks
 
-    async def _transcribe(
-        self,
-        item_id: str,
-        recording: Recording,
-        config: SessionBody,
-        respond: Respond,
-        before: asyncio.Task[None] | None,
-    ) -> None:
-        """
-        Transcribe a recording, wait for the earlier ones, store the message, then begin the response that was deferred.
-        """
-        heard: Heard | None = None
-        failure: RequestError | None = None
+    async def _words(self, recording: Recording, early: EarlyTranscript | None, config: SessionBody) -> Heard:
+        """Return the transcript of *recording*: the early one, where that did not fail."""
         try:
-            heard = await self._transcriber.transcribe_pcm(
+            if early is not None:
+                with contextlib.suppress(RequestError):
+                    return await early.heard()
+            return await self._transcriber.transcribe_pcm(
                 recording.parts,
                 "pcm16",
                 recording.sample_rate_hz,
                 self._caller,
                 language=config.audio.input.transcription.language,
             )
+        finally:
+            recording.close()
+
+    async def _finish(
+        self,
+        item_id: str,
+        words: Coroutine[None, None, Heard],
+        config: SessionBody,
+        respond: Respond,
+        answer: Respond | None,
+        before: asyncio.Task[None] | None,
+    ) -> None:
+        """
+        Wait for the words, and for the earlier recordings; store the message, then begin the response that was deferred.
+        """
+        heard: Heard | None = None
+        failure: RequestError | None = None
+        try:
+            heard = await words
         except RequestError as exc:
             failure = exc.bare()
         except Exception:
             logger.exception("a recording was not heard through a defect", session=config.id)
             failure = INTERNAL
-        finally:
-            recording.close()
         if before is not None and not before.done():
             await asyncio.wait([before])
         async with self._handling:
@@ -145,8 +166,8 @@ class PendingTranscriptions:
                     await self._socket.complain(failure, deferred.event_id)
                 else:
                     await respond(deferred)
-            elif heard is not None and heard.text and failure is None and config.audio.input.create_response:
-                await respond(ResponseCreate())
+            elif heard is not None and heard.text and failure is None and answer is not None:
+                await answer(ResponseCreate())
 
     async def _store_transcript(self, item_id: str, heard: Heard) -> None:
         """Store the transcript as the user's message, and tell the client."""

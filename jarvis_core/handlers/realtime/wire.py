@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
+import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from jarvis_core.handlers.events import EventError, Item, PcmFormat
@@ -17,6 +18,7 @@ from jarvis_core.handlers.wire import SystemPrompt, Temperature
 
 MaxOutputTokens = Annotated[int, Meta(ge=1, le=32_000)] | Literal["inf"]
 Modality = Literal["text", "audio"]
+Eagerness = Literal["low", "medium", "high", "auto"]
 Language = Annotated[str, Meta(min_length=2, max_length=10)]
 VoiceName = Annotated[str, Meta(min_length=1, max_length=100)]
 EventId = Annotated[str, Meta(max_length=512)]
@@ -41,13 +43,25 @@ class VoiceId(Struct):
     id: VoiceName
 
 
+class TurnDetectionConfig(Partial):
+    """A client's settings for how turns of speech are found."""
+
+    type: Literal["server_vad", "semantic_vad"] | UnsetType = UNSET
+    threshold: Annotated[float, Meta(ge=0, le=1)] | UnsetType = UNSET
+    prefix_padding_ms: Annotated[int, Meta(ge=0, le=5_000)] | UnsetType = UNSET
+    silence_duration_ms: Annotated[int, Meta(ge=100, le=10_000)] | UnsetType = UNSET
+    eagerness: Eagerness | UnsetType = UNSET
+    create_response: bool | UnsetType = UNSET
+    interrupt_response: bool | UnsetType = UNSET
+
+
 class AudioInputConfig(Partial):
     """A client's settings for the audio that it sends."""
 
     format: PcmFormat | UnsetType = UNSET
     transcription: TranscriptionConfig | UnsetType = UNSET
-    turn_detection: Any = UNSET
-    """Only null is served: the client commits."""
+    turn_detection: TurnDetectionConfig | UnsetType | None = UNSET
+    """Null leaves it to the client to commit."""
     create_response: bool | UnsetType = UNSET
     """Ours: whether a committed buffer is answered without ``response.create``."""
 
@@ -156,7 +170,18 @@ class AudioClear(Struct, tag_field="type", tag="input_audio_buffer.clear"):
     event_id: EventId | None = None
 
 
-ClientEvent = SessionUpdate | ItemCreate | ResponseCreate | ResponseCancel | AudioAppend | AudioCommit | AudioClear
+class ItemTruncate(Struct, tag_field="type", tag="conversation.item.truncate"):
+    """Tell how much of an answer's sound was heard."""
+
+    item_id: str
+    audio_end_ms: Annotated[int, Meta(ge=0)]
+    content_index: int = 0
+    event_id: EventId | None = None
+
+
+HandledEvent = SessionUpdate | ItemCreate | ItemTruncate | ResponseCreate | ResponseCancel | AudioCommit | AudioClear
+"""Events that change the session, one after another."""
+ClientEvent = HandledEvent | AudioAppend
 
 
 class EventHead(Struct):
@@ -166,13 +191,39 @@ class EventHead(Struct):
     type: Any = None
 
 
+class ServerVad(Struct, tag_field="type", tag="server_vad"):
+    """A turn of speech ends after a fixed silence."""
+
+    threshold: float = 0.5
+    """0..1: how likely a sound must be speech to begin it."""
+    prefix_padding_ms: int = 300
+    """Sound before the speech that belongs to it."""
+    silence_duration_ms: int = 500
+    create_response: bool = True
+    interrupt_response: bool = True
+
+
+class SemanticVad(Struct, tag_field="type", tag="semantic_vad"):
+    """A turn of speech ends when it sounds finished; without a model that can tell, after a silence by the eagerness."""
+
+    eagerness: Eagerness = "auto"
+    create_response: bool = True
+    interrupt_response: bool = True
+    fallback: Literal["silence"] = "silence"
+    """Ours: no model tells the end of a turn; a fixed silence does."""
+
+
+TurnDetection = ServerVad | SemanticVad
+
+
 class AudioInputBody(Struct):
     """The audio that a client sends."""
 
     format: PcmFormat
     transcription: Transcription
-    turn_detection: None = None
+    turn_detection: TurnDetection | None = msgspec.field(default_factory=ServerVad)
     create_response: bool = False
+    """Whether a buffer that the client commits is answered."""
 
 
 class AudioOutputBody(Struct):
@@ -226,6 +277,40 @@ class ConversationItemEvent(Struct):
     """Null for audio that would begin a conversation, until its words are known."""
     previous_item_id: str | None
     item: Item
+
+
+class SpeechStartedEvent(Struct):
+    """``input_audio_buffer.speech_started``."""
+
+    event_id: str
+    seq: int
+    audio_start_ms: int
+    """Of all sound that came in this session, up to the prefix of the speech."""
+    item_id: str
+    """Of the item that it will be."""
+    type: Literal["input_audio_buffer.speech_started"] = "input_audio_buffer.speech_started"
+
+
+class SpeechStoppedEvent(Struct):
+    """``input_audio_buffer.speech_stopped``."""
+
+    event_id: str
+    seq: int
+    audio_end_ms: int
+    """With the silence that ended it."""
+    item_id: str
+    type: Literal["input_audio_buffer.speech_stopped"] = "input_audio_buffer.speech_stopped"
+
+
+class TruncatedEvent(Struct):
+    """``conversation.item.truncated``."""
+
+    event_id: str
+    seq: int
+    item_id: str
+    content_index: int
+    audio_end_ms: int
+    type: Literal["conversation.item.truncated"] = "conversation.item.truncated"
 
 
 class CommittedEvent(Struct):

@@ -130,6 +130,7 @@ async def test_cancel(server: Server, bridges: FakeBridges, base: str) -> None:
     """OpenAI's client cancels a response, and asks again on the same connection."""
     bridges.mode = BridgesMode(shape="ndjson", deltas=("half ", "a ", "word"), hold_after=1)
     async with connected(server, base) as connection:
+        await connection.session.update(session={"type": "realtime", "output_modalities": ["text"]})
         await say(connection, "speak")
         await connection.response.create()
         created = (await events_until(connection, ResponseCreatedEvent))[-1]

@@ -338,8 +338,12 @@ MISTAKES: dict[str, tuple[Event, str]] = {
     "unknown modality": (session(output_modalities=["smell"]), "$.session.output_modalities[0]"),
     "audio of another shape": (session(audio=[]), "$.session.audio"),
     "detection of turns": (
-        session(audio={"input": {"turn_detection": {"type": "server_vad"}}}),
-        "$.session.audio.input.turn_detection",
+        session(audio={"input": {"turn_detection": {"type": "telepathy"}}}),
+        "$.session.audio.input.turn_detection.type",
+    ),
+    "endless silence": (
+        session(audio={"input": {"turn_detection": {"type": "server_vad", "silence_duration_ms": 60_000}}}),
+        "$.session.audio.input.turn_detection.silence_duration_ms",
     ),
     "µ-law in": (session(audio={"input": {"format": {"type": "audio/pcmu"}}}), "$.session.audio.input.format.type"),
     "A-law out": (session(audio={"output": {"format": {"type": "audio/pcma"}}}), "$.session.audio.output.format.type"),
@@ -453,7 +457,7 @@ async def test_what_can_be_set_is_set(server: Server) -> None:
                         "format": {"type": "audio/pcm", "rate": 16_000},
                         "noise_reduction": {"type": "near_field"},
                         "transcription": {"model": "whisper-1", "language": "fr"},
-                        "turn_detection": {"type": "server_vad"},
+                        "turn_detection": {"type": "server_vad", "threshold": 2, "silence_duration_ms": 700},
                     },
                     "output": {"speed": "fast", "voice": "marin"},
                 },
@@ -464,12 +468,19 @@ async def test_what_can_be_set_is_set(server: Server) -> None:
         assert shown["temperature"] != 9
         assert shown["audio"]["input"]["format"]["rate"] == 16_000
         assert shown["audio"]["input"]["transcription"] == {"language": "fr"}
-        assert shown["audio"]["input"]["turn_detection"] is None
+        assert shown["audio"]["input"]["turn_detection"] == {
+            "type": "server_vad",
+            "threshold": 0.5,
+            "prefix_padding_ms": 300,
+            "silence_duration_ms": 700,
+            "create_response": True,
+            "interrupt_response": True,
+        }
         assert (shown["audio"]["output"]["voice"], shown["audio"]["output"]["speed"]) == ("marin", 1.0)
         errors = [await socket.error() for _ in range(3)]
         assert {(error["param"], error["event_id"]) for error in errors} == {
             ("$.session.temperature", "mixed"),
-            ("$.session.audio.input.turn_detection", "mixed"),
+            ("$.session.audio.input.turn_detection.threshold", "mixed"),
             ("$.session.audio.output.speed", "mixed"),
         }
 
@@ -483,7 +494,7 @@ async def test_null_is_not_said(server: Server) -> None:
         nulls: dict[str, object] = dict.fromkeys(
             ("instructions", "temperature", "max_output_tokens", "audio", "output_modalities")
         )
-        deep = {"input": {"transcription": None, "format": None, "turn_detection": None}, "output": None}
+        deep = {"input": {"transcription": None, "format": None, "turn_detection": {"threshold": None}}, "output": None}
         part = {"input": {"transcription": {"model": "m", "language": None}}, "output": {"voice": None, "speed": None}}
         for session in (nulls, {"audio": deep}, {"audio": part}, {}):
             await socket.send("session.update", session=session)

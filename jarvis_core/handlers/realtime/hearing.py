@@ -1,0 +1,182 @@
+"""
+Listens to a session's microphone: sound goes in, and what the conversation is to do comes out.
+
+Owns the sound of the turn of speech that is open, and its early transcript.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+
+from jarvis_core.codec.client import Microphone
+from jarvis_core.conversation.clock import SessionClock
+from jarvis_core.conversation.machine import Action, Conversation, Manner
+from jarvis_core.errors import RequestError
+from jarvis_core.handlers.realtime.audio import Recording
+from jarvis_core.handlers.realtime.refusals import BufferExpired, BufferGaveWay, CommitEmpty
+from jarvis_core.models import Caller
+from jarvis_core.speech.held_audio import AudioHold
+from jarvis_core.speech.transcription import HEARD_RATE_HZ, Heard, Transcriber
+
+MS_BYTES = 2 * HEARD_RATE_HZ // 1_000
+FREE_BYTES = 64 << 10
+"""Two seconds, which every session has beside the buffer limit."""
+
+
+class Hearing:
+    """The microphone of one session, and the conversation that is led by it."""
+
+    def __init__(self, transcriber: Transcriber, on_lost: Callable[[RequestError], None]) -> None:
+        self._transcriber = transcriber
+        self._on_lost = on_lost
+        """Told why sound was dropped."""
+        self._loop = asyncio.get_running_loop()
+        self._microphone: Microphone | None = None
+        self._sample_rate_hz = 0
+        self._heard_at = 0.0
+        self.conversation = Conversation(Manner())
+        self.clock = SessionClock(self._now_ms())
+        self.item_id: str | None = None
+        """The item that the open turn of speech will be."""
+        self.early: EarlyTranscript | None = None
+        self._sound = bytearray()
+        self._sound_from_ms = 0
+        self._hold: AudioHold | None = None
+        """Of more than ``FREE_BYTES``: of speech."""
+        self._expiry: asyncio.TimerHandle | None = None
+
+    @property
+    def time_ms(self) -> float:
+        """Return the conversation's time."""
+        return self.clock.at(self._now_ms())
+
+    async def hear(self, data: bytes, sample_rate_hz: int) -> AsyncGenerator[Action, None]:
+        """Yield what is to be done after *data*, samples of 16 bits, has come; raises ``Overloaded`` or ``Unavailable``."""
+        if self._microphone is None or sample_rate_hz != self._sample_rate_hz:
+            await self._hang_up()
+            self._microphone = self._transcriber.listen("pcm16", sample_rate_hz)
+            self._sample_rate_hz = sample_rate_hz
+        self._heard_at = self._loop.time()
+        async for sound in self._microphone.hear(data):
+            self._keep(sound.samples)
+            self.clock.hear(len(sound.samples) / MS_BYTES, self._now_ms())
+            for action in self.conversation.hear(sound.steps, self.time_ms):
+                yield action
+            self._forget_before(self.conversation.keep_from_ms)
+
+    def recording(self, start_ms: int, end_ms: int) -> Recording:
+        """Return the sound from *start_ms* to *end_ms*; raises ``Overloaded``."""
+        start = max(0, start_ms - self._sound_from_ms) * MS_BYTES
+        samples = bytes(self._sound[start : max(0, end_ms - self._sound_from_ms) * MS_BYTES])
+        hold = self._transcriber.held.hold()
+        hold.grow(len(samples))
+        return Recording([samples], HEARD_RATE_HZ, hold)
+
+    def commit(self) -> Recording:
+        """Return all sound that belongs to no turn yet, because the client says that it is one; raises ``CommitEmpty``."""
+        start_ms = self.conversation.commit()
+        if self.conversation.position_ms <= max(start_ms, self._sound_from_ms):
+            raise CommitEmpty
+        recording = self.recording(start_ms, self.conversation.position_ms)
+        self._forget_before(self.conversation.position_ms)
+        return recording
+
+    def clear(self) -> None:
+        """Drop the sound, and the turn of speech that is open."""
+        self.conversation.clear()
+        self.item_id = None
+        self.forget_early()
+        self._forget_before(self.conversation.position_ms)
+
+    def listen_early(self, start_ms: int, end_ms: int, language: str | None, caller: Caller) -> None:
+        """Begin to transcribe a turn of speech that may be over."""
+        self.forget_early()
+        self.early = EarlyTranscript(self._transcriber, self.recording(start_ms, end_ms), language, caller)
+
+    def take_early(self) -> EarlyTranscript | None:
+        """Return the early transcript, for the caller to own."""
+        early, self.early = self.early, None
+        return early
+
+    def forget_early(self) -> None:
+        """Drop the early transcript: speech goes on."""
+        if (early := self.take_early()) is not None:
+            early.drop()
+
+    async def close(self) -> None:
+        """Listen no more."""
+        self.clear()
+        await self._hang_up()
+
+    async def _hang_up(self) -> None:
+        microphone, self._microphone = self._microphone, None
+        if microphone is not None:
+            await microphone.close()
+
+    def _keep(self, samples: bytes) -> None:
+        length_bytes = len(self._sound) + len(samples)
+        if length_bytes > FREE_BYTES:
+            if self._hold is None:
+                self._hold = self._transcriber.held.hold(self._give_way)
+            self._hold.grow(length_bytes)
+            if self._expiry is None:
+                self._expire_later(self._transcriber.buffer_idle_s)
+        self._sound += samples
+
+    def _forget_before(self, place_ms: int) -> None:
+        if place_ms > self._sound_from_ms:
+            del self._sound[: (place_ms - self._sound_from_ms) * MS_BYTES]
+            self._sound_from_ms = place_ms
+        if len(self._sound) <= FREE_BYTES and self._hold is not None:
+            self._hold.close()
+            self._hold = None
+            if self._expiry is not None:
+                self._expiry.cancel()
+                self._expiry = None
+
+    def _expire_later(self, wait_s: float) -> None:
+        self._expiry = self._loop.call_later(wait_s, self._expire)
+
+    def _expire(self) -> None:
+        """Drop speech in whose middle the microphone fell silent for good."""
+        idle_s = self._transcriber.buffer_idle_s
+        quiet_s = self._loop.time() - self._heard_at
+        if quiet_s < idle_s:
+            self._expire_later(idle_s - quiet_s)
+            return
+        self.clear()
+        self._on_lost(BufferExpired(idle_s))
+
+    def _give_way(self) -> None:
+        self.clear()
+        self._on_lost(BufferGaveWay())
+
+    def _now_ms(self) -> float:
+        return 1_000 * self._loop.time()
+
+
+class EarlyTranscript:
+    """The transcript of a turn of speech that may be over, begun before it is known to be."""
+
+    def __init__(self, transcriber: Transcriber, recording: Recording, language: str | None, caller: Caller) -> None:
+        self._recording = recording
+        self._task = asyncio.get_running_loop().create_task(
+            transcriber.transcribe_pcm(recording.parts, "pcm16", recording.sample_rate_hz, caller, language=language)
+        )
+        self._task.add_done_callback(lambda _: recording.close())
+
+    async def heard(self) -> Heard:
+        """Wait for the transcript; raises as ``Transcriber.transcribe_pcm`` does."""
+        return await self._task
+
+    def drop(self) -> None:
+        """Transcribe it no further."""
+        self._task.add_done_callback(_retrieve)
+        self._task.cancel()
+
+
+def _retrieve(task: asyncio.Task[Heard]) -> None:
+    """Take note of a failure that nobody waits for."""
+    if not task.cancelled():
+        task.exception()
