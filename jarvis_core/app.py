@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ from jarvis_core.handlers.call import Call, Reply
 from jarvis_core.handlers.chat import ChatHandlers
 from jarvis_core.handlers.health import HealthHandlers
 from jarvis_core.handlers.memory import MemoryHandlers
+from jarvis_core.handlers.realtime.session import Session
 from jarvis_core.handlers.realtime.sockets import Realtime
 from jarvis_core.handlers.router import Route, Router
 from jarvis_core.handlers.voice import VoiceHandlers
@@ -97,6 +98,20 @@ class Application(Starlette):
     def started(self) -> bool:
         """Whether every part was opened."""
         return self._started is not None
+
+    @property
+    def open_sockets(self) -> Iterable[Session]:
+        """The WebSockets that are open."""
+        return () if self._started is None else self._started.realtime.sessions
+
+    def take_stalled(self) -> set[tuple[str, int]]:
+        """Return the other ends of connections that were given up because nobody reads there, each once."""
+        if self._started is None:
+            return set()
+        stalled = self._started.routes.stalled | self._started.realtime.stalled
+        self._started.routes.stalled.clear()
+        self._started.realtime.stalled.clear()
+        return stalled
 
     async def drain(self, timeout_s: float) -> None:
         """Be not ready, and wait until turns and requests have ended; after *timeout_s* seconds they are stopped."""
@@ -188,6 +203,10 @@ def router_for(container: Container, realtime: Realtime, admission: Admission) -
         admission=admission,
         metrics=container.metrics,
         request_limit=container.settings.server.request_limit,
+        answers_limit_bytes=container.settings.server.answers_limit_bytes,
+    )
+    container.metrics.gauge(
+        "unread_answers_bytes", "Long answers that clients have not read yet.", lambda: router.long_answers.held_bytes
     )
     container.metrics.counter("requests_refused", "Requests refused as too many.", lambda: router.refused)
     return router

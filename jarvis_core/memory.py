@@ -181,9 +181,11 @@ class Memories:
     async def fetch_page(
         self, owner: str, *, limit: int, after: tuple[datetime, str] | None
     ) -> tuple[list[Memory], bool, int]:
-        """Return at most *limit* entries, the newest first, whether there are more, and how many there are in all."""
-        page, total = await self._store.fetch_page(owner, limit=limit + 1, after=after)
-        return page[:limit], len(page) > limit, total
+        """
+        Return at most *limit* entries, the newest first, fewer where they are long; whether there are more, and how many
+        there are in all.
+        """
+        return await self._store.fetch_page(owner, limit=limit, after=after)
 
     async def fetch(self, owner: str, memory_id: str) -> Memory:
         """Return one entry."""

@@ -9,12 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import uvloop
 from granian.constants import HTTPModes, Interfaces, SSLProtocols
@@ -24,20 +22,38 @@ from granian.log import LogLevels
 from granian.server.embed import Server
 
 from jarvis_core import log
+from jarvis_core.access.connections import LOOPBACK, ConnectionWatch, listening
 from jarvis_core.access.tls import certificate_of
 from jarvis_core.app import Application, create_app
 from jarvis_core.errors import StartError
-from jarvis_core.processes.child import give_memory_back, raise_open_files_limit
-from jarvis_core.settings import Assignment, Settings, WorkerGroup
+from jarvis_core.processes.child import give_memory_back, machine_memory_bytes, raise_open_files_limit
+from jarvis_core.settings import Assignment, Settings, WorkerGroup, parse_networks
 
-HEAD_LIMIT_BYTES = 5 << 18
-"""Of a request's head: 1.25 MiB. Over that Granian answers 431, without a body, below it we do."""
+HEAD_LIMIT_BYTES = 64 << 10
+"""
+Of a request's head. Over that Granian answers 431, without a body, before the application is told; a head of up to twice as
+much that comes at once it may still take.
+"""
+STREAM_LIMIT = 32
+"""Requests at a time on one connection of HTTP/2, each with a head and an answer of its own."""
+STREAM_BUFFER_BYTES = 64 << 10
+"""What Granian takes of an answer for each stream of HTTP/2 whose client does not read."""
 CONNECTION_LIMIT = 65_536
+CONNECTION_BYTES = 128 << 10
+"""What a connection over HTTP/1.1 can take by a head that does not end, an answer that is not read and all around it."""
+MEMORY_SHARE = 4
+"""All connections may take this part of the memory: a quarter."""
 FILES_KEPT = 4_096
 """Open files that are kept for everything but clients."""
 LINGER_S = 0.5
 """How long clients may take for the rest of their answers, when the time for draining is over."""
 LISTENING_INTERVAL_S = 0.1
+KERNEL_BUFFER_BYTES = 256 << 10
+"""
+What the kernel keeps of a connection, for each direction; it takes twice as much memory for it (socket(7)). By itself it would
+take 4 MiB of what nobody reads, and more of what we have not read. Enough for 2.5 MB/s to a client 100 ms away, and for
+eight seconds of speech to one that reads as it plays.
+"""
 IDLE_S = 60
 LOOK_INTERVAL_S = 15
 LOOKS = 4
@@ -46,14 +62,15 @@ INTERRUPTED = 130
 """The exit code of a start that a signal ended."""
 
 
-def connection_limit(open_files: int) -> int:
+def connection_limit(open_files: int, memory_bytes: int) -> int:
     """
-    Return how many clients may connect with *open_files*, of which some are kept for neighbours and the database.
+    Return how many clients may connect with *open_files*, of which some are kept for neighbours and the database, and
+    with *memory_bytes* for this worker.
 
-    Further clients wait to be accepted, even for /health, so this limit is far above those of requests and sockets,
-    which refuse. Granian's default (2,048) can be exhausted by clients that connect and send nothing.
+    Further clients wait to be accepted, even for /health, so that one address has far fewer (``ConnectionWatch``).
     """
-    return min(CONNECTION_LIMIT, max(open_files // 2, open_files - FILES_KEPT))
+    files = max(open_files // 2, open_files - FILES_KEPT)
+    return min(CONNECTION_LIMIT, files, memory_bytes // MEMORY_SHARE // CONNECTION_BYTES)
 
 
 def run(settings: Settings, group: WorkerGroup, *, on_ready: Callable[[], None]) -> int:
@@ -79,36 +96,26 @@ def main() -> int:
             return INTERRUPTED
 
 
-async def notice_lost_clients() -> None:
+async def bound_connections() -> None:
     """
-    Have the kernel close connections whose clients vanished: a phone without a network, a machine without power.
+    Have the kernel close connections whose clients vanished (a phone without a network, a machine without power), and keep
+    no more than ``KERNEL_BUFFER_BYTES`` of each on its way.
 
     Waits until this process listens. Options of the listening socket hold for each connection that it accepts (Linux).
     Granian (2.8.7) has no setting for it, does not expose its socket, and sends no pings over WebSockets: without this
     the sessions of such clients would be kept for ever.
     """
-    while not (listening := list(_listening())):  # noqa: ASYNC110 - nothing tells of it
+    while not (sockets := list(listening())):  # noqa: ASYNC110 - nothing tells of it
         await asyncio.sleep(LISTENING_INTERVAL_S)
-    for one in listening:
+    for one in sockets:
         with one:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, KERNEL_BUFFER_BYTES)
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, KERNEL_BUFFER_BYTES)
             one.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             one.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, IDLE_S)
             one.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, LOOK_INTERVAL_S)
             one.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, LOOKS)
             one.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1_000 * (IDLE_S + LOOKS * LOOK_INTERVAL_S))
-
-
-def _listening() -> Iterator[socket.socket]:
-    """Give copies of the TCP sockets that this process listens on."""
-    for path in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(OSError):  # closed meanwhile
-            if not path.is_socket():
-                continue
-            one = socket.socket(fileno=os.dup(int(path.name)))
-            if one.family != socket.AF_UNIX and one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                yield one
-            else:
-                one.close()
 
 
 class _Stop:
@@ -152,7 +159,7 @@ class _Stop:
             self._serving.cancel()
 
 
-def _server_of(app: Application, settings: Settings) -> Server:
+def _server_of(app: Application, settings: Settings, group: WorkerGroup) -> Server:
     """
     Return Granian's embedded server for *app*.
 
@@ -160,16 +167,23 @@ def _server_of(app: Application, settings: Settings) -> Server:
     running turns are stored.
     """
     files = certificate_of(settings.server)
+    open_files = raise_open_files_limit()
     return Server(
         app,
         address=settings.server.host,
         port=settings.server.port,
         interface=Interfaces.ASGI,
-        http=HTTPModes.auto,
+        # Without TLS no browser speaks HTTP/2, and one connection of it can hold as much as 32 others.
+        http=HTTPModes.auto if files else HTTPModes.http1,
         backlog=2_048,
-        backpressure=connection_limit(raise_open_files_limit()),
+        backpressure=settings.server.connection_limit
+        or connection_limit(open_files, machine_memory_bytes() // group.workers),
         http1_settings=HTTP1Settings(max_buffer_size=HEAD_LIMIT_BYTES),
-        http2_settings=HTTP2Settings(max_headers_size=HEAD_LIMIT_BYTES),
+        http2_settings=HTTP2Settings(
+            max_headers_size=HEAD_LIMIT_BYTES,
+            max_concurrent_streams=STREAM_LIMIT,
+            max_send_buffer_size=STREAM_BUFFER_BYTES,
+        ),
         ssl_cert=files.certificate if files else None,
         ssl_key=files.key if files else None,
         ssl_protocol_min=SSLProtocols.tls12,
@@ -178,15 +192,27 @@ def _server_of(app: Application, settings: Settings) -> Server:
     )
 
 
+def _watch_of(app: Application, settings: Settings) -> ConnectionWatch:
+    """Return what looks after the connections that the server below us keeps."""
+    return ConnectionWatch(
+        lambda: app.open_sockets,
+        app.take_stalled,
+        address_limit=settings.limits.address_connection_limit,
+        messages_limit_bytes=settings.server.messages_limit_bytes,
+        unlimited=(*LOOPBACK, *parse_networks(settings.server.trusted_proxies)),
+    )
+
+
 async def _serve(settings: Settings, group: WorkerGroup, on_ready: Callable[[], None]) -> int:
     app = create_app(settings, group, on_ready=on_ready)
-    server = _server_of(app, settings)
+    server = _server_of(app, settings, group)
     log.set_up(settings.log)
     # Granian would log a failed start with a traceback; it is told below, in one line.
     logging.getLogger("_granian").addFilter(lambda _: app.started)
     loop = asyncio.get_running_loop()
     serving = loop.create_task(server.serve())
-    noticing = loop.create_task(notice_lost_clients())
+    bounding = loop.create_task(bound_connections())
+    watching = loop.create_task(_watch_of(app, settings).run())
     stop = _Stop(app, server, serving, drain_timeout_s=settings.server.drain_timeout_s)
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.on_signal)
@@ -200,7 +226,8 @@ async def _serve(settings: Settings, group: WorkerGroup, on_ready: Callable[[], 
         if app.failure is None:
             raise
     finally:
-        noticing.cancel()
+        bounding.cancel()
+        watching.cancel()
     if app.failure is not None:
         raise app.failure
     if not stop.asked_for:

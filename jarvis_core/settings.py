@@ -89,6 +89,14 @@ class Server(Struct, frozen=True, forbid_unknown_fields=True):
     """Most requests that are being answered at a time in one worker, readers of streams included; health and cancelling do not count."""
     websocket_limit: Annotated[int, Meta(ge=0, le=1_000_000, extra={"env": "WEBSOCKET_LIMIT"})] = 10_000
     """Most WebSockets that are open at a time in one worker."""
+    connection_limit: Annotated[int, Meta(ge=0, le=1_000_000, extra={"env": "CONNECTION_LIMIT"})] = 0
+    """Most connections that are open at a time in one worker, idle ones included; further ones wait. 0 is what a quarter of the machine's (or container's) memory bears, at 128 KiB each, and its open files."""
+    answers_limit_bytes: Annotated[int, Meta(ge=1 << 20, le=1 << 40, extra={"env": "ANSWERS_LIMIT_BYTES"})] = 64 << 20
+    """Most bytes of answers over 64 KiB that clients have not read yet, in one worker; half of it for one user, or one address where the server is open. More is refused as overload."""
+    messages_limit_bytes: Annotated[int, Meta(ge=32 << 20, le=1 << 40, extra={"env": "MESSAGES_LIMIT_BYTES"})] = (
+        64 << 20
+    )
+    """Most bytes of WebSocket messages of which the end has not come, in one worker; over it the largest is given up, with its socket."""
     drain_timeout_s: Annotated[Seconds, Meta(extra={"env": "DRAIN_TIMEOUT_S"})] = 20.0
     """How long running turns may go on after a stop was asked for."""
     ws_resume_grace_s: Annotated[Seconds, Meta(extra={"env": "WS_RESUME_GRACE_S"})] = 30.0
@@ -248,7 +256,11 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True):
     rate_limit_per_minute: Annotated[int, Meta(ge=0, le=1_000_000, extra={"env": "RATE_LIMIT_PER_MINUTE"})] = 0
     """Most requests a minute of one user, or of one address where the server is open; 0 is no limit."""
     user_connection_limit: Annotated[int, Meta(ge=0, le=1_000_000, extra={"env": "USER_CONNECTION_LIMIT"})] = 256
-    """Most WebSockets and unanswered requests of one user at a time, in one worker; 0 is no limit. It does not hold where the server is open."""
+    """Most WebSockets and unanswered requests of one user at a time, or of one address where the server is open, in one worker; 0 is no limit."""
+    user_websocket_limit: Annotated[int, Meta(ge=0, le=1_000_000, extra={"env": "USER_WEBSOCKET_LIMIT"})] = 64
+    """Most WebSockets of one user at a time, or of one address where the server is open, in one worker; 0 is no limit."""
+    address_connection_limit: Annotated[int, Meta(ge=0, le=1_000_000, extra={"env": "ADDRESS_CONNECTION_LIMIT"})] = 256
+    """Most connections from one address (IPv6: one /64) at a time, idle ones included, in one worker; the newest over it are closed. 0 is no limit; there is none for this machine's own and for ``server.trusted_proxies``."""
     user_search_limit: Annotated[int, Meta(ge=1, le=1_000, extra={"env": "USER_SEARCH_LIMIT"})] = 2
     """Most searches of conversations (``q``) of one user that go on at a time, in one worker; more wait for their turn."""
 

@@ -2,7 +2,7 @@
 Who may come in and how much they may ask: what every call passes before its handler, and every WebSocket.
 
 In this order: the name that is asked for, where the server is open (421), the origin of a browser's page (403), credentials
-(401), the rate (429), connections (429).
+(401), the rate (429), connections (429). Where the server is open everybody is the same user, and each address has a share.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from jarvis_core.access.credentials import Credentials
 from jarvis_core.access.rate_limit import Allowance, RateLimiter
 from jarvis_core.access.throttle import AuthThrottle
 from jarvis_core.errors import RateLimited, Unauthenticated
-from jarvis_core.handlers.call import Call
-from jarvis_core.handlers.client_address import ClientAddresses
+from jarvis_core.handlers.call import Call, peer_of
+from jarvis_core.handlers.client_address import ClientAddresses, is_own_machine
 from jarvis_core.handlers.hosts import Hosts
 from jarvis_core.handlers.origin import Origins
 from jarvis_core.models import Caller
@@ -33,12 +33,16 @@ KEY_SUBPROTOCOL = "openai-insecure-api-key."
 class Admitted:
     """Somebody who came in over a WebSocket."""
 
-    __slots__ = ("caller", "key")
+    __slots__ = ("caller", "key", "peer", "share")
 
-    def __init__(self, caller: Caller, key: str) -> None:
+    def __init__(self, caller: Caller, key: str, peer: tuple[str, int] | None) -> None:
         self.caller = caller
+        self.peer = peer
+        """The other end of its connection: its own, or a proxy's."""
         self.key = key
         """Under which its requests are counted, and have their turns."""
+        self.share = ""
+        """Under which it is counted as open."""
 
 
 class Admission:
@@ -53,14 +57,15 @@ class Admission:
         self._limiter = limiter
         self._policy = () if limiter is None else _policy(limiter.limit)
         self._guesses = AuthThrottle()
-        # Where the server is open everybody is the same user, and no one user is to be kept from crowding out others.
-        self._connection_limit = 0 if credentials.open else limits.user_connection_limit
+        self._connection_limit = limits.user_connection_limit
         self._connections: dict[str, int] = {}
-        """By user."""
+        """By share: a user, or an address where the server is open."""
+        self._socket_limit = limits.user_websocket_limit
+        self._sockets: dict[str, int] = {}
 
-    async def admit(self, call: Call, authorization: bytes, origin: bytes, *, counted: bool) -> None:
+    async def admit(self, call: Call, authorization: bytes, origin: bytes, *, counted: bool) -> str:
         """
-        Let *call* in, as the caller that *authorization* names; ``leave`` lets it out.
+        Let *call* in, as the caller that *authorization* names; ``leave`` lets out the share that is returned.
 
         One that is not *counted* is let in whatever its caller's rate and connections. Waits where its address has sent
         many bad credentials. Raises ``Forbidden``, ``Unauthenticated`` or ``RateLimited``.
@@ -75,8 +80,7 @@ class Admission:
             call.headers = [*call.headers, *self._policy, *_fields(allowance)]
             if not allowance.granted:
                 raise _limited(allowance)
-        if self._connection_limit:
-            self._connect(call.caller, limited=counted)
+        return self._connect(key, limited=counted)
 
     async def admit_socket(self, scope: Scope) -> Admitted:
         """Let a WebSocket in, as ``admit`` does a call."""
@@ -85,13 +89,29 @@ class Admission:
         origin = next((value for key, value in scope["headers"] if key == b"origin"), b"")
         if origin:
             self.origins.check(scope, origin)
-        admitted = Admitted(await self._caller(scope, socket_credentials(scope)), "")
+        admitted = Admitted(await self._caller(scope, socket_credentials(scope)), "", peer_of(scope))
         admitted.key = self._key(scope, admitted.caller)
         current_user.set(admitted.key)
         await self.charge(admitted)
-        if self._connection_limit:
-            self._connect(admitted.caller, limited=True)
+        share = self._connect(admitted.key, limited=True)
+        if share and self._socket_limit:
+            count = self._sockets.get(share, 0)
+            if count >= self._socket_limit:
+                self.leave(share)
+                raise RateLimited(
+                    f"{self._whose} has {count} WebSockets open; close some.",
+                    details={"limit": self._socket_limit},
+                    retry_after_s=CONNECTIONS_RETRY_S,
+                )
+            self._sockets[share] = count + 1
+        admitted.share = share
         return admitted
+
+    def leave_socket(self, admitted: Admitted) -> None:
+        """Let out a WebSocket that was let in."""
+        self.leave(admitted.share)
+        if admitted.share and self._socket_limit:
+            _less(self._sockets, admitted.share)
 
     async def charge(self, admitted: Admitted) -> None:
         """Count what somebody asks over an open WebSocket; raises ``RateLimited``."""
@@ -100,14 +120,14 @@ class Admission:
             if not allowance.granted:
                 raise _limited(allowance)
 
-    def leave(self, caller: Caller) -> None:
-        """Let out a call, or a WebSocket, of *caller* that was let in."""
-        if self._connection_limit:
-            left = self._connections[caller.user_id] - 1
-            if left:
-                self._connections[caller.user_id] = left
-            else:
-                del self._connections[caller.user_id]
+    def leave(self, share: str) -> None:
+        """Let out a call that was let in."""
+        if share and self._connection_limit:
+            _less(self._connections, share)
+
+    def key(self, call: Call) -> str:
+        """Return under which name what *call* makes us hold is counted: its user, or its address where it has none."""
+        return self._key(call.scope, call.caller) or self.addresses.key(call.scope)
 
     async def _caller(self, scope: Scope, authorization: str) -> Caller:
         try:
@@ -120,13 +140,30 @@ class Admission:
     def _key(self, scope: Scope, caller: Caller) -> str:
         return self.addresses.key(scope) if self._credentials.open else caller.user_id
 
-    def _connect(self, caller: Caller, *, limited: bool) -> None:
-        count = self._connections.get(caller.user_id, 0)
-        if limited and count >= self._connection_limit:
-            raise RateLimited(
-                f"This user has {count} connections and requests open; close some.", retry_after_s=CONNECTIONS_RETRY_S
-            )
-        self._connections[caller.user_id] = count + 1
+    @property
+    def _whose(self) -> str:
+        return "This address" if self._credentials.open else "This user"
+
+    def _connect(self, key: str, *, limited: bool) -> str:
+        share = "" if self._credentials.open and is_own_machine(key) else key
+        if share and self._connection_limit:
+            count = self._connections.get(share, 0)
+            if limited and count >= self._connection_limit:
+                raise RateLimited(
+                    f"{self._whose} has {count} connections and requests open; close some.",
+                    details={"limit": self._connection_limit},
+                    retry_after_s=CONNECTIONS_RETRY_S,
+                )
+            self._connections[share] = count + 1
+        return share
+
+
+def _less(counts: dict[str, int], share: str) -> None:
+    left = counts[share] - 1
+    if left:
+        counts[share] = left
+    else:
+        del counts[share]
 
 
 def socket_credentials(scope: Scope) -> str:

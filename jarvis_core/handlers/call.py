@@ -50,6 +50,10 @@ class ClientLeft(Exception):
     """
 
 
+class ClientStalled(ClientLeft):
+    """The client is connected and does not read; its connection is to be closed, because it holds what was sent."""
+
+
 class Reply:
     """A whole answer."""
 
@@ -69,7 +73,7 @@ class Reply:
 
 class BoundedSends:
     """
-    Bounds every send by ``SEND_TIMEOUT_S``: cancels the block (``async with``) and raises ``ClientLeft`` when a send
+    Bounds every send by ``SEND_TIMEOUT_S``: cancels the block (``async with``) and raises ``ClientStalled`` when a send
     takes longer.
 
     Granian's send waits for as long as the connection is open and nobody reads.
@@ -100,7 +104,7 @@ class BoundedSends:
         try:
             await timeout.__aexit__(kind, exc, trace)
         except TimeoutError as late:
-            raise ClientLeft from late
+            raise ClientStalled from late
 
     async def wait(self, sending: Awaitable[None]) -> None:
         """Wait for a send."""
@@ -136,6 +140,11 @@ class Call:
         """Of an answer whose start the handler has sent itself; 0 before."""
         self.body_pending = True
         """Whether some of the body may still be to come."""
+
+    @property
+    def peer(self) -> tuple[str, int] | None:
+        """The other end of the connection: the client's own, or a proxy's."""
+        return peer_of(self.scope)
 
     def header(self, name: bytes) -> str:
         """Return the first header *name* (lower case), empty when there is none."""
@@ -259,6 +268,13 @@ class Call:
 
 
 ANYBODY = Caller("")
+
+
+def peer_of(scope: Scope) -> tuple[str, int] | None:
+    """Return the other end of a request's connection."""
+    client = scope.get("client")
+    # Granian (2.8.7) gives the port as a text; in ASGI it is a number.
+    return (client[0], int(client[1])) if client else None
 
 
 def decode(decoder: msgspec.json.Decoder[T], text: bytes) -> T:

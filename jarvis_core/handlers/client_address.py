@@ -18,6 +18,8 @@ from jarvis_core.settings import Address, parse_networks
 HOPS_LIMIT = 20
 """Entries of X-Forwarded-For that are looked at."""
 UNKNOWN = "unknown"
+LOOPBACK_6 = "::/64"
+"""The key of ``::1``."""
 SECURE_SCHEMES = ("https", "wss")
 
 
@@ -78,6 +80,15 @@ def _name_of(address: Address | None) -> str:
 @lru_cache(maxsize=1_024)  # of an open server each request needs it
 def _name_of_peer(text: str) -> str:
     return _name_of(_parsed(text))
+
+
+def is_own_machine(key: str) -> bool:
+    """
+    Whether a key of ``ClientAddresses`` is that of a program of this machine, or of a proxy on it that is not trusted.
+
+    None of them is a stranger, and such a proxy is many clients.
+    """
+    return key.startswith("127.") or key in (LOOPBACK_6, UNKNOWN)
 
 
 def _parsed(text: str) -> Address | None:

@@ -21,7 +21,8 @@ from jarvis_core import cancellation, log
 from jarvis_core.errors import MethodNotAllowed, NotFound, Overloaded, RequestError, Unavailable
 from jarvis_core.handlers import failure
 from jarvis_core.handlers.admission import Admission
-from jarvis_core.handlers.call import SECURITY_HEADERS, Call, ClientLeft, Reply, broken_body
+from jarvis_core.handlers.call import SECURITY_HEADERS, Call, ClientLeft, ClientStalled, Reply, broken_body
+from jarvis_core.handlers.long_answers import SLICE_BYTES, LongAnswers, send_slices
 from jarvis_core.handlers.origin import SAFE_METHODS
 from jarvis_core.handlers.query import QueryField
 from jarvis_core.metrics import Metrics, RouteMetrics
@@ -94,8 +95,12 @@ class Router:
         admission: Admission,
         metrics: Metrics,
         request_limit: int,
+        answers_limit_bytes: int,
     ) -> None:
         self._request_limit = request_limit
+        self.long_answers = LongAnswers(answers_limit_bytes)
+        self.stalled: set[tuple[str, int]] = set()
+        """The other ends of connections that do not read what they asked for, until somebody closes these."""
         self.refused = 0
         """Requests that were refused as too many."""
         self._static: dict[str, dict[str, _Target]] = {}
@@ -180,7 +185,11 @@ class Router:
             call.headers = [*SECURITY_HEADERS, *self._admission.origins.headers(origin)]
         method = scope["method"]
         task: asyncio.Task[Any] | None = None
-        admitted = failed = False
+        share: str | None = None
+        """Under which an admitted call is counted."""
+        failed = False
+        held = ""
+        """The caller's key, where the answer is a long one."""
         try:
             try:
                 if hosts is not None and host not in hosts.passed:
@@ -189,12 +198,17 @@ class Router:
                 if target is not None:
                     counters = target.counters
                     if not target.public:
-                        await self._admission.admit(call, authorization, origin, counted=not target.exempt_from_limits)
-                        admitted = True
+                        share = await self._admission.admit(
+                            call, authorization, origin, counted=not target.exempt_from_limits
+                        )
                         task = self._own_call(target)
                     reply = await target.handler(call)
+                    held = self._hold(call, reply, method)
                 else:
                     reply = self._reply_without_handler(methods, method, origin, call)
+            except ClientStalled:
+                self._note_stalled(call)
+                return
             except asyncio.CancelledError:
                 if not self._stopped:
                     raise
@@ -219,15 +233,22 @@ class Router:
                         await call.discard_body()
                     headers = [*reply.headers, (b"x-request-id", request_id.encode()), *call.headers]
                     await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-                    await send({"type": "http.response.body", "body": b"" if method == "HEAD" else reply.body})
+                    if held:
+                        await send_slices(call, reply)
+                    else:
+                        await send({"type": "http.response.body", "body": b"" if method == "HEAD" else reply.body})
+            except ClientStalled:
+                self._note_stalled(call)
             finally:
                 duration_s = time.perf_counter() - started_s
                 counters.observe(call.status, duration_s)
         finally:
             metrics.in_flight -= 1
-            if admitted:
+            if held and reply is not None:
+                self.long_answers.release(held, len(reply.body))
+            if share is not None:
                 self._calls.discard(task)
-                self._admission.leave(call.caller)
+                self._admission.leave(share)
         if access.isEnabledFor(logging.DEBUG):
             log.get(ACCESS).debug(
                 "answered",
@@ -257,6 +278,19 @@ class Router:
         if method == "OPTIONS" and origin:
             return _preflight(methods, call, allowed=self._admission.origins.allows(origin))
         raise MethodNotAllowed(f"{method} is not a method of this path.", allow=", ".join(sorted(methods)))
+
+    def _hold(self, call: Call, reply: Reply | None, method: str) -> str:
+        """Count *reply* where it is a long one, and return under whose key; raises ``RateLimited`` and ``Overloaded``."""
+        if reply is None or len(reply.body) <= SLICE_BYTES or method == "HEAD":
+            return ""
+        key = self._admission.key(call)
+        self.long_answers.hold(key, len(reply.body))
+        return key
+
+    def _note_stalled(self, call: Call) -> None:
+        # Over HTTP/2 the connection has other requests, which may be read.
+        if call.peer is not None and call.scope["http_version"].startswith("1"):
+            self.stalled.add(call.peer)
 
     async def _serve_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         request_id = next((_sound_request_id(value) for key, value in scope["headers"] if key == b"x-request-id"), "")

@@ -8,6 +8,7 @@ children are forked from a thread that lives as long as the process (the main on
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import resource
@@ -28,6 +29,8 @@ M_ARENA_MAX = -8
 """``malloc.h`` of glibc (mallopt(3))."""
 
 OPEN_FILES = 1 << 17
+CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+"""Of a container's own control group, of the second version and of the first (cgroups(7))."""
 
 User = tuple[int, int]
 """A uid and a gid."""
@@ -145,6 +148,15 @@ def raise_open_files_limit() -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
         soft = wanted
     return OPEN_FILES if soft == resource.RLIM_INFINITY else soft
+
+
+def machine_memory_bytes() -> int:
+    """Return how much memory this process may use: the machine's, or its container's where that has less."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for path in CGROUP_LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # not there, or "max"
+            memory = min(memory, int(path.read_text()))
+    return memory
 
 
 def end_with_parent(parent_pid: int, death_signal: signal.Signals) -> None:

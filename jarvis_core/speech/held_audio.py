@@ -30,11 +30,11 @@ class AudioHold:
 
     def grow(self, length_bytes: int) -> None:
         """Have it hold *length_bytes* in all; raises as ``HeldAudio.reserve`` does, and holds no more then."""
-        self.touched_at = time.monotonic()
         if length_bytes > self.length_bytes:
             step = max(length_bytes - self.length_bytes, min(STEP_BYTES, self.length_bytes))
-            self._audio.take(self.user, step)
+            self._audio.take(self.user, step, but=self)
             self.length_bytes += step
+        self.touched_at = time.monotonic()
 
     def keep(self) -> None:
         """Have it give way to nobody: its audio is being worked on."""
@@ -92,28 +92,40 @@ class HeldAudio:
         finally:
             hold.close()
 
-    def take(self, user: str, length_bytes: int) -> None:
-        """Have *user* hold *length_bytes* more, of what others let go where that is needed; raises as ``reserve`` does."""
+    def take(self, user: str, length_bytes: int, *, but: AudioHold | None = None) -> None:
+        """
+        Have *user* hold *length_bytes* more; raises as ``reserve`` does.
+
+        Where there is no room quiet holds give way, *but* that one: the user's own, and if it has no more than its share those
+        of users who have more.
+        """
         if not length_bytes or self.shares.take(user, length_bytes):
             return
+        quiet = [hold for hold in self._giving_way(user, length_bytes) if hold is not but]
+        if sum(hold.length_bytes for hold in quiet) + self.shares.free >= length_bytes:
+            for hold in quiet:
+                if hold.give_way is not None:
+                    hold.give_way()
+                    if self.shares.take(user, length_bytes):
+                        return
         if self.shares.is_greedy(user) and self.shares.free >= length_bytes:
             raise RateLimited(
                 f"Recordings of this user hold their share of {self.shares.limit >> 20} MiB of audio; finish or clear some.",
                 retry_after_s=RETRY_AFTER_S,
             )
-        for hold in self._giving_way(user, length_bytes):
-            if hold.give_way is not None:
-                hold.give_way()
-                if self.shares.take(user, length_bytes):
-                    return
         raise Overloaded(
             f"{self.shares.limit >> 20} MiB of audio are being worked on; try again in a moment.",
             retry_after_s=RETRY_AFTER_S,
         )
 
     def _giving_way(self, user: str, length_bytes: int) -> list[AudioHold]:
-        """Return the quiet holds of users who have more than *user* would have; of the user with most the oldest first."""
+        """Return the quiet holds that may give way: the user's own first, then of who has most; the oldest first."""
         latest = time.monotonic() - QUIET_S
-        least = self.shares.held_by(user) + length_bytes
-        quiet = [hold for hold in self.quiet if hold.touched_at <= latest and self.shares.held_by(hold.user) > least]
-        return sorted(quiet, key=lambda hold: (-self.shares.held_by(hold.user), hold.touched_at))
+        held_by = self.shares.held_by
+        least = self.shares.limit if self.shares.is_greedy(user) else held_by(user) + length_bytes
+        quiet = [
+            hold
+            for hold in self.quiet
+            if hold.touched_at <= latest and (hold.user == user or held_by(hold.user) > least)
+        ]
+        return sorted(quiet, key=lambda hold: (hold.user != user, -held_by(hold.user), hold.touched_at))

@@ -8,6 +8,7 @@ windows are never sent, because speech models invent words for silence.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Literal
@@ -30,8 +31,7 @@ logger = log.get(__name__)
 CLIP_LIMIT_S = 600.0
 """Ten minutes: the API's limit."""
 CLIP_LIMIT_BYTES = 25 << 20
-HEARD_RATE_HZ = 16_000
-"""Of sound that was listened to; speech models take it as it is."""
+CLIP_RATE_HZ = 16_000
 READING_TIMEOUT_S = 60.0
 
 
@@ -147,9 +147,13 @@ class Transcriber:
         *,
         language: str | None = None,
     ) -> Heard:
-        """Return the transcript of samples; raises as ``transcribe_upload`` does."""
+        """
+        Return the transcript of samples; raises as ``transcribe_upload`` does.
+
+        Whoever holds the samples holds ``clip_bytes`` for the clip that is made of them too: what was let in is heard.
+        """
         clip = await self._codec.decode_pcm(parts, encoding, sample_rate_hz, limit_s=CLIP_LIMIT_S)
-        return await self._transcribe(clip, language, caller)
+        return await self._transcribe_clip(clip, language, caller)
 
     async def _transcribe(self, clip: Clip, language: str | None, caller: Caller) -> Heard:
         # A small file may be a long clip.
@@ -245,6 +249,11 @@ class Transcriber:
             self._enhancer.reject(complaint)
             return None
         return checked
+
+
+def clip_bytes(duration_s: float) -> int:
+    """Return how much a clip of *duration_s* seconds takes: float32 at 16 kHz in base64."""
+    return math.ceil(duration_s * CLIP_RATE_HZ * 4 * 4 / 3)
 
 
 def _within(window: Window, segments: list[Segment]) -> list[Segment]:

@@ -35,6 +35,11 @@ from jarvis_core.store.memory_words import (
 from jarvis_core.store.pool import Pool
 from jarvis_core.words.normalization import fingerprint as fingerprint_of
 
+PAGE_LIMIT_BYTES = 2 << 20
+"""Texts of so many bytes together end a page, whatever number was asked for; as JSON they may take six times as much."""
+CONTENT = 1
+"""Its place in ``MEMORY``."""
+
 CLAIM_S = 60.0
 """How long a text may be away to be embedded before somebody else tries."""
 
@@ -94,14 +99,18 @@ where owner_key = {OWNER_KEY} and id = %(id)s and superseded_by is null
 
 FETCH = f"select {MEMORY} from memories where owner_key = {OWNER_KEY} and id = %(id)s"
 
-# One row with nulls tells the total where the page is empty.
+# One row with nulls tells the total where the page is empty. Rows without a content are the next page's: their texts are
+# not even read.
 LIST = f"""
-select o.entries, page.*
+select o.entries, {MEMORY.replace(" content", f" case when before_bytes < {PAGE_LIMIT_BYTES} then content end")}
 from (select {OWNER_KEY} as key) k left join memory_owners o using (key) left join lateral (
-    select {MEMORY} from memories m
-    where owner_key = k.key and superseded_by is null
-        and (%(after_time)s::timestamptz is null or (created_at, id) < (%(after_time)s, %(after_id)s::uuid))
-    order by m.created_at desc, m.id desc limit %(limit)s
+    select *, sum(octet_length(content)) over (order by created_at desc, id desc) - octet_length(content) as before_bytes
+    from (
+        select * from memories m
+        where owner_key = k.key and superseded_by is null
+            and (%(after_time)s::timestamptz is null or (created_at, id) < (%(after_time)s, %(after_id)s::uuid))
+        order by m.created_at desc, m.id desc limit %(limit)s
+    ) one
 ) page on true
 """
 
@@ -229,9 +238,10 @@ class MemoryStore:
 
     async def fetch_page(
         self, owner: str, *, limit: int, after: tuple[datetime, str] | None
-    ) -> tuple[list[Memory], int]:
+    ) -> tuple[list[Memory], bool, int]:
         """
-        Return at most *limit* entries that stand, the newest first, and how many there are in all.
+        Return at most *limit* entries that stand, the newest first, fewer where they are long; whether there are more, and
+        how many there are in all.
 
         *after* is the (created_at, id) of the last one seen.
         """
@@ -241,10 +251,12 @@ class MemoryStore:
                 "owner": owner,
                 "after_time": after[0] if after else None,
                 "after_id": after[1] if after else None,
-                "limit": limit,
+                "limit": limit + 1,
             },
         )
-        return [memory_of(row[1:]) for row in rows if row[1] is not None], rows[0][0] or 0
+        found = [row[1:] for row in rows if row[1] is not None]
+        page = [memory_of(row) for row in found[:limit] if row[CONTENT] is not None]
+        return page, len(page) < len(found), rows[0][0] or 0
 
     async def change(
         self,

@@ -24,10 +24,11 @@ def handshake(*headers: tuple[str, str], query: str = "", offered: tuple[str, ..
     }  # fmt: skip
 
 
-def admission(*, auth: Auth = AUTH, rate: int = 0, connections: int = 0) -> Admission:
+def admission(*, auth: Auth = AUTH, rate: int = 0, connections: int = 0, sockets: int = 0) -> Admission:
     """Make one that lets ann and bob in."""
     limiter = InProcessLimiter(rate) if rate else None
-    return Admission(Credentials(auth), Server(), Limits(user_connection_limit=connections), limiter)
+    limits = Limits(user_connection_limit=connections, user_websocket_limit=sockets)
+    return Admission(Credentials(auth), Server(), limits, limiter)
 
 
 HEADER = ("authorization", f"Bearer {KEY}")
@@ -86,8 +87,37 @@ async def test_connections_are_let_out() -> None:
             await door.admit_socket(handshake(HEADER))
         other = await door.admit_socket(handshake(query=f"token=another-{KEY}"))
         for admitted in (one, two, other):
-            door.leave(admitted.caller)
+            door.leave_socket(admitted)
     assert door._connections == {}
+
+
+async def test_sockets_are_let_out() -> None:
+    """Each user has fewer WebSockets than connections; one that is refused for it leaves none behind."""
+    door = admission(connections=3, sockets=1)
+    for _ in range(2):
+        admitted = await door.admit_socket(handshake(HEADER))
+        for _ in range(3):
+            with pytest.raises(RateLimited, match=r"This user has 1 WebSockets open; close some\."):
+                await door.admit_socket(handshake(HEADER))
+        door.leave_socket(await door.admit_socket(handshake(query=f"token=another-{KEY}")))
+        assert door._connections == {"ann": 1}
+        door.leave_socket(admitted)
+    assert (door._connections, door._sockets) == ({}, {})
+
+
+async def test_shares_of_an_open_server_are_by_address() -> None:
+    """Where nobody has a name each address (for IPv6 each /64) has its share; this machine's own programs have no limit."""
+    door = admission(auth=Auth(), connections=2)
+    scopes = [{**handshake(), "client": (peer, 1)} for peer in ("198.51.100.1", "2001:db8::1", "2001:db8::2")]
+    first = [await door.admit_socket(scope) for scope in scopes]
+    await door.admit_socket(scopes[0])
+    for scope in scopes:
+        with pytest.raises(RateLimited, match=r"This address has 2 connections"):
+            await door.admit_socket(scope)
+    for _ in range(9):
+        await door.admit_socket(handshake())
+    door.leave_socket(first[0])
+    await door.admit_socket(scopes[0])
 
 
 async def test_rate_of_an_open_server_is_by_address() -> None:

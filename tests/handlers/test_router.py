@@ -32,7 +32,9 @@ class Client:
         """Whether it leaves when it has sent its request, and not before its body's end."""
         routes = [Route("POST", "/wait", self._wait, ""), Route("GET", "/public", self._answer, "", public=True)]
         admission = Admission(Credentials(Auth()), Server(), Limits(), None)
-        self.router = Router(routes, {}, admission=admission, metrics=self.metrics, request_limit=3)
+        self.router = Router(
+            routes, {}, admission=admission, metrics=self.metrics, request_limit=3, answers_limit_bytes=1 << 20
+        )
 
     async def ask(self, method: str, path: str) -> None:
         """Send a request and wait for the end of its answer."""

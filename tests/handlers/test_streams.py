@@ -11,7 +11,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from tests.handlers.event_source import EventSource, Message
 from tests.handlers.events import DELTA, read_events, text_of
 from tests.handlers.realtime_client import open_socket
 from tests.handlers.shown import eventually, gauge, history, open_files, resident_bytes
-from tests.system.server import Server
+from tests.system.server import TLS, Server
 
 pytestmark = pytest.mark.every_python
 
@@ -54,7 +54,7 @@ needs_curl = pytest.mark.skipif(not curl_speaks_http2(), reason="there is no cur
 
 
 class Http2Stream:
-    """A streamed turn over HTTP/2 without TLS, by prior knowledge."""
+    """A streamed turn over HTTP/2."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
@@ -88,7 +88,7 @@ def deltas_of(messages: list[Message]) -> str:
 async def http2_stream(server: Server, **body: object) -> AsyncIterator[Http2Stream]:
     """Ask for a stream; it is left at the end."""
     process = await asyncio.create_subprocess_exec(
-        "curl", "--http2-prior-knowledge", "--no-buffer", "--silent", "--show-error", "--dump-header", "/dev/stderr",
+        "curl", "--http2", "--cacert", TLS["TLS_CERT_PATH"], "--no-buffer", "--silent", "--show-error", "--dump-header", "/dev/stderr",
         "--header", "Content-Type: application/json", "--header", f"Authorization: Bearer {ALICE}",
         "--data-binary", msgspec.json.encode({**body, "stream": True}).decode(), f"{server.url}/api/chat",
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
@@ -117,11 +117,25 @@ async def test_first_word_over_http1(bridges: FakeBridges, alice: aiohttp.Client
         assert text_of(await read_events(response)) == "three"
 
 
+@pytest.fixture(scope="session")
+def secure_server(shared_server: Server, directory: Path) -> Iterator[Server]:
+    """Run another server on the same database, which speaks TLS, and so HTTP/2."""
+    same = {name: value for name, value in shared_server.environment.items() if name != "PORT"}
+    server = Server(directory, {**same, **TLS})
+    server.start()
+    try:
+        yield server
+        assert server.stop() == 0
+        assert_no_defect(server)
+    finally:
+        server.kill()
+
+
 @needs_curl
-async def test_first_word_over_http2(server: Server, bridges: FakeBridges) -> None:
+async def test_first_word_over_http2(secure_server: Server, bridges: FakeBridges) -> None:
     """Over HTTP/2 each word reaches the client while the model still holds back the next."""
     bridges.mode = BridgesMode(shape="ndjson", deltas=("one ", "two ", "three"), hold_after=1)
-    async with http2_stream(server, content="count") as stream:
+    async with http2_stream(secure_server, content="count") as stream:
         await stream.until_text("one ")
         assert bridges.streams[-1].deltas_sent == 1
         bridges.gate.step()
@@ -283,7 +297,12 @@ ROADS = [
 @pytest.mark.parametrize("shape", ["ndjson", "json"])
 @pytest.mark.parametrize("road", ROADS, ids=lambda road: road.__name__)
 async def test_cancel(
-    server: Server, bridges: FakeBridges, alice: aiohttp.ClientSession, road: Road, shape: Any
+    server: Server,
+    bridges: FakeBridges,
+    alice: aiohttp.ClientSession,
+    road: Road,
+    shape: Any,
+    request: pytest.FixtureRequest,
 ) -> None:
     """By every road a turn that nobody wants any more closes the model's connection at once, and keeps what was said."""
     bridges.mode = BridgesMode(shape=shape, deltas=("half ", "a ", "word"), hold_after=2)
@@ -293,6 +312,8 @@ async def test_cancel(
         await bridges.gate.reached()
         await asyncio.sleep(0.05)
 
+    if road is by_leaving_http2:
+        server = request.getfixturevalue("secure_server")
     left_at = await road(server, alice, conversation_id, held)
     closed_at = await bridges.stream_closed()
     assert closed_at - left_at < CANCEL_LIMIT_S

@@ -18,7 +18,7 @@ from psycopg.conninfo import make_conninfo
 from jarvis_core.errors import Conflict, NotFound
 from jarvis_core.models import Embedding, Memory, new_id
 from jarvis_core.settings import Database
-from jarvis_core.store.memories import Found, MemoryStore, NewMemory
+from jarvis_core.store.memories import LIST, PAGE_LIMIT_BYTES, Found, MemoryStore, NewMemory
 from jarvis_core.store.memory_vectors import MemoryVectors
 from jarvis_core.store.migrations import migrate
 from jarvis_core.store.pool import Pool
@@ -79,7 +79,7 @@ async def contents(store: MemoryStore, query: str, vector: list[float] | None = 
 
 async def listed(store: MemoryStore, owner: str = OWNER) -> list[str]:
     """Return the contents of all entries, the newest first."""
-    page, total = await store.fetch_page(owner, limit=200, after=None)
+    page, _, total = await store.fetch_page(owner, limit=200, after=None)
     assert total == len(page)
     return [memory.content for memory in page]
 
@@ -158,7 +158,7 @@ async def test_a_hundred_at_once_are_one(store: MemoryStore, pool: Pool) -> None
         results = await asyncio.gather(*told)
     assert sum(not merged for _, merged in results) == 1
     assert len({memory.id for memory, _ in results}) == 1
-    page, total = await store.fetch_page(OWNER, limit=10, after=None)
+    page, _, total = await store.fetch_page(OWNER, limit=10, after=None)
     assert (total, page[0].importance) == (1, 0.99)
     await check_counts(pool)
 
@@ -383,11 +383,11 @@ async def test_pages(store: MemoryStore, pool: Pool) -> None:
     for number in range(9):
         await add(store, f"entry {number}")
     await pool.execute("update memories set created_at = '2026-01-01' where content < 'entry 5'")
-    whole, _ = await store.fetch_page(OWNER, limit=100, after=None)
+    whole, _, _ = await store.fetch_page(OWNER, limit=100, after=None)
     seen: list[Memory] = []
     after: tuple[datetime, str] | None = None
     for step in range(20):
-        page, total = await store.fetch_page(OWNER, limit=2, after=after)
+        page, _, total = await store.fetch_page(OWNER, limit=2, after=after)
         assert total == 9 + step
         if not page:
             break
@@ -396,7 +396,26 @@ async def test_pages(store: MemoryStore, pool: Pool) -> None:
         await add(store, f"new {step}")
         await store.add(OWNER, new("entry 1", importance=0.5))
     assert [one.id for one in seen] == [one.id for one in whole]
-    assert await store.fetch_page("nobody", limit=5, after=None) == ([], 0)
+    assert await store.fetch_page("nobody", limit=5, after=None) == ([], False, 0)
+
+
+async def test_pages_end_by_their_length(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Texts of 2 MiB end a page, after one entry at least, and none is lost between two."""
+    shorter = LIST.replace(f"< {PAGE_LIMIT_BYTES}", "< 100")
+    assert shorter != LIST
+    monkeypatch.setattr("jarvis_core.store.memories.LIST", shorter)
+    texts = ["é" * 40, "b" * 30, "c" * 200, "d" * 60, "e" * 60, "f"]
+    for text in texts:
+        await add(store, text)
+    pages: list[list[str]] = []
+    after: tuple[datetime, str] | None = None
+    more = True
+    while more:
+        page, more, total = await store.fetch_page(OWNER, limit=50, after=after)
+        assert total == len(texts)
+        pages.append([one.content[0] for one in page])
+        after = page[-1].created_at, page[-1].id
+    assert pages == [["f", "e", "d"], ["c"], ["b", "é"]]
 
 
 async def test_change(store: MemoryStore, pool: Pool) -> None:

@@ -23,6 +23,10 @@ START_LIMIT_S = 30.0
 STOP_LIMIT_S = 15.0
 POLL_INTERVAL_S = 0.01
 
+TLS_FILES = REPOSITORY / "tests" / "fixtures" / "tls"
+TLS = {"TLS_CERT_PATH": str(TLS_FILES / "own.pem"), "TLS_KEY_PATH": str(TLS_FILES / "own.key")}
+"""What a server speaks TLS with."""
+
 USER_PORTS = (20_000, 30_000)
 """Below the range from which the kernel takes ports for outgoing connections, so that none of those is in the way."""
 

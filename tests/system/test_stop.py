@@ -55,7 +55,7 @@ async def listen(server: Server, bridges: FakeBridges) -> socket.socket:
     """Ask for speech as it is made, and do not read it."""
     body = msgspec.json.encode({"text": STORY, "format": "f32"})
     connection = post(server, SYNTHESIZE, body, len(body), "Accept: audio/*", "Content-Type: application/json")
-    await bridges.seen("/api/tts/synthesize", 3)
+    await bridges.seen("/api/tts/synthesize", 2)
     return connection
 
 

@@ -12,13 +12,10 @@ import pytest
 from websockets.asyncio.client import connect
 
 from tests.system.conftest import MakeServer
-from tests.system.server import REPOSITORY, Server
+from tests.system.server import TLS, TLS_FILES, Server
 from tests.system.test_start import REFUSAL_LIMIT_S, Run, run
 
 __all__ = ["run"]  # a fixture
-
-FILES = REPOSITORY / "tests" / "fixtures" / "tls"
-TLS = {"TLS_CERT_PATH": str(FILES / "own.pem"), "TLS_KEY_PATH": str(FILES / "own.key")}
 
 
 @pytest.fixture
@@ -79,7 +76,7 @@ def test_unfit_files(
     """Files that are missing, of another kind, or do not belong together stop the start with a line that names the setting."""
     files = directory / "tls"
     if not files.exists():
-        shutil.copytree(FILES, files)
+        shutil.copytree(TLS_FILES, files)
     server = make_server(
         TLS_CERT_PATH=None if certificate is None else str(files / certificate),
         TLS_KEY_PATH=None if key is None else str(files / key),

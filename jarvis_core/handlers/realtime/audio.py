@@ -10,7 +10,7 @@ from collections.abc import Callable
 from jarvis_core.errors import InvalidRequest, RequestError, TooLarge
 from jarvis_core.handlers.realtime.refusals import BufferExpired, BufferGaveWay, CommitEmpty
 from jarvis_core.speech.held_audio import AudioHold
-from jarvis_core.speech.transcription import CLIP_LIMIT_S, Transcriber
+from jarvis_core.speech.transcription import CLIP_LIMIT_S, Transcriber, clip_bytes
 
 SAMPLE_BYTES = 2
 RATE_BYTES_S = 1_000
@@ -87,9 +87,17 @@ class InputBuffer:
         self._stay(len(samples))
 
     def commit(self, sample_rate_hz: int) -> Recording:
-        """Return all samples, leaving none; raises ``CommitEmpty`` where there are none. Half a sample at the end is dropped."""
+        """
+        Return all samples, leaving none. Half a sample at the end is dropped.
+
+        Raises ``CommitEmpty`` where there are none; ``Overloaded`` and ``RateLimited`` where there is no room to hear them,
+        and leaves them then.
+        """
         if self.length_bytes < SAMPLE_BYTES:
             raise CommitEmpty
+        if self._hold is not None:
+            duration_s = self.length_bytes / SAMPLE_BYTES / sample_rate_hz
+            self._hold.grow(self.length_bytes + clip_bytes(duration_s))
         if self.length_bytes % SAMPLE_BYTES:
             last = self._last or bytearray(self._parts.pop())
             self._last = last[:-1]

@@ -17,9 +17,9 @@ from jarvis_core.handlers.realtime.audio import Recording
 from jarvis_core.handlers.realtime.refusals import BufferExpired, BufferGaveWay, CommitEmpty
 from jarvis_core.models import Caller
 from jarvis_core.speech.held_audio import AudioHold
-from jarvis_core.speech.transcription import HEARD_RATE_HZ, Heard, Transcriber
+from jarvis_core.speech.transcription import CLIP_RATE_HZ, Heard, Transcriber, clip_bytes
 
-MS_BYTES = 2 * HEARD_RATE_HZ // 1_000
+MS_BYTES = 2 * CLIP_RATE_HZ // 1_000
 FREE_BYTES = 64 << 10
 """Two seconds, which every session has beside the buffer limit."""
 
@@ -70,8 +70,8 @@ class Hearing:
         start = max(0, start_ms - self._sound_from_ms) * MS_BYTES
         samples = bytes(self._sound[start : max(0, end_ms - self._sound_from_ms) * MS_BYTES])
         hold = self._transcriber.held.hold()
-        hold.grow(len(samples))
-        return Recording([samples], HEARD_RATE_HZ, hold)
+        hold.grow(len(samples) + clip_bytes(len(samples) / MS_BYTES / 1_000))
+        return Recording([samples], CLIP_RATE_HZ, hold)
 
     def commit(self) -> Recording:
         """Return all sound that belongs to no turn yet, because the client says that it is one; raises ``CommitEmpty``."""

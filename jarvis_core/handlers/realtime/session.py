@@ -12,9 +12,11 @@ import msgspec
 from msgspec import UNSET
 from starlette.types import Receive, Send
 
+from jarvis_core import cancellation
+from jarvis_core.access.connections import FRAME_BYTES
 from jarvis_core.conversation.ledger import Ledger
 from jarvis_core.conversation.machine import Action, Kind
-from jarvis_core.errors import Conflict, InvalidRequest, NotFound, RateLimited, RequestError, TooLarge
+from jarvis_core.errors import Conflict, InvalidRequest, NotFound, Overloaded, RateLimited, RequestError, TooLarge
 from jarvis_core.handlers.admission import Admitted
 from jarvis_core.handlers.call import decode, text_field
 from jarvis_core.handlers.events import ContentPart, Item, SpokenOutput
@@ -27,7 +29,7 @@ from jarvis_core.handlers.realtime.output import AudioOutput, Output, TextOutput
 from jarvis_core.handlers.realtime.refusals import AlreadyActive, NothingToCancel, NotTruncatable
 from jarvis_core.handlers.realtime.response import ResponseStream
 from jarvis_core.handlers.realtime.snapshot import MARKS_LIMIT, SessionSnapshot
-from jarvis_core.handlers.realtime.socket import NORMAL, POLICY, Socket
+from jarvis_core.handlers.realtime.socket import CLOSE_TIMEOUT_S, NORMAL, POLICY, TOO_BIG, TRY_AGAIN, Socket
 from jarvis_core.handlers.realtime.transcriptions import PendingTranscriptions
 from jarvis_core.handlers.realtime.wire import (
     AudioAppend,
@@ -69,6 +71,7 @@ APPEND = "input_audio_buffer.append"
 
 CHARGED = (ItemCreate, ResponseCreate, AudioCommit)
 """Events that count as requests: each stores a message or asks a neighbour."""
+UNFINISHED_RETRY_S = 5
 REFUSALS_LIMIT = 20
 """Events in a row that are refused for their rate; at the next one the socket is closed."""
 
@@ -123,6 +126,10 @@ class Session:
         self.id = f"sess_{new_id()}"
         self.caller = admitted.caller
         self._admitted = admitted
+        self.received_bytes = 0
+        """What has come as whole messages, with ``FRAME_BYTES`` for each."""
+        self._parting: RequestError | None = None
+        """Why the client is let go, for an error that is none of its events'."""
         self._refusals = 0
         """Events in a row that were refused for the caller's rate."""
         self._realtime = realtime
@@ -146,6 +153,34 @@ class Session:
     def conversation_id(self) -> str | None:
         """The conversation's id, once there is one."""
         return self._dialogue.conversation_id
+
+    @property
+    def peer(self) -> tuple[str, int] | None:
+        """The other end of its connection."""
+        return self._admitted.peer
+
+    @property
+    def stalled(self) -> bool:
+        """Whether the client does not read what it is sent."""
+        return self._socket.stalled
+
+    @property
+    def holder(self) -> str:
+        """Whose it is: a user, or an address where the server is open."""
+        return self._admitted.key
+
+    def refuse_message(self, unfinished_bytes: int, limit_bytes: int, *, alone: bool) -> None:
+        """Have the socket closed for a message without an end, too long *alone*, or with those of others."""
+        details = {"limit_bytes": limit_bytes}
+        if alone:
+            self._parting = TooLarge(f"A message is over {limit_bytes} bytes and has no end.", details=details)
+        else:
+            self._parting = Overloaded(
+                f"Messages without an end are over {limit_bytes} bytes; this one has {unfinished_bytes}.",
+                details=details,
+                retry_after_s=UNFINISHED_RETRY_S,
+            )
+        self.close(TOO_BIG if alone else TRY_AGAIN)
 
     @property
     def turn(self) -> Turn | None:
@@ -172,10 +207,14 @@ class Session:
 
     async def say_goodbye(self) -> None:
         """
-        Send the rest of a response that has ended, then close the socket; waits twice ``CLOSE_TIMEOUT_S`` at most.
+        Send the rest of a response that has ended, then close the socket; waits three times ``CLOSE_TIMEOUT_S`` at most.
         """
         await self._response.say_goodbye()
-        await self._socket.say_goodbye()
+        if self._parting is not None:
+            with contextlib.suppress(TimeoutError):
+                async with cancellation.timeout(CLOSE_TIMEOUT_S):
+                    await self.complain(self._parting)
+        await self._socket.say_goodbye("" if self._parting is None else self._parting.code)
 
     async def leave(self) -> None:
         """
@@ -272,11 +311,13 @@ class Session:
         event_id = None
         try:
             if text is None:
+                self.received_bytes += len(binary or b"") + FRAME_BYTES
                 if len(binary or b"") > AUDIO_LIMIT_BYTES:
                     raise _too_long(AUDIO_LIMIT_BYTES)
                 await self._append(binary or b"")
                 return
             raw = text.encode(errors="surrogatepass")
+            self.received_bytes += len(raw) + FRAME_BYTES
             head = EventHead()
             with contextlib.suppress(RequestError):
                 head = decode(_head_decoder, raw)

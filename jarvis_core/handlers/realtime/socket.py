@@ -22,6 +22,7 @@ CLOSE_TIMEOUT_S = 1.0
 NORMAL = 1000
 GOING_AWAY = 1001
 POLICY = 1008
+TOO_BIG = 1009
 DEFECT = 1011
 TRY_AGAIN = 1013
 
@@ -49,6 +50,8 @@ class Socket:
         """The code to close it with, once it is to be closed."""
         self.gone = False
         """Whether the client is gone, so that nothing is sent any more."""
+        self.stalled = False
+        """Whether that is because it does not read."""
         self._receiving: asyncio.Future[Message] | None = None
 
     async def receive(self, receive: Receive) -> Message | None:
@@ -73,7 +76,7 @@ class Socket:
 
     def lose(self) -> None:
         """Close the socket of a client that does not read; its response can be resumed as after any other loss."""
-        self.gone = True
+        self.gone = self.stalled = True
         self.close(POLICY)
 
     def leave(self) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Iterable
 from urllib.parse import parse_qs
 
 from starlette.types import Receive, Scope, Send
@@ -64,6 +65,8 @@ class Realtime:
         self._admission = admission
         self._sessions: dict[Session, asyncio.Task[None] | None] = {}
         """Open sockets, and the tasks that serve them."""
+        self.stalled: set[tuple[str, int]] = set()
+        """The other ends of sockets that do not read, until somebody closes their connections."""
         self._graces: set[asyncio.Task[None]] = set()
         self._transcriptions: set[asyncio.Task[None]] = set()
         """Transcriptions for sessions whose socket is gone."""
@@ -74,6 +77,11 @@ class Realtime:
     def connected(self) -> int:
         """How many sockets are open."""
         return len(self._sessions)
+
+    @property
+    def sessions(self) -> Iterable[Session]:
+        """The sessions whose sockets are open."""
+        return self._sessions.keys()
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one WebSocket from its handshake to its close."""
@@ -107,7 +115,7 @@ class Realtime:
             await self._run(session, receive, send, subprotocol)
         finally:
             if admitted is not None:
-                self._admission.leave(admitted.caller)
+                self._admission.leave_socket(admitted)
 
     async def charge(self, admitted: Admitted) -> None:
         """Count a request that a caller makes over an open socket; raises ``RateLimited``."""
@@ -125,6 +133,8 @@ class Realtime:
             await session.say_goodbye()
         finally:
             del self._sessions[session]
+            if session.stalled and session.peer is not None:
+                self.stalled.add(session.peer)
             await session.leave()
 
     async def close(self) -> None:

@@ -11,7 +11,7 @@ from jarvis_core.errors import InvalidRequest, Overloaded, RateLimited, RequestE
 from jarvis_core.handlers.realtime.audio import PART_BYTES, InputBuffer, from_base64
 from jarvis_core.shares import current_user
 from jarvis_core.speech.held_audio import QUIET_S, STEP_BYTES, HeldAudio
-from jarvis_core.speech.transcription import Transcriber
+from jarvis_core.speech.transcription import Transcriber, clip_bytes
 
 
 class Room(Transcriber):
@@ -151,12 +151,47 @@ async def test_quiet_buffer_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [lost for _, lost in users["ann"]] == [["input_audio_buffer_dropped"], [], [], []]
     assert users["ann"][0][0].length_bytes == 0
     assert not any(lost for user in ("ben", "chris", "dora") for _, lost in users[user])
-    # What is being worked on gives way to nobody.
-    for buffers in users.values():
-        for buffer, _ in buffers:
-            if buffer.length_bytes:
-                buffer.commit(48_000)
-    assert not room.held.quiet
+
+
+async def test_own_quiet_buffers_give_way_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user who has as much as one may makes room out of what lies about of the user's own, and takes nothing of others'."""
+    room = Room(limit_bytes=16 * STEP_BYTES)
+    clock = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: clock)
+    current_user.set("ben")
+    bens, bens_lost = buffer_in(room)
+    bens.append(bytes(STEP_BYTES), 48_000)
+    current_user.set("ann")
+    buffers = [buffer_in(room) for _ in range(13)]
+    for buffer, _ in buffers[:12]:
+        buffer.append(bytes(STEP_BYTES), 48_000)
+    last, _ = buffers[12]
+    with pytest.raises(RateLimited):
+        last.append(bytes(STEP_BYTES), 48_000)
+    clock += QUIET_S
+    with pytest.raises(Overloaded):
+        last.append(bytes(16 * STEP_BYTES), 48_000)
+    assert not any(lost for _, lost in buffers), "nothing gives way in vain"
+    last.append(bytes(STEP_BYTES), 48_000)
+    assert [lost for _, lost in buffers] == [["input_audio_buffer_dropped"], *[[]] * 12]
+    assert not bens_lost
+
+
+async def test_commit_takes_room_for_what_is_heard() -> None:
+    """A buffer is committed only where there is room to hear it; otherwise it keeps its samples, and can be cleared."""
+    room = Room(limit_bytes=4 * STEP_BYTES)
+    buffer, _ = buffer_in(room)
+    buffer.append(bytes(2 * STEP_BYTES), 8_000)
+    with pytest.raises(Overloaded):
+        buffer.commit(8_000)
+    assert (buffer.length_bytes, room.held.shares.taken) == (2 * STEP_BYTES, 2 * STEP_BYTES)
+    buffer.clear()
+    buffer.append(bytes(STEP_BYTES // 2), 8_000)
+    recording = buffer.commit(8_000)
+    assert room.held.shares.taken == STEP_BYTES // 2 + clip_bytes(STEP_BYTES / 4 / 8_000)
+    assert not room.held.quiet, "what is being worked on gives way to nobody"
+    recording.close()
+    assert room.held.shares.taken == 0
 
 
 async def test_share_of_one_user() -> None:

@@ -717,7 +717,7 @@ async def test_nothing_to_say(server: Server, bridges: FakeBridges) -> None:
 
 async def test_never_far_ahead(server: Server, bridges: FakeBridges) -> None:
     """No more than two sentences are spoken that are not yet heard, also for a client that does not read."""
-    bridges.mode = speaking("Un deux trois. " * 8, speech_s_per_char=1.0)
+    bridges.mode = speaking("Un deux trois. " * 8, speech_s_per_char=0.2)
     async with open_push_to_talk(server.url, key=ALICE) as socket:
         await ask_aloud(socket)
         socket.connection.transport.pause_reading()
@@ -830,7 +830,7 @@ async def test_cancel_closes_what_is_being_spoken(server: Server, bridges: FakeB
 
 async def test_interrupted(server: Server, bridges: FakeBridges, alice: aiohttp.ClientSession) -> None:
     """Who speaks while the assistant does (cancel, audio, commit, create, all at once) gets an answer to that."""
-    bridges.mode = speaking("Un deux trois. " * 8, speech_s_per_char=1.0)
+    bridges.mode = speaking("Un deux trois. " * 8, speech_s_per_char=0.2)
     async with open_push_to_talk(server.url, key=ALICE) as socket:
         await configure(socket, output_modalities=["audio"])
         for number in range(10):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -81,6 +82,36 @@ async def test_client_that_leaves_in_its_body(api: Api, bridges: FakeBridges, op
     await wait_in_flight(api, idle)
     assert bridges.requests_seen["/api/llm/generate"] == 0
     assert open_server[0].stderr[before:] == ""
+
+
+# Heads
+
+
+async def first_line(server: tuple[Server, int], sent: bytes) -> bytes:
+    """Return the first line of what is answered; empty where nothing is."""
+    async with connected(server) as (reader, writer), asyncio.timeout(10):
+        writer.write(sent)
+        with contextlib.suppress(ConnectionError):
+            return await reader.readline()
+    return b""
+
+
+@pytest.mark.parametrize(
+    ("sent", "answered"),
+    [
+        (b"GET /health HTTP/1.1\r\nHost: x\r\nA: " + b"a" * 63_000 + b"\r\n\r\n", b"HTTP/1.1 200 "),
+        (b"GET /health HTTP/1.1\r\nHost: x\r\nA: " + b"a" * 140_000 + b"\r\n\r\n", b"HTTP/1.1 431 "),
+        (b"GET /health HTTP/1.1\r\nHost: x\r\n" + b"a: b\r\n" * 101 + b"\r\n", b"HTTP/1.1 431 "),
+        (b"GET /" + b"a" * 66_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", b"HTTP/1.1 414 "),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0", b""),
+    ],
+    ids=["long", "too long", "too many fields", "too long a path", "HTTP/2 without TLS"],
+)
+async def test_heads(api: Api, open_server: tuple[Server, int], sent: bytes, answered: bytes) -> None:
+    """A head has 64 KiB and 100 fields at most, and nobody speaks HTTP/2 without TLS; others are answered as before."""
+    line = await first_line(open_server, sent)
+    assert line.startswith(answered) if answered else not line
+    assert (await api.get("/health")).status == 200
 
 
 # Bodies that are no bodies

@@ -109,17 +109,17 @@ async def test_good_line(strict_server: tuple[Server, int], strict: Api) -> None
         [GOOD, b"authorization: Bearer other-key-0123456789"],
         [b"authorization: Bearer other-key-0123456789", GOOD],
         [b"authorization:", GOOD + b","],
-        [b"authorization: Bearer " + b"x" * 1_000_000],
-        [b"authorization: " + b"Bearer " * 10_000],
+        [b"authorization: Bearer " + b"x" * 60_000],
+        [b"authorization: " + b"Bearer " * 8_000],
         [b"authorization: Bearer \t" + API_KEY.encode()],
         [GOOD + b"\x80"],
         [GOOD + "é".encode()],
         [b"authorization: Bearer " + unsigned(sub="zoé", exp=FAR).encode()],
     ],
-    ids=["twice", "two", "two others", "a list", "a megabyte", "many schemes", "tab", "byte", "accent", "alg none"],
+    ids=["twice", "two", "two others", "a list", "a long one", "many schemes", "tab", "byte", "accent", "alg none"],
 )
 async def test_unfit_header(strict_server: tuple[Server, int], strict: Api, headers: list[bytes]) -> None:
-    """Several headers, a megabyte, and characters that no token has are 401 with the body that every error has."""
+    """Several headers, a very long one, and characters that no token has are 401 with the body that every error has."""
     answer = await send(strict_server[0], b"x-forwarded-for: 2001:db8:ffff::1", *headers)
     head, _, body = answer.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 401 "), answer[:200]

@@ -19,10 +19,12 @@ from tests.system.server import Server
 
 LIMIT = 12
 CONNECTIONS = 3
+SOCKETS = 2
 LIMITED = {
     "JWT_SECRET": SECRET,
     "RATE_LIMIT_PER_MINUTE": str(LIMIT),
     "USER_CONNECTION_LIMIT": str(CONNECTIONS),
+    "USER_WEBSOCKET_LIMIT": str(SOCKETS),
     "TRUSTED_PROXIES": "127.0.0.1",
 }
 PATH = "/api/chat/conversations"
@@ -161,12 +163,37 @@ async def test_connections(limited_server: tuple[Server, int], limited_bridges: 
 
 
 async def test_open_server_has_no_users(open_limited_server: tuple[Server, int]) -> None:
-    """Where the server is open everybody is the same user, and what one has open keeps nobody out."""
+    """Where the server is open each address has a share, and what one has open keeps no other out, nor this machine."""
     url = open_limited_server[0].url
-    headers = {"X-Forwarded-For": "198.51.100.77"}
-    async with open_socket(url, headers=headers) as one, open_socket(url, headers=headers) as other:
+    address, another = {"X-Forwarded-For": "198.51.100.77"}, {"X-Forwarded-For": "198.51.100.78"}
+    async with open_socket(url, headers=address) as one, open_socket(url, headers=another) as other:
         await one.until("session.created")
         await other.until("session.created")
+        async with open_socket(url, headers=address) as same:
+            assert await same.closed() == 1008
+            assert same.seen[0]["error"]["code"] == "rate_limited"
+        async with Api(url, address="198.51.100.77") as api:
+            refused = await api.get(PATH)
+            assert (refused.error, refused.headers["Retry-After"]) == ((429, "rate_limited"), "1")
+            assert (await api.get("/health")).status in (200, 503)
+        async with open_socket(url) as own, open_socket(url) as again:
+            await own.until("session.created")
+            await again.until("session.created")
+
+
+async def test_sockets_of_one_user(limited_server: tuple[Server, int], limited_bridges: FakeBridges) -> None:
+    """A user has fewer sockets than requests; the next is closed with 1008 and told why, and requests are still answered."""
+    token = newcomers_token()
+    url = limited_server[0].url
+    async with AsyncExitStack() as stack:
+        for _ in range(SOCKETS):
+            await (await stack.enter_async_context(open_socket(url, key=token))).until("session.created")
+        async with open_socket(url, key=token) as refused:
+            assert await refused.closed() == 1008
+            error = refused.seen[0]["error"]
+            assert (error["code"], f"{SOCKETS} WebSockets" in error["message"]) == ("rate_limited", True)
+        async with Api(url, token=token) as same:
+            assert (await same.get(PATH)).status == 200
 
 
 async def test_bad_credentials_slow_down(limited_server: tuple[Server, int], limited_bridges: FakeBridges) -> None:
