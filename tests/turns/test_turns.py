@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any
 
 import pytest
+import structlog
 
 from jarvis_core.errors import NotFound, Overloaded, RateLimited
 from jarvis_core.models import Caller, Finish, IdempotencyKey, Prompt, Status
@@ -16,6 +17,7 @@ from jarvis_core.settings import Llm
 from jarvis_core.shares import current_user
 from jarvis_core.store.pool import Pool
 from jarvis_core.store.turns import TurnStore
+from jarvis_core.turns import recorder
 from jarvis_core.turns.log import Reader, Step
 from jarvis_core.turns.turns import Ask, Turns
 
@@ -103,6 +105,35 @@ async def test_end_is_stored_before_it_is_shown(pool: Pool, monkeypatch: pytest.
         go_on.set()
         await turn.wait_ended()
     assert (turn.status, turn.reason) == (Status.COMPLETED, "stop")
+
+
+async def test_whose_the_log_lines_are(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines that are written for a turn name it; those of a checkpoint, which is of all turns, name none."""
+    store = TurnStore(pool)
+    turns = Turns(store, Model("word", endless=True), Llm())
+    store_end = store.end
+    names: dict[str, dict[str, Any]] = {}
+    stored = asyncio.Event()
+
+    async def checkpoint(_texts: object) -> None:
+        names["checkpoint"] = structlog.contextvars.get_contextvars()
+        stored.set()
+
+    async def end(*arguments: Any) -> datetime | None:
+        names["end"] = structlog.contextvars.get_contextvars()
+        return await store_end(*arguments)
+
+    monkeypatch.setattr(store, "checkpoint", checkpoint)
+    monkeypatch.setattr(store, "end", end)
+    monkeypatch.setattr(recorder, "CHECKPOINT_INTERVAL_S", 0.01)
+    turn = await turns.start(Ask("hello"), CALLER)
+    async with asyncio.timeout(5):
+        await stored.wait()
+        await turns.stop(turn)
+    assert names == {
+        "checkpoint": {},
+        "end": {"response_id": turn.id, "conversation_id": turn.conversation_id},
+    }
 
 
 async def test_stopped_by_several(pool: Pool) -> None:
