@@ -12,7 +12,6 @@ import uuid_utils
 from msgspec import UNSET, Struct, UnsetType
 
 HEX_AND_DASH = frozenset("0123456789abcdefABCDEF-")
-TITLE_CHARS = 80
 
 Role = Literal["system", "user", "assistant"]
 HealthState = Literal["healthy", "degraded", "unavailable"]
@@ -310,12 +309,3 @@ def is_id(text: str) -> bool:
         and text.count("-") == 4
         and HEX_AND_DASH.issuperset(text)
     )
-
-
-def title_from(content: str) -> str:
-    """Return a conversation's title: the start of its first message, on one line, cut between words."""
-    line = " ".join(content[: 4 * TITLE_CHARS].split())
-    if len(line) <= TITLE_CHARS:
-        return line or "…"
-    cut = line[: TITLE_CHARS - 1]
-    return (cut.rpartition(" ")[0] or cut) + "…"

@@ -24,6 +24,7 @@ from jarvis_core.models import IdempotencyKey, Status
 from jarvis_core.turns.conversations import Conversations
 from jarvis_core.turns.log import Turn
 from jarvis_core.turns.turns import Ask, Turns
+from jarvis_core.words.titles import is_title
 
 QUERY_LIMIT_CHARS = 200
 KEY_LIMIT_CHARS = 255
@@ -100,7 +101,7 @@ class ChatHandlers:
     async def create_conversation(self, call: Call) -> Reply:
         """Answer ``POST /api/chat/conversation``."""
         request = await call.decode(_create_decoder, self._body_limit_bytes)
-        title = None if request.title is None else text_field("$.title", request.title)
+        title = None if request.title is None else _title(request.title)
         made = await self._conversations.create(call.caller.user_id, title)
         return Reply(_encoder.encode(made))
 
@@ -112,7 +113,7 @@ class ChatHandlers:
         changed = await self._conversations.change(
             call.caller.user_id,
             call.path_param,
-            title=None if request.title is msgspec.UNSET else text_field("$.title", request.title),
+            title=None if request.title is msgspec.UNSET else _title(request.title),
             archived=None if request.archived is msgspec.UNSET else request.archived,
         )
         return Reply(_encoder.encode(changed))
@@ -135,6 +136,15 @@ class ChatHandlers:
         )
         cursor = None if last is None else encoded(str(last))
         return Reply(_encoder.encode({"conversation_id": call.path_param, "messages": messages, "next_cursor": cursor}))
+
+
+def _title(text: str) -> str:
+    text = text_field("$.title", text)
+    if not is_title(text):
+        raise InvalidRequest.field(
+            "$.title", "must not contain control characters or overrides of the writing's direction"
+        )
+    return text
 
 
 def _key(call: Call, ask: Ask) -> IdempotencyKey | None:

@@ -12,6 +12,7 @@ from jarvis_core.fair_queue import FairQueue
 from jarvis_core.models import Conversation, Message, Role, Status, is_id
 from jarvis_core.store.pool import Pool
 from jarvis_core.store.prepared import Parameters
+from jarvis_core.words.titles import clean_title
 
 CONVERSATION = "id::text, title, summary, created_at, updated_at, message_count, archived"
 PAGE_LIMIT_BYTES = 2 << 20
@@ -116,14 +117,14 @@ class ConversationStore:
         """Store an empty conversation."""
         row = await self._pool.fetch_one(CREATE, (conversation_id, owner, title))
         assert row is not None  # noqa: S101 - "returning" of an insert
-        return Conversation(*row)
+        return _conversation(row)
 
     async def fetch(self, owner: str, conversation_id: str) -> Conversation:
         """Return one conversation; raises ``NotFound``."""
         row = await self._pool.fetch_one(FETCH, (owner, known(conversation_id)))
         if row is None:
             raise unknown_conversation()
-        return Conversation(*row)
+        return _conversation(row)
 
     async def fetch_page(
         self, owner: str, *, limit: int, after: tuple[datetime, str] | None, query: str | None, archived: bool | None
@@ -144,7 +145,7 @@ class ConversationStore:
             "limit": limit,
         }
         rows = await (self._pool.fetch_all(LIST, parameters) if query is None else self._search(parameters))
-        return [Conversation(*row) for row in rows]
+        return [_conversation(row) for row in rows]
 
     async def _search(self, parameters: Parameters) -> list[TupleRow]:
         timeout_s = self._search_timeout_s
@@ -166,7 +167,7 @@ class ConversationStore:
         row = await self._pool.fetch_one(CHANGE, (title, archived, owner, known(conversation_id)))
         if row is None:
             raise unknown_conversation()
-        return Conversation(*row)
+        return _conversation(row)
 
     async def delete(self, owner: str, conversation_id: str) -> None:
         """Remove a conversation with all its messages; raises ``NotFound``."""
@@ -214,6 +215,11 @@ def known(conversation_id: str) -> str:
 def unknown_conversation() -> NotFound:
     """Return the error for a conversation that does not exist, or not for this caller."""
     return NotFound("There is no such conversation.")
+
+
+def _conversation(row: TupleRow) -> Conversation:
+    identity, title, *values = row
+    return Conversation(identity, clean_title(title), *values)
 
 
 def _message(row: TupleRow, *, unheard: bool) -> Message:

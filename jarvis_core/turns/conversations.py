@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from jarvis_core.models import Conversation, Message, Role, new_id, title_from
+from jarvis_core.models import Conversation, Message, Role, new_id
 from jarvis_core.store.conversations import ConversationStore
 from jarvis_core.turns.turns import Turns
+from jarvis_core.words.titles import title_from
 
 NEW_TITLE = "New conversation"
 

@@ -31,7 +31,6 @@ from jarvis_core.models import (
     Status,
     TurnRecord,
     new_id,
-    title_from,
 )
 from jarvis_core.settings import Llm
 from jarvis_core.shares import Shares, current_user
@@ -43,6 +42,7 @@ from jarvis_core.turns.outcome import error_without_text, outcome
 from jarvis_core.turns.recorder import TurnRecorder, storable_text, storable_tokens
 from jarvis_core.turns.remote import RemoteTurns
 from jarvis_core.turns.running_turn import RunningTurn
+from jarvis_core.words.titles import title_from
 
 logger = log.get(__name__)
 

@@ -18,12 +18,12 @@ import pytest
 from jarvis_core.errors import InvalidRequest
 from jarvis_core.handlers.call import decode, text_field
 from jarvis_core.handlers.wire import ChatRequest
-from jarvis_core.models import title_from
 from jarvis_core.store.memory_words import LONG_CHARS
 from jarvis_core.words import sentences
 from jarvis_core.words.markup import speakable
 from jarvis_core.words.normalization import fingerprint, fold, gist, terms_of
 from jarvis_core.words.spoken_form import spoken_form
+from jarvis_core.words.titles import title_from
 from tests.fuzz.conftest import CASES
 
 SHORT_CHARS = 500

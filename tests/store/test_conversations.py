@@ -315,3 +315,11 @@ async def test_search_looks_only_through_the_users_own(store: ConversationStore,
     plan = "\n".join(line for (line,) in rows)
     assert "Seq Scan on messages" not in plan, plan
     assert "Index Cond: (conversation_id = c.id)" in plan, plan
+
+
+async def test_titles_of_older_versions(store: ConversationStore) -> None:
+    """A title that an older version let in is shown without what acts on the line it is shown on."""
+    (made,) = await make(store, "deux\nlignes \x1b[31m\u202een rouge")
+    assert await titles(store) == ["deux lignes [31men rouge"]
+    assert (await store.fetch(OWNER, made)).title == "deux lignes [31men rouge"
+    assert (await store.change(OWNER, made, title=None, archived=True)).title == "deux lignes [31men rouge"

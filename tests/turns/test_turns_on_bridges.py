@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from jarvis_core.errors import Conflict, NotFound, Overloaded, Unavailable
-from jarvis_core.models import Caller, IdempotencyKey, Message, Status, TurnRecord, new_id, title_from
+from jarvis_core.models import Caller, IdempotencyKey, Message, Status, TurnRecord, new_id
 from jarvis_core.services.python_bridges import BridgesModel
 from jarvis_core.services.transport import Transport
 from jarvis_core.settings import Database, Llm, Neighbours
@@ -24,6 +24,7 @@ from jarvis_core.turns import recorder as turn_recorder
 from jarvis_core.turns.log import Reader, Step, Turn
 from jarvis_core.turns.running_turn import RunningTurn
 from jarvis_core.turns.turns import Ask, Turns
+from jarvis_core.words.titles import title_from
 from tests.fakes.faults import Fault
 from tests.fakes.python_bridges import BridgesMode, FakeBridges
 from tests.fakes.relay import DatabaseRelay
@@ -751,10 +752,18 @@ async def test_close_waits_for_late_ends(
         ("x" * 81, "x" * 79 + "…"),
         ("mot " * 30, "mot " * 18 + "mot…"),
         ("🙂" * 200, "🙂" * 79 + "…"),
+        ("\x1b[2J\x07rouge\x9b31m", "[2Jrouge31m"),
+        ("un \x00 deux\u2028trois", "un deux trois"),
+        ("facture\u202efdp.exe\u2066", "facturefdp.exe"),
+        ("\x1b\u202e", "…"),
+        ("famille 👨\u200d👩\u200d👧, שלום\u200f!", "famille 👨\u200d👩\u200d👧, שלום\u200f!"),
     ],
 )
 def test_titles(content: str, title: str) -> None:
-    """A title is the start of the first message on one line, at most 80 code points, cut between words."""
+    """A title is the start of the first message on one line, at most 80 code points, cut between words.
+
+    Nothing of it acts on what it is shown on: no control, no override of the direction.
+    """
     made = title_from(content)
     assert len(made) <= 80
     assert made == title

@@ -48,6 +48,24 @@ async def test_made(api: Api) -> None:
     assert await api.history(made["id"]) == []
 
 
+@pytest.mark.parametrize("title", ["a\nb", "\x1b[31mrouge", "facture\u202efdp.exe"], ids=ascii)
+async def test_made_with_a_title_that_is_none(api: Api, title: str) -> None:
+    """A title that would act on the line it is shown on is refused by its name, and nothing is made."""
+    before = (await api.get(CONVERSATIONS, params={"limit": "1"})).json
+    answer = await api.post(CONVERSATION, {"title": title})
+    assert (answer.error, answer.path) == ((400, "invalid_request"), "$.title")
+    assert (await api.get(CONVERSATIONS, params={"limit": "1"})).json == before
+
+
+async def test_title_of_a_message_with_controls(own: Api) -> None:
+    """A title that is made of a message has none of its controls; the message keeps them."""
+    content = "\x1b[2Jouvre facture\u202efdp.exe\x07"
+    said = await own.say(content)
+    (made,) = (await own.get(CONVERSATIONS)).json["conversations"]
+    assert made["title"] == "[2Jouvre facturefdp.exe"
+    assert (await own.history(said["conversation_id"]))[0][1] == content
+
+
 async def test_made_by_chatting(api: Api) -> None:
     """The first message makes a conversation that has its start, on one line, as title, and counts its messages."""
     said = await api.say("  Quelle\n heure   est-il à " + "Montréal " * 20)
