@@ -34,6 +34,8 @@ from jarvis_core.stand_ins import start_stand_ins
 EVERY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
 SOUND_KEY_CHARS = 16
 """An API key with fewer characters is warned of."""
+SOUND_TTL_S = 365 * 86_400
+"""A token that holds for longer than a year is warned of."""
 CHECK_TIMEOUT_S = 5.0
 """How long the core may take to answer a health check."""
 INTERRUPTED = 130
@@ -218,8 +220,15 @@ def print_token(settings: Settings, user: str, ttl: str) -> int:
         raise SettingsError(f"--user: must be 1 to {USER_LIMIT_CHARS} printable characters")
     import jwt
 
+    lifetime_s = seconds_of(ttl)
+    if lifetime_s > SOUND_TTL_S:
+        print(
+            f"jarvis-core: this token holds for {lifetime_s // 86_400} days, for whoever gets hold of it, and only a new "
+            "JWT_SECRET ends it sooner",
+            file=sys.stderr,
+        )
     now = int(time.time())
-    claims = {"sub": user, "user_id": user, "username": user, "iat": now, "exp": now + seconds_of(ttl)}
+    claims = {"sub": user, "user_id": user, "username": user, "iat": now, "exp": now + lifetime_s}
     print(jwt.encode(claims, settings.auth.jwt_secret.reveal(), algorithm="HS256"))
     return 0
 

@@ -56,7 +56,7 @@ class Credentials:
             return OPEN_CALLER
         if len(authorization) > HEADER_LIMIT_CHARS or not authorization.isascii():
             raise _bad()
-        digest = hashlib.blake2b(authorization.encode(), digest_size=32, key=self._verified_key).digest()
+        digest = self._digest(authorization)
         verified = self._verified.get(digest)
         if verified is not None:
             if self._now() < verified[1]:
@@ -77,6 +77,23 @@ class Credentials:
             del self._verified[next(iter(self._verified))]
         self._verified[digest] = (caller, good_until_s)
         return caller
+
+    def ends_at_s(self, authorization: str) -> float:
+        """
+        Return when what ``caller`` lets in ends, in seconds since 1970: a token with its ``exp``, a key never.
+
+        A token that came after its ``exp``, by a clock that differs from ours, ends where it would be let in no more.
+        Raises ``Unauthenticated``.
+        """
+        self.caller(authorization)
+        if self.open:
+            return FOREVER_S
+        let_in_until_s = self._verified[self._digest(authorization)][1]
+        exp_s = let_in_until_s - LEEWAY_S
+        return exp_s if self._now() < exp_s else let_in_until_s
+
+    def _digest(self, authorization: str) -> bytes:
+        return hashlib.blake2b(authorization.encode(), digest_size=32, key=self._verified_key).digest()
 
     def _of_key(self, token: str) -> Caller | None:
         digest = hashlib.sha256(token.encode()).digest()

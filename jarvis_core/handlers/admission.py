@@ -33,9 +33,9 @@ KEY_SUBPROTOCOL = "openai-insecure-api-key."
 class Admitted:
     """Somebody who came in over a WebSocket."""
 
-    __slots__ = ("caller", "key", "peer", "share")
+    __slots__ = ("caller", "ends_at_s", "key", "peer", "share")
 
-    def __init__(self, caller: Caller, key: str, peer: tuple[str, int] | None) -> None:
+    def __init__(self, caller: Caller, key: str, peer: tuple[str, int] | None, ends_at_s: float) -> None:
         self.caller = caller
         self.peer = peer
         """The other end of its connection: its own, or a proxy's."""
@@ -43,6 +43,8 @@ class Admitted:
         """Under which its requests are counted, and have their turns."""
         self.share = ""
         """Under which it is counted as open."""
+        self.ends_at_s = ends_at_s
+        """When its credentials end, in seconds since 1970; infinite where they do not."""
 
 
 class Admission:
@@ -89,8 +91,10 @@ class Admission:
         origin = next((value for key, value in scope["headers"] if key == b"origin"), b"")
         if origin:
             self.origins.check(scope, origin)
-        admitted = Admitted(await self._caller(scope, socket_credentials(scope)), "", peer_of(scope))
-        admitted.key = self._key(scope, admitted.caller)
+        authorization = socket_credentials(scope)
+        caller = await self._caller(scope, authorization)
+        ends_at_s = self._credentials.ends_at_s(authorization)
+        admitted = Admitted(caller, self._key(scope, caller), peer_of(scope), ends_at_s)
         current_user.set(admitted.key)
         await self.charge(admitted)
         share = self._connect(admitted.key, limited=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hmac
 import json
+import math
 import time
 from typing import Any
 
@@ -192,6 +193,21 @@ def test_token_that_ends_is_forgotten() -> None:
     time.sleep(max(0.0, end + LEEWAY_S - time.time()) + 0.01)
     with pytest.raises(Unauthenticated, match="expired"):
         door.caller(f"Bearer {sent}")
+
+
+def test_when_credentials_end() -> None:
+    """A token ends at its ``exp``, where it came after that when it is let in no more, and a key never."""
+    clock = time.time()
+    door = Credentials(Auth(Secret(SECRET), Secret(f"ann:{API_KEY}")), now=lambda: clock)
+    end = int(clock) + 100
+    sent = f"Bearer {token(exp=end)}"
+    assert door.ends_at_s(sent) == end
+    clock = end + 1
+    assert door.ends_at_s(sent) == end + LEEWAY_S
+    assert door.ends_at_s(f"Bearer {API_KEY}") == math.inf
+    assert credentials(secret=None, keys=None).ends_at_s("") == math.inf
+    with pytest.raises(Unauthenticated):
+        door.ends_at_s("Bearer bad")
 
 
 def test_bad_ones_are_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -355,13 +355,25 @@ def test_check(make_server: MakeServer, run: Run, database: str) -> None:
     assert (silent.returncode, silent.stdout, len(silent.stderr.splitlines())) == (1, "", 1)
 
 
-@pytest.mark.parametrize(("ttl", "seconds"), [("90s", 90), ("30m", 1_800), ("24h", 86_400), ("90d", 7_776_000)])
+@pytest.mark.parametrize(
+    ("ttl", "seconds"), [("90s", 90), ("30m", 1_800), ("24h", 86_400), ("90d", 7_776_000), ("365d", 31_536_000)]
+)
 def test_token(run: Run, ttl: str, seconds: int) -> None:
     """``token`` prints a token for the user that holds as long as asked."""
     printed = run("token", "--user", "zoé", "--ttl", ttl, JWT_SECRET=SECRET)
     assert (printed.returncode, printed.stderr) == (0, "")
     claims = jwt.decode(printed.stdout.strip(), SECRET, algorithms=["HS256"])
     assert (claims["sub"], claims["user_id"], claims["exp"] - claims["iat"]) == ("zoé", "zoé", seconds)
+
+
+@pytest.mark.parametrize(("ttl", "days"), [("366d", 366), ("8784h", 366), ("3650d", 3_650)])
+def test_token_for_long(run: Run, ttl: str, days: int) -> None:
+    """``token`` warns, in one line beside the token, where it is to hold for more than a year."""
+    printed = run("token", "--user", "zoé", "--ttl", ttl, JWT_SECRET=SECRET)
+    assert (printed.returncode, len(printed.stderr.splitlines())) == (0, 1)
+    assert f"{days} days" in printed.stderr
+    claims = jwt.decode(printed.stdout.strip(), SECRET, algorithms=["HS256"])
+    assert claims["exp"] - claims["iat"] == days * 86_400
 
 
 @pytest.mark.parametrize(

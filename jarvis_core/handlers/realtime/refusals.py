@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jarvis_core.errors import InvalidRequest, NotFound, Overloaded
+from jarvis_core.errors import InvalidRequest, NotFound, Overloaded, Unauthenticated
 
 
 class CommitEmpty(InvalidRequest):
@@ -73,3 +73,12 @@ class NotTruncatable(NotFound):
 
     def __init__(self, item_id: str) -> None:
         super().__init__(f"There is no item {item_id!r} of the assistant's.", details={"path": "$.item_id"})
+
+
+class SessionExpired(Unauthenticated):
+    """The credentials have ended with which the socket was opened."""
+
+    code = "session_expired"
+
+    def __init__(self) -> None:
+        super().__init__("The credentials of this session have expired; connect again with new ones.")

@@ -197,9 +197,9 @@ class Session:
             await self._receive(message.get("text"), message.get("bytes"))
         await self.say_goodbye()
 
-    def close(self, code: int) -> None:
-        """Have the socket closed with *code* by the task that serves it."""
-        self._socket.close(code)
+    def close(self, code: int, error: RequestError | None = None) -> None:
+        """Have the socket closed with *code*, and *error* told before that, by the task that serves it."""
+        self._socket.close(code, error)
 
     async def complain(self, error: RequestError) -> None:
         """Send *error*, which was caused by none of the client's events."""

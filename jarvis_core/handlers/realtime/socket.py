@@ -48,6 +48,8 @@ class Socket:
         """The number of the last event."""
         self.code: int | None = None
         """The code to close it with, once it is to be closed."""
+        self._error: RequestError | None = None
+        """Why it is to be closed, where the client is to be told."""
         self.gone = False
         """Whether the client is gone, so that nothing is sent any more."""
         self.stalled = False
@@ -66,10 +68,10 @@ class Socket:
             cancellation.absorb()
             return None
 
-    def close(self, code: int) -> None:
-        """Have the socket closed with *code* by the task that serves it."""
+    def close(self, code: int, error: RequestError | None = None) -> None:
+        """Have the socket closed with *code*, and *error* told before that, by the task that serves it."""
         if self.code is None:
-            self.code = code
+            self.code, self._error = code, error
             if self._receiving is not None:
                 # Granian (2.8.7) does not send a close while a receive is pending.
                 self._receiving.cancel()
@@ -87,7 +89,12 @@ class Socket:
             self._begun.cancel()
 
     async def say_goodbye(self, reason: str = "") -> None:
-        """Send the close; waits ``CLOSE_TIMEOUT_S`` at most."""
+        """Send the error that it is closed for, if any, and the close; waits ``CLOSE_TIMEOUT_S`` at most for each."""
+        if self._error is not None:
+            reason = self._error.code
+            with contextlib.suppress(TimeoutError):
+                async with cancellation.timeout(CLOSE_TIMEOUT_S):
+                    await self.complain(self._error, None)
         if self.code is not None:
             with contextlib.suppress(TimeoutError):
                 async with cancellation.timeout(CLOSE_TIMEOUT_S):

@@ -20,6 +20,8 @@ from jarvis_core import cancellation, log
 from jarvis_core.errors import InvalidRequest, NotFound, Overloaded, RateLimited, RequestError, Unauthenticated
 from jarvis_core.handlers.admission import Admission, Admitted
 from jarvis_core.handlers.failure import INTERNAL, refuse_handshake
+from jarvis_core.handlers.realtime.expiry import Expiry
+from jarvis_core.handlers.realtime.refusals import SessionExpired
 from jarvis_core.handlers.realtime.session import Session
 from jarvis_core.handlers.realtime.snapshot import decode, encode
 from jarvis_core.handlers.realtime.socket import CLOSE_TIMEOUT_S, DEFECT, GOING_AWAY, POLICY, TRY_AGAIN, Socket
@@ -112,7 +114,12 @@ class Realtime:
                 logger.exception("a handshake failed through a defect")
                 await refuse_handshake(send, INTERNAL)
                 return
-            await self._run(session, receive, send, subprotocol)
+            expiry = Expiry(admitted.ends_at_s, lambda: session.close(POLICY, SessionExpired()))
+            expiry.start()
+            try:
+                await self._run(session, receive, send, subprotocol)
+            finally:
+                expiry.stop()
         finally:
             if admitted is not None:
                 self._admission.leave_socket(admitted)
