@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -27,8 +28,10 @@ from jarvis_core.access.credentials import USER_LIMIT_CHARS, is_user
 from jarvis_core.errors import SettingsError, StartError
 from jarvis_core.processes.address import authority, find_address, is_loopback, reserve_address
 from jarvis_core.processes.child import spawn
+from jarvis_core.processes.environment import for_children
+from jarvis_core.processes.permissions import landlock_version
 from jarvis_core.processes.service_supervisor import ServiceSupervisor
-from jarvis_core.settings import Assignment, Settings, WorkerGroup, load, parse_api_keys
+from jarvis_core.settings import Assignment, Secret, Settings, WorkerGroup, load, parse_api_keys
 from jarvis_core.stand_ins import start_stand_ins
 
 EVERY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
@@ -95,8 +98,13 @@ def serve(settings: Settings) -> int:
                 workers=workers,
                 embedded_database=settings.database.url is None,
                 embedded_neighbours=tuple(name for name, url in given.items() if url is None),
+                bridges_secret=Secret(secrets.token_urlsafe(32)) if given["python_bridges"] is None else None,
             )
-            settings, remarks, children = start_stand_ins(settings, stack)
+            if not landlock_version():
+                log.get("jarvis_core").info(
+                    "the kernel or the container has no Landlock: what runs beside the core is kept apart by its rights alone"
+                )
+            settings, remarks, children = start_stand_ins(settings, stack, group.bridges_secret)
             supervisor = ServiceSupervisor(children)
             supervisor.start()
             stack.callback(supervisor.stop)
@@ -139,8 +147,8 @@ def run_workers(settings: Settings, group: WorkerGroup, host: str, remarks: list
                 [sys.executable, "-m", "jarvis_core.server"],
                 # With the parent its database is gone: there is nothing to drain into.
                 death_signal=signal.SIGKILL,
-                # As this process: what libpq and OpenSSL read counts for workers too.
-                environment=os.environ,
+                # What is ours is in the assignment.
+                environment=for_children(database=True),
                 source=source,
                 output=None,
                 inherited=(control.fileno(), *counters),

@@ -112,7 +112,8 @@ async def open_container(settings: Settings, group: WorkerGroup) -> AsyncIterato
     async with AsyncExitStack() as stack:
         storage = await _open_storage(settings, group, stack)
         neighbours = _open_neighbours(settings, stack)
-        mint = TokenMint(settings.auth.jwt_secret) if settings.auth.jwt_secret is not None else None
+        secret = group.bridges_secret or settings.auth.jwt_secret
+        mint = None if secret is None else TokenMint(secret)
         memory_store = MemoryStore(storage.pool)
         with _database_needed():
             await memory_store.prepare()

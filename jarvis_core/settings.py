@@ -323,6 +323,8 @@ class WorkerGroup(Struct, frozen=True):
     """Whether the database is embedded, so that no other group uses it."""
     embedded_neighbours: tuple[str, ...] = ()
     """Neighbours that are embedded, whose health may be probed as often as one likes."""
+    bridges_secret: Secret | None = None
+    """What signs the tokens for embedded bridges, which do not know ``auth.jwt_secret``; None where there are none."""
     stats_descriptors: tuple[int, ...] = ()
     """By worker's number: the descriptor of the memory file with its statistics."""
 

@@ -21,9 +21,12 @@ SPARE_CONNECTIONS = 4
 """Connections of the embedded server beyond the pool's, for a person with psql."""
 
 
-def start_stand_ins(settings: Settings, stack: ExitStack) -> tuple[Settings, list[str], list[Child]]:
+def start_stand_ins(
+    settings: Settings, stack: ExitStack, bridges_secret: Secret | None
+) -> tuple[Settings, list[str], list[Child]]:
     """
-    Start stand-ins for the absent neighbours; *stack* stops them.
+    Start stand-ins for the absent neighbours; *stack* stops them. The bridges' takes tokens that *bridges_secret* has
+    signed.
 
     Returns the settings with their addresses filled in, a line of the banner about each stand-in and each missing
     neighbour, and the children. Raises ``StartError``.
@@ -56,7 +59,7 @@ def start_stand_ins(settings: Settings, stack: ExitStack) -> tuple[Settings, lis
         remarks.append("embedded: Valkey, for what workers share (yours by REDIS_URL)")
     embedded = settings.neighbours.python_bridges_url is None
     if embedded and (settings.llm.url is None or settings.local.speech):
-        settings, more = start_engines(settings, directory / "models", stack, children)
+        settings, more = start_engines(settings, directory / "models", stack, children, bridges_secret)
         remarks += more
     if settings.llm.url is not None:
         remarks.append(f"yours:    language model at {without_userinfo(settings.llm.url)}")
@@ -78,7 +81,7 @@ class Weights(NamedTuple):
 
 
 def start_engines(
-    settings: Settings, models: Path, stack: ExitStack, children: list[Child]
+    settings: Settings, models: Path, stack: ExitStack, children: list[Child], secret: Secret | None = None
 ) -> tuple[Settings, list[str]]:
     """
     Start the stand-in for the bridges, with as much speech as can be had, and for the audio engine.
@@ -110,6 +113,7 @@ def start_engines(
         mouth_path=weights.text_to_speech,
         embeddings=embeddings,
         audio_engine=suppresses_noise,
+        secret=None if secret is None else secret.reveal(),
     )
     stack.callback(bridges.stop)
     children.append(bridges)

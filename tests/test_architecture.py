@@ -112,6 +112,7 @@ NO_PATTERNS = {"re", "regex", "fnmatch", "starlette.routing"}
 READS_ENVIRONMENT = {
     "processes.environment": "gives children what they may know of it",
     "__main__": "gives it to settings.load",
+    "local.bridges": "finds its only secret there, where it is a service of its own",
 }
 KNOWS_ALL_SETTINGS = {"__main__", "stand_ins", "server", "app", "container"}
 

@@ -45,6 +45,7 @@ from jarvis_core.codec.process import limit_process, report
 from jarvis_core.codec.upload import read_upload
 from jarvis_core.codec.windows import cut_windows, is_silent
 from jarvis_core.errors import RequestError
+from jarvis_core.processes.child import end_with_parent
 from jarvis_core.processes.confinement import restrict
 from jarvis_core.processes.subprocess_pool import Message, serve
 
@@ -143,7 +144,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     import_all()
     limit_process()
-    restrict(options.parent, signal.SIGKILL)
+    end_with_parent(options.parent, signal.SIGKILL)
+    restrict()
     # What libraries remark on the files of strangers is nobody's log line; PyAV hands on FFmpeg's only when asked.
     logging.disable()
     serve(Codec().handle, options.parent)

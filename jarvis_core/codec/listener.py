@@ -28,6 +28,7 @@ from jarvis_core.codec.messages import (
 from jarvis_core.codec.process import limit_process, report
 from jarvis_core.codec.silero import Silero
 from jarvis_core.errors import RequestError
+from jarvis_core.processes.child import end_with_parent
 from jarvis_core.processes.confinement import restrict
 from jarvis_core.processes.subprocess_pool import Message, serve
 
@@ -70,7 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     listener = Listener(Silero.load())
     limit_process()
-    restrict(options.parent, signal.SIGKILL)
+    end_with_parent(options.parent, signal.SIGKILL)
+    restrict()
     serve(listener.handle, options.parent)
 
 

@@ -3,8 +3,9 @@ The local stand-in for the Python bridges: their HTTP contract, with engines on 
 
 ``python -m jarvis_core.local.bridges --model FILE --stt DIRECTORY --tts DIRECTORY --embeddings --audio`` runs it, each
 of them optional; ``launcher.py`` starts it as a child. With ``--weights DIRECTORY`` models may be named as in the
-catalogue, and are fetched into that directory first. It asks for no credentials: beyond loopback (``--host``) it is for
-a network of its own. Its processes:
+catalogue, and are fetched into that directory first. With JWT_SECRET it answers who has a token that is signed with it, as
+the core sends one; only ``/health``, ``/ready`` and ``/audio``, where the core sends none, are open. Without, it is beyond
+loopback (``--host``) for a network of its own. Its processes:
 
 - The server (aiohttp) listens at once. It checks requests, and notices clients that leave.
 - The language model (``llama.py``), forked from it.
@@ -39,19 +40,36 @@ from typing import Annotated, Literal
 
 import msgspec
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from jarvis_core import __version__, cancellation
 from jarvis_core.errors import BadGateway, InvalidRequest, StartError
+from jarvis_core.local import e5
+from jarvis_core.local.audio import PREFIX as AUDIO_PREFIX
 from jarvis_core.local.audio import AudioEngine
 from jarvis_core.local.embedding import Embeddings
-from jarvis_core.local.http import absent, answer, encode, failures_as_json, log, only_under_private_names, read
+from jarvis_core.local.engine import permissions
+from jarvis_core.local.http import (
+    absent,
+    answer,
+    encode,
+    failures_as_json,
+    log,
+    only_under_private_names,
+    only_with_token,
+    read,
+)
 from jarvis_core.local.llama import ChatMessage, Delta, Done, Engine, ModelOptions, fork_engine
 from jarvis_core.local.speech import Speech
+from jarvis_core.processes.confinement import ENGINES_ID, restrict
+from jarvis_core.processes.permissions import Permissions, landlock_version
 
 BODY_LIMIT_BYTES = 4 << 20
 STALLED_READER_LIMIT_S = 30
 LAST_WORDS_LIMIT_S = 1
 
+OPEN_PATHS = ("/health", "/ready", AUDIO_PREFIX)
+"""What the core asks without a token: probes, and the audio engine, whose contract knows none."""
 SERVICES = ("ollama_llm", "whisper_stt", "piper_tts", "embeddings")
 
 
@@ -88,11 +106,14 @@ _request_decoder = msgspec.json.Decoder(GenerateRequest)
 
 
 def create_app(
-    engine: Engine | None, speech: Speech, embeddings: Embeddings, audio: AudioEngine | None
+    engine: Engine | None, speech: Speech, embeddings: Embeddings, audio: AudioEngine | None, secret: str | None
 ) -> web.Application:
-    """Return the HTTP side of the stand-in; an engine that is None is left out."""
+    """Return the HTTP side of the stand-in; an engine that is None is left out, without *secret* everybody is answered."""
     model = LanguageModel(engine)
-    app = web.Application(client_max_size=BODY_LIMIT_BYTES, middlewares=[failures_as_json, only_under_private_names])
+    middlewares: list[Middleware] = [failures_as_json, only_under_private_names]
+    if secret is not None:
+        middlewares.append(only_with_token(secret, OPEN_PATHS))
+    app = web.Application(client_max_size=BODY_LIMIT_BYTES, middlewares=middlewares)
     app.router.add_get("/health", Health(engine, speech, embeddings).health)
     app.router.add_get("/ready", _ready)
     app.router.add_get("/api/llm/models", model.models)
@@ -199,6 +220,7 @@ class Options(argparse.Namespace):
     host: str
     port: int
     fd: int | None
+    secret_fd: int | None
     model: Path | None
     stt: Path | None
     tts: Path | None
@@ -218,6 +240,7 @@ def parse(arguments: Sequence[str] | None) -> Options:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8005)
     parser.add_argument("--fd", type=int, help="a listening socket to use in place of host and port")
+    parser.add_argument("--secret-fd", type=int, help="a file with the secret to use in place of JWT_SECRET")
     parser.add_argument("--model", type=Path, help="a language model: a GGUF file")
     parser.add_argument("--stt", type=Path, help="speech to text: the directory of a Whisper model for CTranslate2")
     parser.add_argument("--tts", type=Path, help="text to speech: the directory of a Kokoro model and its voices")
@@ -248,6 +271,20 @@ def fetch(options: Options, directory: Path) -> None:
         if (named := getattr(options, option)) is not None:
             with contextlib.closing(ProgressPrinter()) as progress:
                 setattr(options, option, resolve(str(named), directory, kind, progress=progress))
+
+
+def permissions_of(options: Options, port: int | None) -> Permissions:
+    """Return what the stand-in and its engines may do, of which the language model listens at *port*."""
+    weights = (options.model, options.stt, options.tts, e5.directory() if options.embeddings else None)
+    return permissions(*weights, writes=options.tts is not None, port=port, asks=True)
+
+
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that is free at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 async def serve(app: web.Application, listener: socket.socket, engine: Engine | None, source: int | None) -> bool:
@@ -288,17 +325,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         listener = socket.create_server((options.host, options.port), backlog=128)
     for stop in (signal.SIGTERM, signal.SIGINT):
         signal.signal(stop, signal.SIG_DFL)
+    secret_file = None if options.secret_fd is None else os.fdopen(options.secret_fd, "rb")
+    port = None if options.model is None else free_port()
+    if options.fd is None and not landlock_version():
+        log("the kernel or the container has no Landlock: the models are kept apart by their user's rights alone")
+    # Before anything else is started: what it starts may do no more than it may do itself.
+    restrict(permissions_of(options, port), user_id=ENGINES_ID)
     engine = pid = source = None
-    if options.model is not None:
+    if options.model is not None and port is not None:
         key = secrets.token_urlsafe(32)
-        model = ModelOptions(options.model, options.context, options.parallel, options.threads)
-        pid, source = fork_engine(model, key, listener)
+        model = ModelOptions(options.model, options.context, options.parallel, options.threads, port)
+        pid, source = fork_engine(model, key, listener, secret_file)
         engine = Engine(options.model_name or options.model.stem, key, options.parallel)
+
+    secret = os.environ.get("JWT_SECRET")
+    if secret_file is not None:
+        with secret_file:
+            secret = secret_file.read().decode()
 
     async def run() -> bool:
         speech = Speech(options.stt, options.tts, options.speech_threads)
         embeddings = Embeddings(present=options.embeddings, threads=options.speech_threads)
-        app = create_app(engine, speech, embeddings, AudioEngine() if options.audio else None)
+        app = create_app(engine, speech, embeddings, AudioEngine() if options.audio else None, secret or None)
         app.on_cleanup.append(lambda _: speech.close())
         app.on_cleanup.append(lambda _: embeddings.close())
         return await serve(app, listener, engine, source)

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
+import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +20,9 @@ from typing import Generic, TypeVar
 import msgspec
 
 from jarvis_core.errors import BadGateway, DeadlineExceeded, InvalidRequest, RequestError, Unavailable
+from jarvis_core.processes.child import end_with_parent
+from jarvis_core.processes.confinement import ENGINES_ID, python_paths, restrict, weights_paths
+from jarvis_core.processes.permissions import Permissions
 from jarvis_core.processes.subprocess_pool import Message, Part, SubprocessPool, serve
 from jarvis_core.tasks import start_in
 
@@ -118,6 +123,24 @@ class Engine(Generic[ReplyT]):
         start_in(self._loading, load())
 
 
+def permissions(
+    *weights: Path | None, writes: bool = False, port: int | None = None, asks: bool = False
+) -> Permissions:
+    """
+    Return what a process of the stand-in may do, which reads *weights*.
+
+    *writes* is whether it makes temporary files, *port* where it listens on TCP, or with *asks* whoever it asks there.
+    """
+    python = python_paths()
+    ports = () if port is None else (port,)
+    return python._replace(
+        readable=(*python.readable, *weights_paths(*weights)),
+        writable=(*python.writable, *((tempfile.gettempdir(),) if writes else ())),
+        listens_at=ports,
+        connects_to=ports if asks else (),
+    )
+
+
 class Options(argparse.Namespace):
     """The command line of an engine's process."""
 
@@ -129,17 +152,20 @@ class Options(argparse.Namespace):
 Answer = tuple[msgspec.Struct, Sequence[Part]]
 
 
-def run(handle: Callable[[Message, Options], Answer]) -> None:
+def run(handle: Callable[[Message, Options], Answer], *, writes: bool = False) -> None:
     """
     Answer requests with *handle*, the engine's process' side; returns when the parent goes away.
 
-    Errors of *handle* are sent to the parent, ``BadRequest`` as the client's fault.
+    It may read its model and what its interpreter loads, and nothing else: no network, and no file to write, but for
+    temporary ones where it *writes* any. Errors of *handle* are sent to the parent, ``BadRequest`` as the client's fault.
     """
     parser = argparse.ArgumentParser()
     parser.add_argument("--parent", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("directory", type=Path)
     options = parser.parse_args(namespace=Options())
+    end_with_parent(options.parent, signal.SIGKILL)
+    restrict(permissions(options.directory, writes=writes), user_id=ENGINES_ID)
 
     def answer(message: Message) -> Sequence[Part]:
         try:

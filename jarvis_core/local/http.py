@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import msgspec
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from jarvis_core.errors import BadGateway, DeadlineExceeded, InvalidRequest, Overloaded, RequestError, Unavailable
 
@@ -21,6 +22,8 @@ T = TypeVar("T")
 AUDIO_BODY_LIMIT_BYTES = 16 << 20
 """Of a request with audio in it: two minutes of it in base64, or half a minute as a list of numbers."""
 FLOAT_BYTES = 4
+LEEWAY_S = 60
+"""What the clock of who signs a token may be off."""
 WAITING_LIMIT = 32
 """Requests that wait for an engine; further ones are refused."""
 
@@ -90,6 +93,27 @@ async def only_under_private_names(
         except ValueError:
             return answer({"error": "the local stand-in does not answer under this name"}, 421)
     return await handler(request)
+
+
+def only_with_token(secret: str, open_paths: tuple[str, ...]) -> Middleware:
+    """Answer only who has a token that is signed with *secret* and has not expired; *open_paths*, and what is below, anybody."""
+    import jwt
+
+    @web.middleware
+    async def look(
+        request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        if not any(request.path == path or request.path.startswith(f"{path}/") for path in open_paths):
+            scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+            try:
+                if scheme.lower() != "bearer":
+                    raise jwt.InvalidTokenError("there is none")
+                jwt.decode(token.strip(), secret, algorithms=["HS256"], leeway=LEEWAY_S, options={"require": ["exp"]})
+            except jwt.PyJWTError as exc:
+                return answer({"error": f"a token signed with this service's secret is needed: {exc}"}, 401)
+        return await handler(request)
+
+    return look
 
 
 def status_of(error: RequestError) -> int:

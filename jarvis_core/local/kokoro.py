@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+import warnings
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -182,4 +183,6 @@ def handle(message: Message, options: Options) -> Answer:
 
 if __name__ == "__main__":
     logging.disable(logging.WARNING)  # the phonemizer counts words, and wonders
-    run(handle)
+    # joblib, which the phonemizer imports, says that it may not share memory with processes that nobody wants.
+    warnings.filterwarnings("ignore", module="joblib")
+    run(handle, writes=True)  # eSpeak NG's library is loaded from a copy

@@ -6,17 +6,23 @@ Needs only the standard library; the stand-in's libraries are imported in its ow
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.util
+import os
 import platform
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from jarvis_core.errors import StartError
 from jarvis_core.processes.child import spawn, stop
+from jarvis_core.processes.confinement import ENGINES_ID
+from jarvis_core.processes.environment import for_children
 
 STOP_PATIENCE_S = 2
 """The stand-in ends on SIGTERM within milliseconds."""
@@ -28,7 +34,7 @@ class LocalBridges:
     """
     The stand-in as a child of this process, with the engines that it is given a model for.
 
-    *threads* None or 0 leaves one core to others; *log_path* gets the child's few lines, this process's stderr without.
+    *threads* None or 0 leaves one core to others; with a *secret* it answers who has a token signed with that; *log_path* gets the child's few lines, this process's stderr without.
     """
 
     name = "local bridges"
@@ -44,6 +50,7 @@ class LocalBridges:
         mouth_path: Path | None = None,
         embeddings: bool = False,
         audio_engine: bool = False,
+        secret: str | None = None,
         log_path: Path | None = None,
     ) -> None:
         self._arguments: list[str | Path] = []
@@ -59,6 +66,9 @@ class LocalBridges:
         if audio_engine:
             self._arguments += ["--audio"]
         self._needs_model = model_path is not None
+        self._writes = mouth_path is not None
+        self._scratch: Path | None = None
+        self._secret = secret
         self._log_path = log_path
         self._port = 0
         self._process: subprocess.Popen[bytes] | None = None
@@ -108,10 +118,46 @@ class LocalBridges:
         if self._process is not None:
             stop(self._process, first=signal.SIGTERM, patience_s=STOP_PATIENCE_S)
             self._process = None
+        if self._scratch is not None:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+            self._scratch = None
 
     def _spawn(self, arguments: list[str | Path], listener: socket.socket, output: int) -> subprocess.Popen[bytes]:
-        again = self._process is not None
-        return spawn(arguments, death_signal=signal.SIGTERM, source=listener.fileno(), output=output, threaded=again)
+        environment = for_children()
+        if self._writes:
+            environment["TMPDIR"] = str(self._make_scratch())
+        inherited: list[int] = []
+        try:
+            if self._secret is not None:
+                # Others of this machine see a process' arguments, and its user its environment.
+                inherited.append(os.memfd_create("secret"))
+                os.write(inherited[0], self._secret.encode())
+                os.lseek(inherited[0], 0, os.SEEK_SET)
+                arguments = [*arguments, "--secret-fd", str(inherited[0])]
+            return spawn(
+                arguments,
+                death_signal=signal.SIGTERM,
+                environment=environment,
+                source=listener.fileno(),
+                output=output,
+                inherited=inherited,
+                threaded=self._process is not None,
+            )
+        finally:
+            for descriptor in inherited:
+                os.close(descriptor)
+
+    def _make_scratch(self) -> Path:
+        """Return the one directory that the child may write to, empty where it was not there."""
+        if self._scratch is None or not self._scratch.exists():
+            self._scratch = Path(tempfile.mkdtemp(prefix="jarvis-engines-"))
+            if os.geteuid() == 0:
+                # The child's, also where it has to stay root and has no right to what is not root's; this process may
+                # have no right to give anything away, and then the child cannot become anybody else either.
+                with contextlib.suppress(PermissionError):
+                    os.chown(self._scratch, ENGINES_ID, 0)
+                self._scratch.chmod(0o770)
+        return self._scratch
 
 
 def lacking_packages(*modules: str) -> str:

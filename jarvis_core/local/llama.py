@@ -19,14 +19,16 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import IO, Literal, NoReturn
 
 import aiohttp
 import msgspec
 
 from jarvis_core import cancellation
 from jarvis_core.errors import BadGateway, InvalidRequest, Overloaded
+from jarvis_core.local.engine import permissions
 from jarvis_core.processes.child import end_with_parent
+from jarvis_core.processes.confinement import ENGINES_ID, restrict
 
 THREADS_LIMIT = 8
 """More threads than this wait for memory and make nothing faster."""
@@ -299,11 +301,13 @@ class ModelOptions(msgspec.Struct, frozen=True):
     """Answers at the same time, each with a context of its own."""
     threads: int = 0
     """0 is `default_threads`."""
+    port: int = 0
+    """Where it listens on 127.0.0.1; the process may listen nowhere else."""
 
 
-def fork_engine(options: ModelOptions, key: str, *inherited: socket.socket) -> tuple[int, int]:
+def fork_engine(options: ModelOptions, key: str, *inherited: socket.socket | IO[bytes] | None) -> tuple[int, int]:
     """
-    Start the model's process, without the *inherited* sockets.
+    Start the model's process, without what it would have *inherited*.
 
     Returns its id, and a pipe that tells its address as one line when the model is loaded, and by closing that it has
     ended. Call it from the main thread, before there is another one.
@@ -318,8 +322,10 @@ def fork_engine(options: ModelOptions, key: str, *inherited: socket.socket) -> t
     try:
         end_with_parent(parent_pid, signal.SIGKILL)
         os.close(source)
-        for connection in inherited:
-            connection.close()
+        for one in inherited:
+            if one is not None:
+                one.close()
+        restrict(permissions(options.path, port=options.port), user_id=ENGINES_ID)
         run_engine(options, key, output)
     except BaseException as exc:  # noqa: BLE001 - nothing of the parent's may run in this process
         sys.stderr.write(f"{type(exc).__name__}: {exc}\n")
@@ -341,6 +347,7 @@ def run_engine(options: ModelOptions, key: str, output: int) -> NoReturn:
     params.cache_ram_mib = PROMPT_CACHE_MIB
     params.fit_params = False  # it measures GPUs by loading the model once more
     params.hostnames = ["127.0.0.1"]
+    params.port = options.port
     params.api_keys = [key]
     params.cors_origins = ""
     params.ui = False

@@ -19,7 +19,9 @@ import time
 from pathlib import Path
 
 from jarvis_core.errors import StartError
-from jarvis_core.processes.child import spawn, stop
+from jarvis_core.processes.child import User, spawn, stop
+from jarvis_core.processes.confinement import DEVICES, SYSTEM, VALKEY_ID, can_become, hidden_from
+from jarvis_core.processes.permissions import Permissions
 
 START_LIMIT_S = 10.0
 STOP_PATIENCE_S = 2.0
@@ -47,6 +49,7 @@ class PrivateValkey:
         self._port = 0
         self._password = secrets.token_urlsafe(24)
         self._process: subprocess.Popen[bytes] | None = None
+        self._user: User | None = None
 
     @property
     def process(self) -> subprocess.Popen[bytes] | None:
@@ -67,6 +70,9 @@ class PrivateValkey:
         if self._process is not None and self._process.poll() is None:
             return self.url
         program = find_program()
+        if self._process is None and os.geteuid() == 0:
+            own = (VALKEY_ID, VALKEY_ID)
+            self._user = own if can_become(own) and hidden_from(own, [str(program)]) is None else None
         with socket.socket() as probe:
             # So that a port which the last server has just left is not refused.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -84,6 +90,10 @@ class PrivateValkey:
                 [program, "-"],
                 death_signal=signal.SIGKILL,
                 source=source,
+                user=self._user,
+                permissions=Permissions(
+                    readable=(*SYSTEM, str(program), str(program.parent)), writable=DEVICES, listens_at=(self._port,)
+                ),
                 directory=Path("/"),
                 threaded=self._process is not None,
             )

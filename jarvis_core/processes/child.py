@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import IO, NamedTuple, Protocol
 
 from jarvis_core.processes.environment import for_children
+from jarvis_core.processes.permissions import Permissions, enforce
 
 PR_SET_PDEATHSIG = 1
+PR_SET_NO_NEW_PRIVS = 38
 """``linux/prctl.h``."""
 
 M_MMAP_THRESHOLD = -3
@@ -177,6 +179,11 @@ def become(user: User) -> None:
     os.setuid(user[0])
 
 
+def gain_nothing() -> None:
+    """Keep this process, and all that it starts, from rights that a program's file would give it (set-user-ID and the like)."""
+    _libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+
+
 def spawn(
     arguments: Sequence[str | Path],
     *,
@@ -187,22 +194,25 @@ def spawn(
     source: IO[bytes] | int = subprocess.DEVNULL,
     output: IO[bytes] | int | None = subprocess.DEVNULL,
     inherited: Sequence[int] = (),
+    permissions: Permissions | None = None,
     threaded: bool = False,
 ) -> subprocess.Popen[bytes]:
     """
     Start a child in a session of its own.
 
-    A terminal's Ctrl-C then reaches only the parent, which stops its children in order.
+    A terminal's Ctrl-C then reaches only the parent, which stops its children in order. No child gains rights by what it
+    executes.
 
     Without an *environment* the child gets the variables of ``environment.for_children``.
     *user* is the user to become, which needs root; None keeps this process' own. *source* is stdin; *output* takes both
     stdout and stderr, None inherits them. *inherited* are descriptors that the child gets under the same numbers.
+    *permissions* are all that it may do, where the kernel has Landlock; None leaves it what this process may.
     Raises ``OSError`` when the program cannot be executed, ``subprocess.SubprocessError`` when *user* cannot be become.
 
     Where this process is *threaded*, as it is at a restart, the child first runs ``pdeathsig.py``: the program has to
     be a path then, and errors show in the child's exit status and on its stderr.
     """
-    launcher = _launcher(death_signal, user) if threaded else []
+    launcher = _launcher(death_signal, user, permissions) if threaded else []
     return subprocess.Popen(
         [str(argument) for argument in (*launcher, *arguments)],
         stdin=source,
@@ -214,24 +224,30 @@ def spawn(
         pass_fds=inherited,
         # The only way to run code between setuid and exec. Popen's own user= and extra_groups= are not used: Python
         # 3.12.0 keeps root's groups when they are to be empty (CVE-2023-6507).
-        preexec_fn=None if threaded else _preparation(death_signal, user),
+        preexec_fn=None if threaded else _preparation(death_signal, user, permissions),
     )
 
 
-def _launcher(death_signal: signal.Signals, user: User | None) -> list[str | Path]:
+def _launcher(death_signal: signal.Signals, user: User | None, permissions: Permissions | None) -> list[str | Path]:
     """Return the program that makes a child's settings and then becomes what stands behind it."""
     become_who = "-" if user is None else f"{user[0]}:{user[1]}"
     program = Path(__file__).with_name("pdeathsig.py")
-    return [sys.executable, "-I", "-S", program, str(os.getpid()), str(int(death_signal)), become_who]
+    allowed = "-" if permissions is None else permissions.encode()
+    return [sys.executable, "-I", "-S", program, str(os.getpid()), str(int(death_signal)), become_who, allowed]
 
 
-def _preparation(death_signal: signal.Signals, user: User | None) -> Callable[[], None]:
+def _preparation(
+    death_signal: signal.Signals, user: User | None, permissions: Permissions | None
+) -> Callable[[], None]:
     """Return what makes a child's settings in the child, before its program."""
     parent_pid = os.getpid()
 
     def prepare() -> None:
         if user is not None:
             become(user)
+        gain_nothing()
+        if permissions is not None:
+            enforce(permissions)
         end_with_parent(parent_pid, death_signal)
 
     return prepare

@@ -4,30 +4,38 @@ Sets the parent-death signal in a child, changes its user where one is given, an
 Runs as a script, without the rest of this package: a parent with threads must not run Python between fork and exec,
 because locks that other threads held stay locked there, and finalizers would work on the parent's connections.
 
-``python -I -S pdeathsig.py PARENT SIGNAL UID:GID PROGRAM ARGUMENT…``, with ``-`` in place of UID:GID to keep the user.
+``python -I -S pdeathsig.py PARENT SIGNAL UID:GID PERMISSIONS PROGRAM ARGUMENT…``, with ``-`` in place of UID:GID to keep the
+user, and in place of PERMISSIONS (a text of ``permissions.py``) to keep those of the parent.
 """
 
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
 import signal
 import sys
+from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
+PR_SET_NO_NEW_PRIVS = 38
 """``linux/prctl.h``."""
 
 
 def main() -> int:
     """Execute the program; return 126, as shells do, where it cannot be executed."""
-    parent, number, user, *arguments = sys.argv[1:]
+    parent, number, user, permissions, *arguments = sys.argv[1:]
     if user != "-":
         uid, gid = map(int, user.split(":"))
         os.setgroups([])
         os.setgid(gid)
         os.setuid(uid)
     # The setting is lost when the process changes its user (prctl(2)), and kept when it becomes another program.
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(number), 0, 0, 0)
+    libc = ctypes.CDLL(None)
+    libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    if permissions != "-":
+        _enforce(permissions)
+    libc.prctl(PR_SET_PDEATHSIG, int(number), 0, 0, 0)
     if os.getppid() != int(parent):
         return 1
     for ignored in (signal.SIGPIPE, signal.SIGXFSZ):  # by Python
@@ -37,6 +45,15 @@ def main() -> int:
     except OSError as exc:
         sys.stderr.write(f"{arguments[0]}: {exc.strerror}\n")
         return 126
+
+
+def _enforce(permissions: str) -> None:
+    spec = importlib.util.spec_from_file_location("permissions", Path(__file__).with_name("permissions.py"))
+    assert spec is not None  # noqa: S101 - the file is beside this one
+    assert spec.loader is not None  # noqa: S101
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.enforce(module.Permissions.decode(permissions))
 
 
 if __name__ == "__main__":

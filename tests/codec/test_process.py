@@ -36,7 +36,7 @@ from jarvis_core.codec.messages import (
     encoder,
 )
 from jarvis_core.codec.process import MEMORY_LIMIT_BYTES
-from jarvis_core.processes.confinement import CONFINED_ID
+from jarvis_core.processes.confinement import CODEC_ID
 from jarvis_core.processes.subprocess_pool import LENGTH, SubprocessPool
 from tests.codec.sounds import AUDIO, flac_bomb, silence, to_pcm, tone, wav
 
@@ -335,5 +335,5 @@ async def test_knows_nothing_and_may_nothing(pool: SubprocessPool, monkeypatch: 
     assert status["NoNewPrivs"] == "1"
     assert int(status["CapEff"], 16) == int(status["CapPrm"], 16) == 0
     if os.geteuid() == 0:
-        assert set(status["Uid"].split()) == {str(CONFINED_ID)}
+        assert set(status["Uid"].split()) == {str(CODEC_ID)}
     assert "told" not in told_of(codec.process.pid, "environ")

@@ -13,6 +13,7 @@ import aiohttp
 import pytest
 
 from jarvis_core.local.launcher import LocalBridges
+from tests.local.quiet import complaints
 
 EMBED = "/api/embeddings/embed"
 BATCH = "/api/embeddings/embed-batch"
@@ -27,7 +28,7 @@ def bridges(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalBridges]:
     bridges.start()
     yield bridges
     bridges.stop()
-    assert log_path.read_text() == ""
+    assert complaints(log_path) == []
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ from jarvis_core.local import audio, kokoro
 from jarvis_core.local.catalogue import CATALOGUE
 from jarvis_core.local.launcher import LocalBridges
 from jarvis_core.local.weights import ensure
+from tests.local.quiet import complaints
 from tests.system.server import REPOSITORY, Process, family_of, wait_gone
 
 Samples = NDArray[np.float32]
@@ -67,7 +68,7 @@ def bridges(ears: Path, mouth: Path, tmp_path_factory: pytest.TempPathFactory) -
     bridges.start()
     yield bridges
     bridges.stop()
-    assert log_path.read_text() == ""
+    assert complaints(log_path) == []
 
 
 @pytest.fixture

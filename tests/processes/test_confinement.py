@@ -12,14 +12,16 @@ import sys
 
 import pytest
 
-from jarvis_core.processes.confinement import CONFINED_ID
+from jarvis_core.processes.confinement import CODEC_ID
 from jarvis_core.processes.environment import for_children
 
 CONFINED = """
 import os, signal, socket, sys, pathlib
+from jarvis_core.processes.child import end_with_parent
 from jarvis_core.processes.confinement import restrict
 kept = open("/proc/self/status")
-restrict(os.getppid(), signal.SIGKILL)
+end_with_parent(os.getppid(), signal.SIGKILL)
+restrict()
 def refused(work):
     try:
         work()
@@ -81,8 +83,8 @@ def test_a_confined_process() -> None:
         assert refused[:4] == ["True"] * 4
     assert fields["NoNewPrivs"] == "1"
     if os.geteuid() == 0:
-        assert fields["Uid"].split() == [str(CONFINED_ID)] * 4
-        assert fields["Gid"].split() == [str(CONFINED_ID)] * 4
+        assert fields["Uid"].split() == [str(CODEC_ID)] * 4
+        assert fields["Gid"].split() == [str(CODEC_ID)] * 4
         assert fields["Groups"].strip() == ""
         assert refused[4] == "True"
     for name in ("CapPrm", "CapEff", "CapInh", "CapAmb"):

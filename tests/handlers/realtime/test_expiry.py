@@ -65,7 +65,7 @@ async def test_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
     assert forever._timer is None
     monkeypatch.setattr(expiry, "LOOK_INTERVAL_S", 0.01)
     now = time.time()
-    monkeypatch.setattr(expiry.time, "time", lambda: now)
+    monkeypatch.setattr(time, "time", lambda: now)
     over = asyncio.Event()
     far = Expiry(now + 1_000_000, over.set)
     far.start()
