@@ -300,6 +300,37 @@ async def test_connections_of_one_address(server: Server) -> None:
             assert sum(map(has_ended, crowd)) == 3 * ADDRESS_LIMIT
 
 
+def peak_bytes(server: Server) -> int:
+    """Return the most memory that the server ever had in use."""
+    lines = Path(f"/proc/{server.pid}/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:"))
+
+
+async def test_all_at_once(server: Server, database: str) -> None:
+    """While one user does all of it at once the process stays under 256 MiB, and another is answered as ever."""
+    paths = await histories(database)
+    ends = asyncio.Event()
+    head = b"GET /health HTTP/1.1\r\nHost: x\r\nA: " + b"a" * 60_000
+    async with contextlib.AsyncExitStack() as stack:
+        bob = await stack.enter_async_context(Api(server.url, token=KEYS["bob"]))
+        clients = [await stack.enter_async_context(opened(server, "ann")) for _ in range(8)]
+        for _ in range(10):
+            stack.enter_context(ask(server, "ann", paths["ann"]))
+        for _ in range(ADDRESS_LIMIT):
+            crowd = socket.create_connection(("127.0.0.1", server.port), source_address=("127.0.0.9", 0))
+            stack.enter_context(crowd).sendall(head)
+        sending = [asyncio.create_task(never_ending(client, 8 * MIB, ends)) for client in clients]
+        async with asyncio.timeout(20):
+            while sum(client.close_code is not None for client in clients) < 4:
+                assert (await bob.get("/health")).status == 200
+                assert (await bob.get("/api/chat/conversations")).status == 200
+                assert (await bob.say("et moi ?"))["status"] == "completed"
+        ends.set()
+        await asyncio.gather(*sending, return_exceptions=True)
+        # What was let in, is there: else this would test nothing.
+        assert 100 * MIB < peak_bytes(server) < 256 * MIB
+
+
 async def test_own_machine_is_not_limited(make_server: MakeServer) -> None:
     """Programs of this machine may have more connections than one address elsewhere."""
     server = make_server(ADDRESS_CONNECTION_LIMIT="5")
