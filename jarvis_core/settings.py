@@ -94,9 +94,9 @@ class Server(Struct, frozen=True, forbid_unknown_fields=True):
     answers_limit_bytes: Annotated[int, Meta(ge=1 << 20, le=1 << 40, extra={"env": "ANSWERS_LIMIT_BYTES"})] = 64 << 20
     """Most bytes of answers over 64 KiB that clients have not read yet, in one worker; half of it for one user, or one address where the server is open. More is refused as overload."""
     messages_limit_bytes: Annotated[int, Meta(ge=32 << 20, le=1 << 40, extra={"env": "MESSAGES_LIMIT_BYTES"})] = (
-        64 << 20
+        48 << 20
     )
-    """Most bytes of WebSocket messages of which the end has not come, in one worker; over it the largest is given up, with its socket."""
+    """Most bytes of WebSocket messages of which the end has not come, in one worker; over it the longest of who has most is given up, with its socket."""
     drain_timeout_s: Annotated[Seconds, Meta(extra={"env": "DRAIN_TIMEOUT_S"})] = 20.0
     """How long running turns may go on after a stop was asked for."""
     ws_resume_grace_s: Annotated[Seconds, Meta(extra={"env": "WS_RESUME_GRACE_S"})] = 30.0

@@ -26,7 +26,7 @@ from jarvis_core.settings import Network
 
 logger = log.get(__name__)
 
-INTERVAL_S = 0.5
+INTERVAL_S = 0.2
 TELL_INTERVAL_S = 10.0
 """How often connections that are too many are logged."""
 REST = 200
