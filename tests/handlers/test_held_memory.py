@@ -204,11 +204,11 @@ async def test_everybody_together(server: Server, database: str) -> None:
 async def never_ending(socket: ClientConnection, length: int, ends: asyncio.Event) -> None:
     """Send so much of a message in pieces, and its end when *ends* says so."""
 
-    async def pieces() -> AsyncIterator[bytes]:
+    async def pieces() -> AsyncIterator[str]:
         for _ in range(length // MIB):
-            yield bytes(MIB)
+            yield "x" * MIB
         await ends.wait()
-        yield b"!"
+        yield "!"
 
     await socket.send(pieces())
 
@@ -260,6 +260,8 @@ async def test_messages_without_an_end(server: Server) -> None:
         ends.set()
         await asyncio.gather(*sending, return_exceptions=True)
         for client in (ann, cid):
+            # It is too long for an event, but that is told when it is there, and the socket stays open.
+            assert (await next_event(client))["error"]["code"] == "too_large"
             await client.send("no event")
             assert (await next_event(client))["error"]["code"] == "invalid_json"
 
@@ -298,6 +300,20 @@ async def test_connections_of_one_address(server: Server) -> None:
             # Looked at once more: no more than those.
             await asyncio.sleep(1)
             assert sum(map(has_ended, crowd)) == 3 * ADDRESS_LIMIT
+
+
+async def test_connections_of_all(make_server: MakeServer) -> None:
+    """Of all together one too many waits until another is closed, and is answered then."""
+    server = make_server(CONNECTION_LIMIT="8")
+    with ExitStack() as stack:
+        crowd = [stack.enter_context(socket.create_connection(("127.0.0.1", server.port))) for _ in range(8)]
+        async with Api(server.url) as api:
+            waiting = asyncio.create_task(api.session.get("/ready"))
+            done, _ = await asyncio.wait([waiting], timeout=0.5)
+            assert not done
+            crowd[0].close()
+            async with await waiting as answer:
+                assert answer.status == 200
 
 
 def peak_bytes(server: Server) -> int:
