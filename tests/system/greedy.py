@@ -59,7 +59,8 @@ async def hoard(url: str, key: str, answers: Answers) -> None:
     async with connect(
         url.replace("http", "ws") + "/ws", additional_headers={"Authorization": f"Bearer {key}"}
     ) as socket:
-        session = {"audio": {"input": {"format": {"type": "audio/pcm", "rate": 48_000}}}}
+        # Without turns that are found: their sound is dropped where nobody speaks.
+        session = {"audio": {"input": {"format": {"type": "audio/pcm", "rate": 48_000}, "turn_detection": None}}}
         await socket.send(json.dumps({"type": "session.update", "session": session}))
         told = asyncio.Event()
         listening = asyncio.create_task(listen(socket, told, answers))
