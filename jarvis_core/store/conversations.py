@@ -72,14 +72,22 @@ select 1 from c
 
 DELETE = "delete from conversations where owner = %s and id = %s returning 1"
 
+
+def _of_page(columns: str, *texts: str) -> str:
+    """Return *columns* with null in the place of *texts* that are not of the page."""
+    for text in texts:
+        columns = columns.replace(text, f"case when m.before_bytes < {PAGE_LIMIT_BYTES} then {text} end")
+    return columns
+
+
 # One row with nulls tells an empty conversation from an unknown one. Rows without a content are the next page's: their
 # texts are not even read.
 HISTORY = f"""
-select m.position, {MESSAGE.replace("m.content", f"case when m.before_bytes < {PAGE_LIMIT_BYTES} then m.content end")}
+select m.position, {_of_page(MESSAGE, "m.content", "m.unheard")}
 from conversations c
 left join lateral (
-    select *, sum(octet_length(content)) over (order by position) - octet_length(content) as before_bytes
-    from (select * from messages where conversation_id = c.id and position > %s order by position limit %s) page
+    select *, sum(length) over (order by position) - length as before_bytes
+    from (select *, octet_length(content) + octet_length(unheard) as length from (select * from messages where conversation_id = c.id and position > %s order by position limit %s) one) page
 ) m on true
 where c.owner = %s and c.id = %s
 order by m.position

@@ -123,6 +123,16 @@ async def test_pages_end_by_their_length(server: Server, database: str) -> None:
         assert second["next_cursor"] is None
 
 
+async def test_words_that_were_not_heard_count(server: Server, database: str) -> None:
+    """What an interrupted answer went on to say, which a page does not show, is read with it, and ends it too."""
+    path = (await histories(database))["ann"]
+    async with await psycopg.AsyncConnection.connect(database, autocommit=True) as connection:
+        await connection.execute("update messages set unheard = content where content like '0 %'")
+    async with Api(server.url, token=KEYS["ann"]) as ann:
+        first = (await ann.get(f"{path}?limit=200")).json
+        assert [one["content"][:2] for one in first["messages"]] == ["0 "]
+
+
 async def test_pages_that_nobody_reads(server: Server, database: str) -> None:
     """
     Long answers are requests until they are read: a user has a share of what may lie unread, and what is not read is
