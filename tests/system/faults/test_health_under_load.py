@@ -39,7 +39,11 @@ async def test_health_while_everything_hangs(make_server: MakeServer, bridges: F
     """
     async with FakeAudioEngine(mode=AudioEngineMode(faults={"/process": Fault("hang")})) as engine:
         server = make_server(
-            DATABASE_URL=database, TURN_LIMIT=str(TURNS), AUDIO_ENGINE_URL=engine.url, AUDIO_ENGINE_TIMEOUT_S="60"
+            DATABASE_URL=database,
+            TURN_LIMIT=str(TURNS),
+            AUDIO_ENGINE_URL=engine.url,
+            AUDIO_ENGINE_TIMEOUT_S="60",
+            TRUSTED_PROXIES="127.0.0.1",
         )
         await asyncio.to_thread(server.start)
         bridges.mode = BridgesMode(faults={"/": Fault("hang")})
@@ -50,7 +54,9 @@ async def test_health_while_everything_hangs(make_server: MakeServer, bridges: F
                 aiohttp.ClientSession(server.url, connector=connector, timeout=timeout)
             )
             asking: list[Coroutine[None, None, object]] = [
-                ask(client, {"content": f"turn {number}"}) for number in range(TURNS)
+                # Each from an address of its own: one user alone may not have them all.
+                ask(client, {"content": f"turn {number}"}, address=f"192.0.2.{number}")
+                for number in range(TURNS)
             ]
             waiting = [asyncio.create_task(one) for one in [*asking, *others(client)]]
             try:
@@ -82,9 +88,9 @@ async def test_health_while_everything_hangs(make_server: MakeServer, bridges: F
         assert await asyncio.to_thread(server.stop) == 0
 
 
-async def ask(client: aiohttp.ClientSession, body: dict[str, str]) -> tuple[int, str]:
-    """Chat, and return the status and the code of an error."""
-    async with client.post("/api/chat", json=body) as response:
+async def ask(client: aiohttp.ClientSession, body: dict[str, str], *, address: str = "198.51.100.1") -> tuple[int, str]:
+    """Chat from *address*, and return the status and the code of an error."""
+    async with client.post("/api/chat", json=body, headers={"X-Forwarded-For": address}) as response:
         answer = await response.json()
     return response.status, answer.get("code", "")
 
