@@ -154,7 +154,7 @@ class LocalBridges:
             if os.geteuid() == 0:
                 # The child's, also where it has to stay root and has no right to what is not root's; this process may
                 # have no right to give anything away, and then the child cannot become anybody else either.
-                with contextlib.suppress(PermissionError):
+                with contextlib.suppress(OSError):
                     os.chown(self._scratch, ENGINES_ID, 0)
                 self._scratch.chmod(0o770)
         return self._scratch

@@ -180,3 +180,44 @@ def test_without_landlock() -> None:
     assert done.stdout.startswith("0 ")
     assert "NoNewPrivs:\t1" in done.stdout
     assert f"CapEff:\t{0:016x}" in done.stdout
+
+
+@pytest.mark.parametrize("threaded", [False, True])
+def test_root_that_stays_root(threaded: bool) -> None:
+    """A child that keeps its parent's user has no right of root's, and gets none back by what it executes."""
+    script = (
+        "import subprocess; print(subprocess.run(['cat', '/proc/self/status'], capture_output=True, text=True).stdout)"
+    )
+    python = python_paths()
+    process = spawn(
+        [sys.executable, "-c", script],
+        death_signal=signal.SIGKILL,
+        output=subprocess.PIPE,
+        permissions=python._replace(readable=(*python.readable, "/usr/bin", "/bin")),
+        threaded=threaded,
+    )
+    output, _ = process.communicate(timeout=30)
+    fields = dict(line.split(":\t", 1) for line in output.decode().splitlines() if ":\t" in line)
+    assert fields["Uid"].split() == [str(os.geteuid())] * 4
+    assert fields["NoNewPrivs"] == "1"
+    assert {int(fields[name], 16) for name in ("CapEff", "CapPrm", "CapInh", "CapAmb")} == {0}
+
+
+def test_root_of_a_container_without_other_users() -> None:
+    """Where there is nobody to become, root gives up its rights all the same, says nothing, and goes on."""
+    unshare = ["unshare", "--user", "--map-root-user"]
+    if subprocess.run([*unshare, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no user namespaces here")
+    script = (
+        "import os\n"
+        "from jarvis_core.processes.confinement import can_become, python_paths, restrict\n"
+        "print(can_become((65531, 65531)), os.getuid())\n"
+        "restrict(python_paths(), user_id=65531)\n"
+        "print(open('/proc/self/status').read())"
+    )
+    done = subprocess.run(
+        [*unshare, sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=30
+    )
+    assert done.stdout.startswith("False 0\n")
+    assert f"CapEff:\t{0:016x}" in done.stdout
+    assert done.stderr == ""
