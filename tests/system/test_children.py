@@ -6,7 +6,8 @@ import asyncio
 import importlib.util
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,8 @@ from jarvis_core.local.catalogue import CATALOGUE
 from jarvis_core.local.ownership import OWN_ID
 from jarvis_core.processes.confinement import CODEC_ID, ENGINES_ID, VALKEY_ID
 from tests.fakes.python_bridges import FakeBridges
+from tests.handlers.realtime.test_turns_of_speech import RATE_HZ, STARTED, clip, play
+from tests.handlers.realtime_client import open_socket
 from tests.processes.test_permissions import NO_LANDLOCK
 from tests.system.server import REPOSITORY, Server
 from tests.system.test_start import NOBODY, plain_interpreter
@@ -31,6 +34,7 @@ SECRET = f"{MARK}-jwt-0123456789abcdef0123456789abcdef"
 WORK_LIMIT_S = 90.0
 KINDS = {
     b"jarvis_core.server": "worker",
+    b"jarvis_core.codec.listener": "listener",
     b"jarvis_core.codec": "codec",
     b"local.bridges": "bridges",
     b"local.whisper": "whisper",
@@ -166,12 +170,27 @@ def run(directory: Path, data: Path, start: Start) -> Iterator[Callable[..., Ser
             server.kill()
 
 
+TOKEN = jwt.encode({"sub": "zoé", "exp": 32_503_680_000}, SECRET)
+
+
+@asynccontextmanager
+async def listening_to(server: Server) -> AsyncIterator[None]:
+    """Hold a microphone to *server*, in which it has heard somebody speak."""
+    async with open_socket(server.url, key=TOKEN) as socket:
+        format_, detection = {"type": "audio/pcm", "rate": RATE_HZ}, {"type": "server_vad", "create_response": False}
+        await socket.send(
+            "session.update", session={"audio": {"input": {"format": format_, "turn_detection": detection}}}
+        )
+        await play(socket, clip("fx16k_fr_1"), pace=0.01)
+        await socket.until(STARTED, limit_s=WORK_LIMIT_S)
+        yield
+
+
 def client(server: Server) -> aiohttp.ClientSession:
     """Make a client with a token."""
-    token = jwt.encode({"sub": "zoé", "exp": 32_503_680_000}, SECRET)
     return aiohttp.ClientSession(
         server.url,
-        headers={"Authorization": f"Bearer {token}"},
+        headers={"Authorization": f"Bearer {TOKEN}"},
         timeout=aiohttp.ClientTimeout(total=WORK_LIMIT_S),
     )
 
@@ -190,6 +209,7 @@ def check(children: list[Shown], start: Start, *, engines: set[int]) -> None:
     own = {start.user} if start.user is not None else {os.geteuid(), os.getegid()}
     users = {
         "codec": {CODEC_ID},
+        "listener": {CODEC_ID},
         "postgres": {OWN_ID},
         "valkey": {0} if is_closed(Path(valkey_program(children))) else {VALKEY_ID},
         **dict.fromkeys(("bridges", "whisper", "kokoro", "embeddings"), engines),
@@ -223,8 +243,9 @@ async def test_children_of_a_core(run: Callable[..., Server], start: Start, brid
         await ask(session, "/api/chat", {"content": "Bonjour"})
         spoken = await ask(session, "/api/voice/synthesize", {"text": "Bonjour."})
         await ask(session, "/api/voice/transcribe", {"audio_data": spoken["audio_data"], "language": "fr"})
-        children = await asyncio.to_thread(children_of, server)
-    assert {child.kind for child in children} == {"worker", "codec", "valkey", "postgres"}
+        async with listening_to(server):
+            children = await asyncio.to_thread(children_of, server)
+    assert {child.kind for child in children} == {"worker", "codec", "listener", "valkey", "postgres"}
     check(children, start, engines=set())
     assert await asyncio.to_thread(server.stop) == 0
 
@@ -264,7 +285,8 @@ async def test_children_that_are_engines(run: Callable[..., Server], start: Star
         await ask(session, "/api/memory/add", {"content": "Le thé est dans l'armoire."})
         found = await ask(session, "/api/memory/search", {"query": "Où est le thé ?"})
         assert found["mode"] == "hybrid"
-        children = await asyncio.to_thread(children_of, server)
+        async with listening_to(server):
+            children = await asyncio.to_thread(children_of, server)
     assert {child.kind for child in children} == set(KINDS.values())
     # The language model is a process of the stand-in's, which is forked from it.
     stand_ins = [child for child in children if child.kind == "bridges"]
