@@ -148,7 +148,7 @@ def run_workers(settings: Settings, group: WorkerGroup, host: str, remarks: list
                 # With the parent its database is gone: there is nothing to drain into.
                 death_signal=signal.SIGKILL,
                 # What is ours is in the assignment.
-                environment=for_children(database=True),
+                environment=for_children(worker=True),
                 source=source,
                 output=None,
                 inherited=(control.fileno(), *counters),

@@ -12,23 +12,26 @@ KNOWN_PREFIXES = ("LC_", "XDG_", "PYTHON", "OPENBLAS_", "OMP_", "MKL_", "ORT_", 
 """What the runtimes of languages and libraries read; nothing of ours, where secrets are."""
 DOWNLOAD_PREFIXES = ("PIP_", "NPM_", "NODE_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "FTP_PROXY")
 """What pip and npm read besides, in either case."""
-DATABASE_PREFIXES = ("PG", "KRB5", "OPENSSL_", "RES_OPTIONS", "LOCALDOMAIN", "HOSTALIASES")
-"""What libpq, and the libraries below it, read besides; PGPASSWORD is among them."""
+WORKER_PREFIXES = (
+    *("PG", "KRB5", "OPENSSL_", "RES_OPTIONS", "LOCALDOMAIN", "HOSTALIASES"),
+    *("LD_PRELOAD", "NSS_WRAPPER_", "GLIBC_TUNABLES"),
+)
+"""What libpq (PGPASSWORD is among it), the C library, and what a container puts in front of it, read besides."""
 
 SILENT = {"ORT_DISABLE_TELEMETRY": "1"}
 """ONNX Runtime 1.32 tells its maker of each start, under an id that it keeps in ~/.cache, unless it is told not to."""
 
 
-def for_children(*, downloads: bool = False, database: bool = False) -> dict[str, str]:
+def for_children(*, downloads: bool = False, worker: bool = False) -> dict[str, str]:
     """
     Return the variables that a child gets.
 
-    One that *downloads* gets those of pip and npm too, one that asks the *database* those of libpq.
+    One that *downloads* gets those of pip and npm too, a *worker*, which asks the database, those of libpq.
     """
     prefixes = (
         *KNOWN_PREFIXES,
         *(DOWNLOAD_PREFIXES if downloads else ()),
-        *(DATABASE_PREFIXES if database else ()),
+        *(WORKER_PREFIXES if worker else ()),
     )
     known = {
         name: value

@@ -63,6 +63,8 @@ def test_only_known_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     downloads = for_children(downloads=True)
     assert {name for name, value in downloads.items() if value == "secret"} == {"PIP_INDEX_URL"}
     assert downloads["https_proxy"] == "http://proxy.example"
+    worker = for_children(worker=True)
+    assert {name for name, value in worker.items() if value == "secret"} == {"PGPASSWORD"}
 
 
 def test_a_confined_process() -> None:
