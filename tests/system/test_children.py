@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.util
 import os
 import stat
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -32,6 +34,7 @@ MARK = "geheim"
 """In every secret of these tests."""
 SECRET = f"{MARK}-jwt-0123456789abcdef0123456789abcdef"
 WORK_LIMIT_S = 90.0
+START_LIMIT_S = 20.0
 KINDS = {
     b"jarvis_core.server": "worker",
     b"jarvis_core.codec.listener": "listener",
@@ -79,22 +82,46 @@ def listening() -> dict[str, str]:
 
 
 def children_of(server: Server) -> list[Shown]:
-    """Return what is to be seen of the processes below *server*."""
+    """Return what is to be seen of the processes below *server*, once those are at work that have just been started."""
+    deadline = time.monotonic() + START_LIMIT_S
+    while True:
+        children = seen_of(server)
+        # A codec loads its libraries first, and gives up its rights before it reads anything.
+        if time.monotonic() > deadline or not any(child.rights() for child in children if child.kind != "worker"):
+            return children
+        time.sleep(0.05)
+
+
+def seen_of(server: Server) -> list[Shown]:
+    """Return what is to be seen of the processes below *server* now; one that ends meanwhile is left out."""
     addresses = listening()
     shown = []
     for process in server.family():
-        if process.pid == server.pid:
-            continue
-        proc = Path("/proc", str(process.pid))
-        command = (proc / "cmdline").read_bytes()
-        kind = next((kind for part, kind in KINDS.items() if part in command), repr(command))
-        lines = (proc / "status").read_text().splitlines()
-        sockets = [str(entry.readlink()) for entry in (proc / "fd").iterdir()]
-        inodes = {one.removeprefix("socket:[").rstrip("]") for one in sockets if one.startswith("socket:[")}
-        ports = [addresses[inode] for inode in inodes & addresses.keys()]
-        status = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
-        shown.append(Shown(kind, (proc / "environ").read_bytes(), command, status, ports))
+        if process.pid != server.pid:
+            # PostgreSQL starts and ends some by itself.
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                shown.append(look_at(Path("/proc", str(process.pid)), addresses))
     return shown
+
+
+def look_at(proc: Path, addresses: dict[str, str]) -> Shown:
+    """Return what is to be seen of the process at *proc*."""
+    command = (proc / "cmdline").read_bytes()
+    if not command:
+        raise ProcessLookupError
+    lines = (proc / "status").read_text().splitlines()
+    sockets = []
+    for entry in (proc / "fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            sockets.append(str(entry.readlink()))
+    inodes = {one.removeprefix("socket:[").rstrip("]") for one in sockets if one.startswith("socket:[")}
+    return Shown(
+        next((kind for part, kind in KINDS.items() if part in command), repr(command)),
+        (proc / "environ").read_bytes(),
+        command,
+        dict(line.split(":\t", 1) for line in lines if ":\t" in line),
+        [addresses[inode] for inode in inodes & addresses.keys()],
+    )
 
 
 def is_closed(path: Path) -> bool:
