@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from contextlib import aclosing
 from functools import partial
 from typing import Protocol
 
@@ -14,19 +13,19 @@ from starlette.types import Receive, Send
 
 from jarvis_core import cancellation
 from jarvis_core.access.connections import FRAME_BYTES
-from jarvis_core.conversation.ledger import Ledger
-from jarvis_core.conversation.machine import Action, Kind
-from jarvis_core.errors import Conflict, InvalidRequest, NotFound, Overloaded, RateLimited, RequestError, TooLarge
+from jarvis_core.errors import Conflict, InvalidRequest, Overloaded, RateLimited, RequestError, TooLarge
 from jarvis_core.handlers.admission import Admitted
 from jarvis_core.handlers.call import decode, text_field
 from jarvis_core.handlers.events import ContentPart, Item, SpokenOutput
-from jarvis_core.handlers.realtime.audio import InputBuffer, Recording, from_base64
-from jarvis_core.handlers.realtime.config import configured, default_config, manner_of
+from jarvis_core.handlers.realtime.audio import InputBuffer, from_base64
+from jarvis_core.handlers.realtime.audio_input import Answering, AudioInput
+from jarvis_core.handlers.realtime.config import configured, default_config
 from jarvis_core.handlers.realtime.dialogue import MESSAGE_LIMIT_CHARS, Dialogue
-from jarvis_core.handlers.realtime.hearing import EarlyTranscript, Hearing
+from jarvis_core.handlers.realtime.hearing import Hearing
+from jarvis_core.handlers.realtime.interruption import Interrupter
 from jarvis_core.handlers.realtime.lenient import take
 from jarvis_core.handlers.realtime.output import AudioOutput, Output, TextOutput
-from jarvis_core.handlers.realtime.refusals import AlreadyActive, NothingToCancel, NotTruncatable
+from jarvis_core.handlers.realtime.refusals import AlreadyActive, NothingToCancel
 from jarvis_core.handlers.realtime.response import ResponseStream
 from jarvis_core.handlers.realtime.snapshot import MARKS_LIMIT, SessionSnapshot
 from jarvis_core.handlers.realtime.socket import CLOSE_TIMEOUT_S, NORMAL, POLICY, TOO_BIG, TRY_AGAIN, Socket
@@ -38,7 +37,6 @@ from jarvis_core.handlers.realtime.wire import (
     ClearedEvent,
     ClientEvent,
     ClientItem,
-    CommittedEvent,
     EventHead,
     HandledEvent,
     ItemCreate,
@@ -50,9 +48,6 @@ from jarvis_core.handlers.realtime.wire import (
     SessionBody,
     SessionEvent,
     SessionUpdate,
-    SpeechStartedEvent,
-    SpeechStoppedEvent,
-    TruncatedEvent,
 )
 from jarvis_core.models import new_id
 from jarvis_core.settings import Llm
@@ -137,16 +132,27 @@ class Session:
         self._socket = Socket(send)
         self._dialogue = Dialogue(realtime.conversations, self.caller.user_id, conversation_id)
         self._config = default_config(self.id, conversation_id, realtime.settings, modality)
-        self._hearing = Hearing(realtime.transcriber, partial(_tell_lost, realtime, self._socket))
-        self._response = ResponseStream(self._socket, self._dialogue, self._config, self._hearing)
+        tell_lost = partial(_tell_lost, realtime, self._socket)
+        hearing = Hearing(realtime.transcriber, tell_lost)
+        self._response = ResponseStream(self._socket, self._dialogue, self._config, hearing)
         self._grace: asyncio.Task[None] | None = None
         self._handling = asyncio.Lock()
         """Held while an event or a transcript changes the session."""
-        self._buffer = InputBuffer(realtime.transcriber, partial(_tell_lost, realtime, self._socket))
         self._later: asyncio.Task[None] | None = None
         """Answers what was said while a response was active that was not interrupted."""
         self._transcriptions = PendingTranscriptions(
             realtime.transcriber, self.caller, self._socket, self._dialogue, self._handling
+        )
+        self._interrupter = Interrupter(self._turns, self.caller, self._socket, self._response, hearing)
+        self._input = AudioInput(
+            self.caller,
+            self._socket,
+            self._dialogue,
+            InputBuffer(realtime.transcriber, tell_lost),
+            hearing,
+            self._transcriptions,
+            self._interrupter,
+            self._handling,
         )
 
     @property
@@ -223,10 +229,9 @@ class Session:
         Committed recordings still become messages: the client was told that they would.
         """
         self._socket.leave()
-        self._buffer.clear()
         if self._later is not None:
             self._later.cancel()
-        await self._hearing.close()
+        await self._input.close()
         for task in self._transcriptions.hand_over():
             self._realtime.own(task)
         await self._response.stop()
@@ -314,7 +319,7 @@ class Session:
                 self.received_bytes += len(binary or b"") + FRAME_BYTES
                 if len(binary or b"") > AUDIO_LIMIT_BYTES:
                     raise _too_long(AUDIO_LIMIT_BYTES)
-                await self._append(binary or b"")
+                await self._input.append(binary or b"", self._config, self._answering())
                 return
             raw = text.encode(errors="surrogatepass")
             self.received_bytes += len(raw) + FRAME_BYTES
@@ -327,7 +332,7 @@ class Session:
                 raise _too_long(limit_bytes)
             event = decode(_decoder, raw)
             if isinstance(event, AudioAppend):
-                await self._append(from_base64(event.audio))
+                await self._input.append(from_base64(event.audio), self._config, self._answering())
                 return
             if isinstance(event, CHARGED):
                 await self._charge()
@@ -361,27 +366,22 @@ class Session:
             case ResponseCancel():
                 await self._cancel(event)
             case ItemTruncate():
-                await self._truncate(event)
+                await self._interrupter.truncate(event)
             case AudioCommit():
-                await self._commit()
+                await self._input.commit(self._config, self._answering())
             case AudioClear():
-                self._buffer.clear()
-                self._hearing.clear()
+                self._input.clear()
                 await self._socket.emit(lambda seq: ClearedEvent(f"event_{seq}", seq))
 
     async def _configure(self, event: SessionUpdate) -> None:
         """Apply the valid settings, send all settings as they are now, and an error for each invalid value."""
         config, errors = configured(self._config, event.session, "$.session")
-        if (
-            self._buffer.length_bytes or self._hearing.conversation.speaking
-        ) and config.audio.input.format != self._config.audio.input.format:
+        if self._input.begun and config.audio.input.format != self._config.audio.input.format:
             config.audio.input.format = self._config.audio.input.format
             rule = "cannot change while the buffer has audio: commit or clear it"
             errors.append(InvalidRequest.field("$.session.audio.input.format", rule))
         self._config = config
-        detection = config.audio.input.turn_detection
-        if detection is not None:
-            self._hearing.conversation.lead(manner_of(detection))
+        self._input.lead(config.audio.input.turn_detection)
         await self._show_config("session.updated")
         for error in errors:
             await self._socket.complain(error, event.event_id)
@@ -458,127 +458,12 @@ class Session:
         shown = SpokenOutput(wanted.format, wanted.voice)
         return AudioOutput(turn, self._realtime.synthesizer, options, shown, self.caller)
 
-    async def _append(self, samples: bytes) -> None:
-        """Take samples of the microphone, and do what they lead to."""
-        given = self._config.audio.input
-        if given.turn_detection is None:
-            self._buffer.append(samples, given.format.rate)
-            return
-        try:
-            async with aclosing(self._hearing.hear(samples, given.format.rate)) as actions:
-                async for action in actions:
-                    async with self._handling:
-                        await self._act(action)
-        except RequestError:
-            # Half a turn of speech is none.
-            self._hearing.clear()
-            raise
-
-    async def _act(self, action: Action) -> None:
-        """Do what the conversation asks for."""
-        hearing = self._hearing
-        match action.kind:
-            case Kind.BEGIN:
-                await self._begin_speech(action.start_ms)
-            case Kind.INTERRUPT:
-                await self._interrupt("turn_detected")
-            case Kind.LISTEN:
-                language = self._config.audio.input.transcription.language
-                hearing.listen_early(action.start_ms, action.end_ms, language, self.caller)
-            case Kind.FORGET:
-                hearing.forget_early()
-            case Kind.COMMIT:
-                await self._end_speech(action, answer=True)
-            case Kind.CUT:
-                await self._end_speech(action, answer=False)
-                await self._begin_speech(action.end_ms)
-
-    async def _begin_speech(self, start_ms: int) -> None:
-        self._hearing.item_id = item_id = new_id()
-        await self._socket.emit(lambda seq: SpeechStartedEvent(f"event_{seq}", seq, start_ms, item_id))
-
-    async def _end_speech(self, action: Action, *, answer: bool) -> None:
-        """Make a turn of speech an item, and begin to answer it."""
-        early = self._hearing.take_early()
-        item_id = self._hearing.item_id or new_id()
-        self._hearing.item_id = None
-        recording = self._hearing.recording(action.start_ms, action.end_ms)
-        await self._socket.emit(lambda seq: SpeechStoppedEvent(f"event_{seq}", seq, action.end_ms, item_id))
-        detection = self._config.audio.input.turn_detection
-        await self._add_recording(
-            item_id, recording, early, answer=answer and detection is not None and detection.create_response
-        )
-
-    async def _commit(self) -> None:
-        """Make the buffer an item, and begin to transcribe it."""
-        self._transcriptions.admit()
-        given = self._config.audio.input
-        if given.turn_detection is None:
-            recording, item_id = self._buffer.commit(given.format.rate), new_id()
-        else:
-            recording, item_id = self._hearing.commit(), self._hearing.item_id or new_id()
-            self._hearing.clear()
-        await self._add_recording(item_id, recording, None, answer=given.create_response)
-
-    async def _add_recording(
-        self, item_id: str, recording: Recording, early: EarlyTranscript | None, *, answer: bool
-    ) -> None:
-        previous = self._dialogue.last_item_id
-        await self._socket.emit(lambda seq: CommittedEvent(f"event_{seq}", seq, previous, item_id))
-        await self._dialogue.show(
-            self._socket, Item(item_id, "user", [ContentPart("input_audio", transcript=None)], "completed")
-        )
-        respond = self._answer if answer else None
-        self._transcriptions.begin(item_id, recording, early, self._config, self._respond_or_complain, respond)
-
-    async def _interrupt(self, reason: str) -> None:
-        """Stop the answer and its voice, and keep of it what was heard."""
-        response, hearing = self._response, self._hearing
-        output = response.output
-        if output is None or not hearing.conversation.assistant_heard(hearing.time_ms):
-            return
-        heard_ms = hearing.conversation.heard_ms(hearing.time_ms)
-        hearing.conversation.silence(hearing.time_ms)
-        turn = output.turn
-        if turn.ended:
-            # Before its end is told: whoever asks then what was said is told what was heard.
-            await self._keep_heard(turn, output.ledger, heard_ms)
-            output.silence(reason)
-        else:
-            output.silence(reason)
-            await self._turns.stop(turn, reason=reason)
-            await self._keep_heard(turn, output.ledger, heard_ms)
-        # Whoever interrupts asks for the next response at once: this one must be over by then.
-        await response.wait_sent()
-
-    async def _keep_heard(self, turn: Turn, ledger: Ledger | None, heard_ms: float) -> None:
-        """Store how much of an interrupted answer was heard, as far as it is known here."""
-        if ledger is not None and turn.text():
-            await self._turns.truncate(self.caller, turn.id, ledger.heard_chars(heard_ms), heard_ms=round(heard_ms))
-
-    async def _truncate(self, event: ItemTruncate) -> None:
-        """Keep of an answer what the client says was heard; a response that is still active ends by it."""
-        response, item_id = self._response, event.item_id
-        if response.active and response.turn is not None and response.turn.id == item_id:
-            await self._interrupt("cancelled")
-        ledger = response.ledgers.get(item_id)
-        try:
-            if ledger is not None or not event.audio_end_ms:
-                heard_ms = 0 if ledger is None else min(event.audio_end_ms, round(ledger.sent_ms))
-                chars = 0 if ledger is None else ledger.heard_chars(heard_ms)
-                await self._turns.truncate(self.caller, item_id, chars, heard_ms=heard_ms, told=True)
-            else:
-                # Nothing is known of its sound: it stays as it is.
-                await self._turns.find(self.caller, item_id)
-        except NotFound as exc:
-            raise NotTruncatable(item_id) from exc
-        await self._socket.emit(
-            lambda seq: TruncatedEvent(f"event_{seq}", seq, item_id, event.content_index, event.audio_end_ms)
-        )
+    def _answering(self) -> Answering:
+        return Answering(self._respond_or_complain, self._answer)
 
     async def _answer(self, event: ResponseCreate) -> None:
         """Answer what was said, unless more is being said: then it is answered together."""
-        if self._hearing.conversation.speaking:
+        if self._input.speaking:
             return
         if self._response.active:
             if self._later is None or self._later.done():
@@ -610,7 +495,7 @@ class Session:
                 return
         if not response.active or response.turn is None or event.response_id not in (None, response.turn.id):
             raise NothingToCancel
-        await self._interrupt("cancelled")
+        await self._interrupter.interrupt("cancelled")
 
 
 def _tell_lost(realtime: Sessions, socket: Socket, error: RequestError) -> None:
