@@ -26,8 +26,9 @@ import asyncio
 import contextlib
 import math
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
 from typing import TypeVar
 
 import aiohttp
@@ -89,6 +90,33 @@ class Answer(Struct, frozen=True):
 
     content_type: str
     body: bytes
+
+
+class _Streaming(AbstractAsyncContextManager[Stream]):
+    """A request whose answer is lent as it arrives; each turn has one, and a generator would cost twice as much."""
+
+    __slots__ = ("_begin", "_probing", "_stream", "_transport")
+
+    def __init__(self, transport: Transport, begin: Callable[[], Awaitable[Stream]]) -> None:
+        self._transport = transport
+        self._begin = begin
+
+    async def __aenter__(self) -> Stream:
+        self._probing = self._transport.admit()
+        try:
+            self._stream = await self._begin()
+        except BaseException:
+            self._transport.leave(probing=self._probing)
+            raise
+        return self._stream
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._stream.close()
+        finally:
+            self._transport.leave(probing=self._probing)
 
 
 class Transport:
@@ -161,7 +189,8 @@ class Transport:
             url = self.base_url + path
             return self._session.request(method, url, data=body, headers=headers, allow_redirects=False)
 
-        with self._admitted():
+        probing = self.admit()
+        try:
             response = await self._request(ask, timeout_s)
             try:
                 async with cancellation.timeout_at(deadline):
@@ -177,9 +206,10 @@ class Transport:
                     response.close()
             self.breaker.succeeded()
             return answer
+        finally:
+            self.leave(probing=probing)
 
-    @asynccontextmanager
-    async def stream(
+    def stream(
         self,
         method: str,
         path: str,
@@ -189,7 +219,7 @@ class Transport:
         first_byte_timeout_s: float,
         stall_timeout_s: float,
         total_timeout_s: float,
-    ) -> AsyncIterator[Stream]:
+    ) -> AbstractAsyncContextManager[Stream]:
         """
         Send a request and lend its answer as it arrives.
 
@@ -201,20 +231,17 @@ class Transport:
         def ask() -> Awaitable[Response]:
             return self._streams.request(method, path, headers, body)
 
-        with self._admitted():
-            response = await self._request(ask, min(first_byte_timeout_s, total_timeout_s))
-            stream = Stream(
-                response,
+        async def begin() -> Stream:
+            return Stream(
+                await self._request(ask, min(first_byte_timeout_s, total_timeout_s)),
                 asked_at=asked_at,
                 first_byte_timeout_s=first_byte_timeout_s,
                 stall_timeout_s=stall_timeout_s,
                 total_timeout_s=total_timeout_s,
                 breaker=self.breaker,
             )
-            try:
-                yield stream
-            finally:
-                stream.close()
+
+        return _Streaming(self, begin)
 
     def lost(self, stream: Stream) -> RequestError:
         """Return the error for a *stream* that was lost before it gave anything."""
@@ -236,10 +263,9 @@ class Transport:
         else:
             self.health.learn("degraded", "it began an answer and fell silent")
 
-    @contextlib.contextmanager
-    def _admitted(self) -> Iterator[None]:
+    def admit(self) -> bool:
         """
-        Count a request in and out.
+        Count a request in, which is to be counted out by ``leave`` with what this returns: whether it probes.
 
         Raises ``Unavailable`` while the breaker is open, and ``Overloaded`` where there are too many.
         """
@@ -250,13 +276,14 @@ class Transport:
             raise self._left_alone()
         self._in_flight += 1
         self.budget.note_request()
-        try:
-            yield
-        finally:
-            self._in_flight -= 1
-            if probing:
-                # No verdict was reported: the caller has stopped waiting.
-                self.breaker.abandoned()
+        return probing
+
+    def leave(self, *, probing: bool) -> None:
+        """Count a request out."""
+        self._in_flight -= 1
+        if probing:
+            # No verdict was reported: the caller has stopped waiting.
+            self.breaker.abandoned()
 
     def _left_alone(self) -> Unavailable:
         """Return the error for calls while the breaker is open."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from types import TracebackType
 from typing import TypeVar
 
 import psycopg
@@ -158,34 +159,8 @@ class Pool:
         async with self._lend(patient=patient) as connection:
             return await run(connection)
 
-    @asynccontextmanager
-    async def _lend(self, *, without_timeout: bool = False, patient: bool = False) -> AsyncIterator[Connection]:
-        connections, connection = await self._borrow(patient=patient)
-        timer = None
-        if without_timeout:
-            connections.without_timeout.add(connection)
-        else:
-            # The server stops what takes too long; one that does not answer at all is given up here.
-            timer = asyncio.get_running_loop().call_later(self._timeout_s + GRACE_S, connection.break_off)
-        try:
-            yield connection
-        except psycopg.Error as exc:
-            error = self._translate(exc, connections, connection)
-            if error is None:
-                self._availability.note_answer(connections)
-                raise
-            raise error from exc
-        except asyncio.CancelledError:
-            # What it was in the midst of is not for the next one.
-            await connection.close()
-            raise
-        else:
-            self._availability.note_answer(connections)
-        finally:
-            if timer is not None:
-                timer.cancel()
-            connections.without_timeout.discard(connection)
-            await connections.give_back(connection)
+    def _lend(self, *, without_timeout: bool = False, patient: bool = False) -> _Loan:
+        return _Loan(self, without_timeout=without_timeout, patient=patient)
 
     async def _borrow(self, *, patient: bool) -> tuple[Connections, Connection]:
         try:
@@ -225,6 +200,50 @@ class Pool:
                 logger.error("the database cannot do its work", sqlstate=state, error=why, held_back=held_back)
             return Unavailable("The database cannot do this now.", retry_after_s=RETRY_AFTER_S)
         return _busy() if state in BUSY or state.startswith("53") else None
+
+
+class _Loan(AbstractAsyncContextManager[Connection]):
+    """A connection that is lent by a pool; each turn has two, and a generator would cost twice as much."""
+
+    __slots__ = ("_connection", "_connections", "_patient", "_pool", "_timer", "_without_timeout")
+
+    def __init__(self, pool: Pool, *, without_timeout: bool, patient: bool) -> None:
+        self._pool = pool
+        self._without_timeout = without_timeout
+        self._patient = patient
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def __aenter__(self) -> Connection:
+        pool = self._pool
+        self._connections, self._connection = await pool._borrow(patient=self._patient)
+        if self._without_timeout:
+            self._connections.without_timeout.add(self._connection)
+        else:
+            # The server stops what takes too long; one that does not answer at all is given up here.
+            late_s = pool._timeout_s + GRACE_S
+            self._timer = asyncio.get_running_loop().call_later(late_s, self._connection.break_off)
+        return self._connection
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pool, connections, connection = self._pool, self._connections, self._connection
+        try:
+            if exc is None:
+                pool._availability.note_answer(connections)
+            elif isinstance(exc, psycopg.Error):
+                error = pool._translate(exc, connections, connection)
+                if error is not None:
+                    raise error from exc
+                pool._availability.note_answer(connections)
+            elif isinstance(exc, asyncio.CancelledError):
+                # What it was in the midst of is not for the next one.
+                await connection.close()
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+            connections.without_timeout.discard(connection)
+            await connections.give_back(connection)
 
 
 def _away() -> Unavailable:
