@@ -19,6 +19,9 @@ from jarvis_core.models import Status
 from jarvis_core.turns.log import Entry, Step, Turn
 
 ItemStatus = Literal["completed", "incomplete", "in_progress"]
+Metadata = Annotated[
+    dict[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_length=512)]], Meta(max_length=16)
+]
 
 
 class ContentPart(Struct, omit_defaults=True):
@@ -88,6 +91,8 @@ class Usage(Struct):
 
     output_tokens: int
     total_tokens: int
+    input_tokens: int = 0
+    """Not counted: not every model server tells it."""
 
 
 class Response(Struct):
@@ -105,6 +110,8 @@ class Response(Struct):
     output_modalities: list[str] = msgspec.field(default_factory=lambda: ["text"])
     audio: ResponseAudio | UnsetType = UNSET
     """Where the response is spoken."""
+    metadata: Metadata | UnsetType = UNSET
+    """What its client gave it, where it gave any."""
     object: Literal["realtime.response"] = "realtime.response"
 
 
@@ -209,10 +216,11 @@ REASONS = {"cancelled": "client_cancelled", "max_tokens": "max_output_tokens"}
 class TurnEvents:
     """Encodes the entries of one turn's log as events."""
 
-    __slots__ = ("_delta_head", "_turn")
+    __slots__ = ("_delta_head", "_metadata", "_turn")
 
-    def __init__(self, turn: Turn, delta: str = TEXT_DELTA) -> None:
+    def __init__(self, turn: Turn, delta: str = TEXT_DELTA, *, metadata: Metadata | None = None) -> None:
         self._turn = turn
+        self._metadata = metadata
         # Deltas are most of all events and differ only in number and text: everything else is encoded once.
         self._delta_head = delta_head(delta, turn)
 
@@ -262,6 +270,7 @@ class TurnEvents:
             model=turn.model,
             memories=turn.memories,
             usage=Usage(turn.tokens, turn.tokens) if ended else None,
+            metadata=UNSET if self._metadata is None else self._metadata,
         )
 
     def _details(self) -> StatusDetails | None:
@@ -279,8 +288,15 @@ class SpokenTurnEvents(TurnEvents):
 
     __slots__ = ("_audio", "_audio_head", "_interrupted")
 
-    def __init__(self, turn: Turn, audio: SpokenOutput, interrupted: Callable[[], str | None]) -> None:
-        super().__init__(turn, TRANSCRIPT_DELTA)
+    def __init__(
+        self,
+        turn: Turn,
+        audio: SpokenOutput,
+        interrupted: Callable[[], str | None],
+        *,
+        metadata: Metadata | None = None,
+    ) -> None:
+        super().__init__(turn, TRANSCRIPT_DELTA, metadata=metadata)
         self._audio = audio
         self._audio_head = delta_head(AUDIO_DELTA, turn)
         self._interrupted = interrupted

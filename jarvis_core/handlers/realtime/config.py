@@ -13,21 +13,18 @@ from jarvis_core.conversation.machine import Manner
 from jarvis_core.errors import InvalidRequest
 from jarvis_core.handlers.call import text_field
 from jarvis_core.handlers.events import PcmFormat
-from jarvis_core.handlers.realtime.lenient import Partial, take
+from jarvis_core.handlers.realtime.lenient import Partial
+from jarvis_core.handlers.realtime.session_config import AudioConfig, TurnDetectionConfig, VoiceId, take_settings
 from jarvis_core.handlers.realtime.wire import (
     AudioBody,
-    AudioConfig,
     AudioInputBody,
     AudioOutputBody,
     Modality,
     SemanticVad,
     ServerVad,
     SessionBody,
-    SessionConfig,
     Transcription,
     TurnDetection,
-    TurnDetectionConfig,
-    VoiceId,
 )
 from jarvis_core.settings import Llm
 
@@ -57,7 +54,7 @@ def default_config(session_id: str, conversation_id: str | None, settings: Llm, 
 
 def configured(body: SessionBody, given: object, path: str) -> tuple[SessionBody, list[InvalidRequest]]:
     """Return *body* with the valid settings of *given*, decoded JSON at *path*, and an error for each invalid value."""
-    config, errors = take(SessionConfig, given, path)
+    config, errors = take_settings(given, path)
     if config.output_modalities is not UNSET and len(config.output_modalities) != 1:
         errors.append(InvalidRequest.field(f"{path}.output_modalities", 'must be ["text"] or ["audio"]'))
         config.output_modalities = UNSET

@@ -11,7 +11,7 @@ import msgspec
 
 from jarvis_core.conversation.ledger import Ledger
 from jarvis_core.errors import RequestError
-from jarvis_core.handlers.events import EventError, SpokenOutput, SpokenTurnEvents, TurnEvents
+from jarvis_core.handlers.events import EventError, Metadata, SpokenOutput, SpokenTurnEvents, TurnEvents
 from jarvis_core.handlers.failure import status_of
 from jarvis_core.handlers.realtime.wire import ErrorEvent
 from jarvis_core.models import Caller
@@ -49,6 +49,8 @@ class Output(Protocol):
 
     ledger: Ledger | None
     """What was said of it as sound; None where it is text."""
+    metadata: Metadata | None
+    """What the client gave it."""
 
     @property
     def silenced(self) -> str | None:
@@ -73,15 +75,16 @@ def event_error(error: RequestError, event_id: str | None) -> EventError:
 class TextOutput:
     """Sends the text as it arrives."""
 
-    def __init__(self, turn: Turn) -> None:
+    def __init__(self, turn: Turn, metadata: Metadata | None) -> None:
         self.turn = turn
+        self.metadata = metadata
         self.silenced: str | None = None
         self.ledger: Ledger | None = None
 
     async def events(self, after: Cursor) -> AsyncGenerator[Event, None]:
         """Yield the entries of the turn's log; a place holds the log's position."""
         reader = Reader(self.turn, after.at)
-        events = TurnEvents(self.turn)
+        events = TurnEvents(self.turn, metadata=self.metadata)
         while True:
             taken = await reader.next()
             for position, entry in taken:
@@ -101,13 +104,20 @@ class AudioOutput:
     """Sends the voice and the text that it reads."""
 
     def __init__(
-        self, turn: Turn, synthesizer: Synthesizer, options: SpeechOptions, audio: SpokenOutput, caller: Caller
+        self,
+        turn: Turn,
+        synthesizer: Synthesizer,
+        options: SpeechOptions,
+        audio: SpokenOutput,
+        caller: Caller,
+        metadata: Metadata | None,
     ) -> None:
         self.turn = turn
+        self.metadata = metadata
         self._narration = Narration(turn, synthesizer, options, caller)
         self.ledger: Ledger | None = self._narration.ledger
         self._audio = audio
-        self._events = SpokenTurnEvents(turn, audio, lambda: self._narration.silenced)
+        self._events = SpokenTurnEvents(turn, audio, lambda: self._narration.silenced, metadata=metadata)
 
     @property
     def silenced(self) -> str | None:

@@ -16,7 +16,7 @@ from jarvis_core.access.connections import FRAME_BYTES
 from jarvis_core.errors import Conflict, InvalidRequest, Overloaded, RateLimited, RequestError, TooLarge
 from jarvis_core.handlers.admission import Admitted
 from jarvis_core.handlers.call import decode, text_field
-from jarvis_core.handlers.events import ContentPart, Item, SpokenOutput
+from jarvis_core.handlers.events import Item, Metadata, SpokenOutput
 from jarvis_core.handlers.realtime.audio import InputBuffer, from_base64
 from jarvis_core.handlers.realtime.audio_input import Answering, AudioInput
 from jarvis_core.handlers.realtime.config import configured, default_config
@@ -27,6 +27,7 @@ from jarvis_core.handlers.realtime.lenient import take
 from jarvis_core.handlers.realtime.output import AudioOutput, Output, TextOutput
 from jarvis_core.handlers.realtime.refusals import AlreadyActive, NothingToCancel
 from jarvis_core.handlers.realtime.response import ResponseStream
+from jarvis_core.handlers.realtime.session_config import ResponseConfig
 from jarvis_core.handlers.realtime.snapshot import MARKS_LIMIT, SessionSnapshot
 from jarvis_core.handlers.realtime.socket import CLOSE_TIMEOUT_S, NORMAL, POLICY, TOO_BIG, TRY_AGAIN, Socket
 from jarvis_core.handlers.realtime.transcriptions import PendingTranscriptions
@@ -43,7 +44,6 @@ from jarvis_core.handlers.realtime.wire import (
     ItemTruncate,
     Modality,
     ResponseCancel,
-    ResponseConfig,
     ResponseCreate,
     SessionBody,
     SessionEvent,
@@ -287,6 +287,7 @@ class Session:
             self._transcriptions.language,
             self._response.output.silenced,
             [] if self._response.output.ledger is None else self._response.output.ledger.spoken,
+            self._response.output.metadata,
         )
         self._realtime.forget(self, self.turn)
         self.close(NORMAL)
@@ -299,7 +300,7 @@ class Session:
         self._dialogue.restore(snapshot.last_item_id, snapshot.pending, snapshot.asked)
         self._transcriptions.language = snapshot.heard_language
         self._config = msgspec.structs.replace(snapshot.config, id=self.id)
-        output = self._output_of(turn, snapshot.response_config)
+        output = self._output_of(turn, snapshot.response_config, snapshot.metadata)
         if snapshot.silenced is not None:
             output.silence(snapshot.silenced)
         if output.ledger is not None:
@@ -404,9 +405,9 @@ class Session:
     async def _respond(self, event: ResponseCreate) -> None:
         if self._response.active:
             raise AlreadyActive("A response is active; wait for response.done or cancel it.")
-        config = self._config
+        config, metadata = self._config, None
         if event.response is not None:
-            config = self._config_of_response(event.response)
+            config, metadata = self._config_of_response(event.response)
         if self._transcriptions.defer(event):
             return
         if self._dialogue.pending is None:
@@ -425,27 +426,27 @@ class Session:
         self._turns.attach(turn)
         last = self.turn
         self._dialogue.pending = None
-        self._response.begin(turn, self._output_of(turn, config), config)
+        self._response.begin(turn, self._output_of(turn, config, metadata), config)
         self._realtime.keep(self, turn)
         if last is not None:
             self._realtime.forget(self, last)
             await self._turns.detach(last)
 
-    def _config_of_response(self, given: object) -> SessionBody:
-        """Return the settings of a response that was asked for with *given*; raises ``InvalidRequest``."""
+    def _config_of_response(self, given: object) -> tuple[SessionBody, Metadata | None]:
+        """Return the settings and metadata of a response that was asked for with *given*; raises ``InvalidRequest``."""
         asked, errors = take(ResponseConfig, given, "$.response")
         if asked.input is not UNSET:
             raise InvalidRequest.field("$.response.input", "is not served; use conversation.item.create")
         if asked.conversation not in (UNSET, "auto"):
             raise InvalidRequest.field("$.response.conversation", 'only "auto" is served: the answer would be stored')
-        config, errors = configured(self._config, given, "$.response")
-        if errors:
-            raise errors[0]
-        return config
+        config, wrong = configured(self._config, given, "$.response")
+        if errors or wrong:
+            raise (errors or wrong)[0]
+        return config, asked.metadata if isinstance(asked.metadata, dict) else None
 
-    def _output_of(self, turn: Turn, config: SessionBody) -> Output:
+    def _output_of(self, turn: Turn, config: SessionBody, metadata: Metadata | None) -> Output:
         if config.output_modalities != ["audio"]:
-            return TextOutput(turn)
+            return TextOutput(turn, metadata)
         wanted = config.audio.output
         options = SpeechOptions(
             "pcm16",
@@ -456,7 +457,7 @@ class Session:
             strict=False,
         )
         shown = SpokenOutput(wanted.format, wanted.voice)
-        return AudioOutput(turn, self._realtime.synthesizer, options, shown, self.caller)
+        return AudioOutput(turn, self._realtime.synthesizer, options, shown, self.caller, metadata)
 
     def _answering(self) -> Answering:
         return Answering(self._respond_or_complain, self._answer)

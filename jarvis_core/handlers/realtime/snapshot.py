@@ -6,6 +6,7 @@ import msgspec
 from msgspec import Struct
 
 from jarvis_core.conversation.ledger import Spoken
+from jarvis_core.handlers.events import Metadata
 from jarvis_core.handlers.realtime.wire import SessionBody
 from jarvis_core.speech.narration import Cursor
 
@@ -30,6 +31,8 @@ class SessionSnapshot(Struct, array_like=True):
     """Why the voice was stopped before its end; None where it was not."""
     spoken: list[Spoken]
     """What was said of the response as sound."""
+    metadata: Metadata | None
+    """What its client gave the response."""
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -10,17 +10,14 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import Meta, Struct
 
 from jarvis_core.handlers.events import EventError, Item, PcmFormat
-from jarvis_core.handlers.realtime.lenient import Partial
-from jarvis_core.handlers.wire import SystemPrompt, Temperature
 
 MaxOutputTokens = Annotated[int, Meta(ge=1, le=32_000)] | Literal["inf"]
 Modality = Literal["text", "audio"]
 Eagerness = Literal["low", "medium", "high", "auto"]
 Language = Annotated[str, Meta(min_length=2, max_length=10)]
-VoiceName = Annotated[str, Meta(min_length=1, max_length=100)]
 EventId = Annotated[str, Meta(max_length=512)]
 
 
@@ -29,79 +26,6 @@ class Transcription(Struct):
 
     language: Language | None = None
     """ISO 639-1, or ``auto``; null is the server's own."""
-
-
-class TranscriptionConfig(Partial):
-    """A client's settings for transcription."""
-
-    language: Language | UnsetType = UNSET
-
-
-class VoiceId(Struct):
-    """A voice by its id, as newer clients name it."""
-
-    id: VoiceName
-
-
-class TurnDetectionConfig(Partial):
-    """A client's settings for how turns of speech are found."""
-
-    type: Literal["server_vad", "semantic_vad"] | UnsetType = UNSET
-    threshold: Annotated[float, Meta(ge=0, le=1)] | UnsetType = UNSET
-    prefix_padding_ms: Annotated[int, Meta(ge=0, le=5_000)] | UnsetType = UNSET
-    silence_duration_ms: Annotated[int, Meta(ge=100, le=10_000)] | UnsetType = UNSET
-    eagerness: Eagerness | UnsetType = UNSET
-    create_response: bool | UnsetType = UNSET
-    interrupt_response: bool | UnsetType = UNSET
-
-
-class AudioInputConfig(Partial):
-    """A client's settings for the audio that it sends."""
-
-    format: PcmFormat | UnsetType = UNSET
-    transcription: TranscriptionConfig | UnsetType = UNSET
-    turn_detection: TurnDetectionConfig | UnsetType | None = UNSET
-    """Null leaves it to the client to commit."""
-    create_response: bool | UnsetType = UNSET
-    """Ours: whether a committed buffer is answered without ``response.create``."""
-
-    @classmethod
-    def switched_off(cls) -> frozenset[str]:
-        """Name the fields that null switches off."""
-        return frozenset({"turn_detection"})
-
-
-class AudioOutputConfig(Partial):
-    """A client's settings for the audio that it gets."""
-
-    format: PcmFormat | UnsetType = UNSET
-    voice: VoiceName | VoiceId | UnsetType = UNSET
-    speed: Annotated[float, Meta(ge=0.1, le=3)] | UnsetType = UNSET
-
-
-class AudioConfig(Partial):
-    """Both ways."""
-
-    input: AudioInputConfig | UnsetType = UNSET
-    output: AudioOutputConfig | UnsetType = UNSET
-
-
-class SessionConfig(Partial):
-    """The settings that a client may change; absent and null fields stay as they are."""
-
-    instructions: SystemPrompt | UnsetType = UNSET
-    output_modalities: list[Modality] | UnsetType = UNSET
-    max_output_tokens: MaxOutputTokens | UnsetType = UNSET
-    temperature: Temperature | UnsetType = UNSET
-    audio: AudioConfig | UnsetType = UNSET
-
-
-class ResponseConfig(SessionConfig):
-    """As the session's, for one response."""
-
-    input: Any = UNSET
-    conversation: Any = UNSET
-    """``auto``: ``none``, a response out of band, is not served."""
 
 
 class ClientPart(Struct):
