@@ -241,22 +241,18 @@ class TurnEvents:
             case Step.CREATED | Step.ENDED:
                 return ResponseEvent(name, event_id, seq, self._response(ended=step is Step.ENDED))
             case Step.ITEM_ADDED | Step.ITEM_DONE:
-                return ItemEvent(name, event_id, seq, turn.id, self._item(done=step is Step.ITEM_DONE))
+                return ItemEvent(name, event_id, seq, turn.id, self.item(done=step is Step.ITEM_DONE))
             case Step.PART_ADDED | Step.PART_DONE:
                 text = turn.text() if step is Step.PART_DONE else ""
                 return PartEvent(name, event_id, seq, turn.id, turn.id, ContentPart("text", text))
             case Step.TEXT_DONE:
                 return TextDoneEvent(name, event_id, seq, turn.id, turn.id, turn.text())
 
-    def _item(self, *, done: bool) -> Item:
-        turn = self._turn
+    def item(self, *, done: bool) -> Item:
+        """Return the assistant's item, as it begins or as it is in the end."""
         if not done:
-            return Item(turn.id, "assistant", [], "in_progress")
-        status: ItemStatus = "completed" if turn.status is Status.COMPLETED else "incomplete"
-        return Item(turn.id, "assistant", [self._content()], status)
-
-    def _content(self) -> ContentPart:
-        return ContentPart("output_text", self._turn.text())
+            return Item(self._turn.id, "assistant", [], "in_progress")
+        return item_of(self._turn, spoken=False)
 
     def _response(self, *, ended: bool) -> Response:
         turn = self._turn
@@ -264,7 +260,7 @@ class TurnEvents:
             id=turn.id,
             status=WORDS[turn.status] if ended else "in_progress",
             status_details=self._details() if ended else None,
-            output=[self._item(done=True)] if ended and turn.opened else [],
+            output=[self.item(done=True)] if ended and turn.opened else [],
             conversation_id=turn.conversation_id,
             user_message_id=turn.user_message_id,
             model=turn.model,
@@ -321,8 +317,8 @@ class SpokenTurnEvents(TurnEvents):
             case _:
                 return super()._event(name, event_id, seq, step)
 
-    def _content(self) -> ContentPart:
-        return ContentPart("output_audio", transcript=self._turn.text())
+    def item(self, *, done: bool) -> Item:
+        return item_of(self._turn, spoken=True) if done else super().item(done=False)
 
     def _response(self, *, ended: bool) -> Response:
         response = super()._response(ended=ended)
@@ -332,6 +328,14 @@ class SpokenTurnEvents(TurnEvents):
             response.status = "cancelled" if reason in ("cancelled", "turn_detected") else "incomplete"
             response.status_details = StatusDetails(response.status, REASONS.get(reason, reason))
         return response
+
+
+def item_of(turn: Turn, *, spoken: bool) -> Item:
+    """Return the assistant's item as far as *turn* has come."""
+    status: ItemStatus = "completed" if turn.status is Status.COMPLETED else "incomplete"
+    text = turn.text()
+    part = ContentPart("output_audio", transcript=text) if spoken else ContentPart("output_text", text)
+    return Item(turn.id, "assistant", [part], "in_progress" if turn.status is Status.RUNNING else status)
 
 
 def delta_head(name: str, turn: Turn) -> bytes:

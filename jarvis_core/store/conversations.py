@@ -93,6 +93,11 @@ where c.owner = %s and c.id = %s
 order by m.position
 """
 
+# By the primary key: the conversation is compared, not searched.
+FETCH_MESSAGE = f"""
+select m.position, {MESSAGE} from messages m join conversations c on c.id = m.conversation_id
+where m.id = %s and c.owner = %s and c.id = %s
+"""
 
 SEARCH_PLANNER = "select set_config('statement_timeout', %s, true), set_config('enable_seqscan', 'off', true)"
 """A search has less time than other statements, and comes to a user's messages by their conversation."""
@@ -211,6 +216,15 @@ class ConversationStore:
             raise unknown_conversation()
         page = [row for row in rows[:limit] if row[CONTENT] is not None]
         return [_message(row, unheard=unheard) for row in page], page[-1][0] if len(page) < len(rows) and page else None
+
+    async def fetch_message(self, owner: str, conversation_id: str, message_id: str) -> Message:
+        """Return one message of a conversation; raises ``NotFound``."""
+        row = None
+        if is_id(message_id):
+            row = await self._pool.fetch_one(FETCH_MESSAGE, (message_id, owner, known(conversation_id)))
+        if row is None:
+            raise NotFound("There is no such message.")
+        return _message(row, unheard=False)
 
 
 def known(conversation_id: str) -> str:

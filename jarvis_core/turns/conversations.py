@@ -62,6 +62,10 @@ class Conversations:
         """
         return await self._store.fetch_history(owner, conversation_id, limit=limit, after=after, unheard=unheard)
 
+    async def fetch_message(self, owner: str, conversation_id: str, message_id: str) -> Message:
+        """Return one message of a conversation."""
+        return await self._store.fetch_message(owner, conversation_id, message_id)
+
     async def add_message(
         self, owner: str, conversation_id: str | None, role: Role, content: str, *, message_id: str | None = None
     ) -> tuple[str, str]:

@@ -159,6 +159,12 @@ class Turn:
         self.status, self.reason, self.error = end.status, end.reason, end.error
         self.tokens, self.model, self.ended_at = end.tokens, end.model, end.ended_at
 
+    def step_at(self, position: int) -> Step | None:
+        """Return the step that ends at *position*, None where there is none."""
+        index = bisect.bisect_left(self._positions, position)
+        entry = self._entries[index] if index < len(self._positions) else None
+        return entry if isinstance(entry, Step) and self._positions[index] == position else None
+
     def closing_index(self) -> int:
         """Return the place of the first of the last entries; for a turn that has ended."""
         return len(self._entries) - 1 - (len(CLOSING) if self.opened else 0)

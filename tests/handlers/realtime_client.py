@@ -82,7 +82,7 @@ class Tally:
 
 def words_of(part: Event) -> str:
     """Return the words of a part that is written or spoken."""
-    words: str = part["text"] if part["type"] in ("text", "output_text") else part["transcript"]
+    words: str = part["text"] if part["type"] in ("text", "input_text", "output_text") else part["transcript"]
     return words
 
 
@@ -147,12 +147,16 @@ class Socket:
 
     async def add(self, text: str, **fields: object) -> Event:
         """Add a user's message and return its item."""
-        item = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": text}], **fields}
+        item: Event = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": text}], **fields}
         await self.send("conversation.item.create", item=item)
-        event = await self.until("conversation.item.done", "error")
-        assert event["type"] == "conversation.item.done", event
-        added: Event = event["item"]
-        return added
+        whole = "\n".join(part["text"] for part in item["content"])
+        while True:
+            event = await self.until("conversation.item.done", "error")
+            assert event["type"] == "conversation.item.done", event
+            added: Event = event["item"]
+            # A response that is active has an item of its own.
+            if words_of(added["content"][0]) == whole:
+                return added
 
     async def ask(self, text: str, **overrides: object) -> Event:
         """Add a user's message, ask for a response, and return it once it is created."""

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from jarvis_core.handlers.events import Item
-from jarvis_core.handlers.realtime.refusals import DuplicateItem
+from jarvis_core.errors import NotFound
+from jarvis_core.handlers.events import ContentPart, Item
+from jarvis_core.handlers.realtime.refusals import DuplicateItem, NotRetrievable
 from jarvis_core.handlers.realtime.socket import Socket
 from jarvis_core.handlers.realtime.wire import ConversationItemEvent
 from jarvis_core.models import Role
 from jarvis_core.turns.conversations import Conversations
 
 MESSAGE_LIMIT_CHARS = 10_000
+HEARD = "input_audio"
+"""The part of an item that was spoken."""
+SHOWN_LIMIT = 256
+"""Items of which a session knows more than is stored; of older ones that are asked for, the stored words are told."""
 
 
 class Dialogue:
@@ -26,6 +31,8 @@ class Dialogue:
         self._user_id = user_id
         self._claimed: set[str] = set()
         """Ids of items that the client has brought."""
+        self._shown: dict[str, tuple[str, str]] = {}
+        """By the id of the item: the id of its message, and the type of its part."""
 
     def restore(self, last_item_id: str | None, pending: tuple[str, str] | None, asked: tuple[str, str] | None) -> None:
         """Continue the dialogue of another session of the same conversation."""
@@ -50,8 +57,25 @@ class Dialogue:
             self.pending = (message_id, text)
         return message_id
 
-    async def show(self, socket: Socket, item: Item) -> None:
-        """Tell the client of an item, which becomes the conversation's last."""
+    async def find(self, item_id: str) -> Item:
+        """Return an item that is none of the model's, as it is stored; raises ``NotRetrievable``."""
+        message_id, kind = self._shown.get(item_id, (item_id, ""))
+        try:
+            if self.conversation_id is None:
+                raise NotRetrievable(item_id)
+            message = await self._conversations.fetch_message(self._user_id, self.conversation_id, message_id)
+        except NotFound as exc:
+            if kind == HEARD:
+                # Its words are not known yet, or there are none.
+                return Item(item_id, "user", [ContentPart(HEARD, transcript=None)], "completed")
+            raise NotRetrievable(item_id) from exc
+        return Item(item_id, message.role, [part_of(message.role, message.content, kind)], "completed")
+
+    async def show(self, socket: Socket, item: Item, message_id: str | None = None) -> None:
+        """Tell the client of an item, the message *message_id* where that is another, which becomes the last."""
+        self._shown[item.id] = message_id or item.id, item.content[0].type
+        while len(self._shown) > SHOWN_LIMIT:
+            del self._shown[next(iter(self._shown))]
         previous, self.last_item_id = self.last_item_id, item.id
         conversation_id = self.conversation_id
         for name in ("conversation.item.added", "conversation.item.done"):
@@ -63,3 +87,10 @@ class Dialogue:
         """Make ``asked``, which was answered with no text, ``pending`` again, unless a newer message is."""
         if self.pending is None:
             self.pending = self.asked
+
+
+def part_of(role: Role, text: str, kind: str = "") -> ContentPart:
+    """Return the part of an item that has *text*; *kind* is its type, where that is not what the role has."""
+    if kind == HEARD:
+        return ContentPart(HEARD, transcript=text)
+    return ContentPart("output_text" if role == "assistant" else "input_text", text)

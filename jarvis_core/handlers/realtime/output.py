@@ -13,13 +13,26 @@ from jarvis_core.conversation.ledger import Ledger
 from jarvis_core.errors import RequestError
 from jarvis_core.handlers.events import EventError, Metadata, SpokenOutput, SpokenTurnEvents, TurnEvents
 from jarvis_core.handlers.failure import status_of
-from jarvis_core.handlers.realtime.wire import ErrorEvent
+from jarvis_core.handlers.realtime.wire import ConversationItemEvent, ErrorEvent
 from jarvis_core.models import Caller
 from jarvis_core.speech.narration import Cursor, Narration, Phase
 from jarvis_core.speech.synthesis import SpeechOptions, Synthesizer
-from jarvis_core.turns.log import Reader, Step, Turn
+from jarvis_core.turns.log import CLOSING, OPENING, Reader, Step, Turn
 
 VOICE_DONE = Cursor(Phase.VOICE_DONE)
+OPENED_AT = 2
+"""The log's position of the first step of ``OPENING``, behind the turn's creation."""
+BESIDE_BYTES = 1
+"""Of a place: the item's event of the conversation, which follows that of the response. No step has sound."""
+BESIDE = {Step.ITEM_ADDED: "conversation.item.added", Step.ITEM_DONE: "conversation.item.done"}
+"""What else is told with a step: a response's item is also one of the conversation."""
+
+
+SEEN = {
+    Cursor(Phase.OPENING, OPENING.index(Step.ITEM_ADDED)): Step.ITEM_ADDED,
+    Cursor(Phase.CLOSING, CLOSING.index(Step.ITEM_DONE)): Step.ITEM_DONE,
+}
+"""By the place of the last event that a client has seen of a spoken response: the step whose event beside it is missing."""
 
 
 class Event:
@@ -51,6 +64,8 @@ class Output(Protocol):
     """What was said of it as sound; None where it is text."""
     metadata: Metadata | None
     """What the client gave it."""
+    previous_item_id: str | None
+    """The item before the assistant's; known when that begins."""
 
     @property
     def silenced(self) -> str | None:
@@ -80,16 +95,23 @@ class TextOutput:
         self.metadata = metadata
         self.silenced: str | None = None
         self.ledger: Ledger | None = None
+        self.previous_item_id: str | None = None
+        self._events = TurnEvents(turn, metadata=metadata)
 
     async def events(self, after: Cursor) -> AsyncGenerator[Event, None]:
         """Yield the entries of the turn's log; a place holds the log's position."""
         reader = Reader(self.turn, after.at)
-        events = TurnEvents(self.turn, metadata=self.metadata)
+        events = self._events
+        if not after.sound_bytes and (step := self._step_at(after.at)) in BESIDE:
+            yield _beside(self, events, after, step)
         while True:
             taken = await reader.next()
             for position, entry in taken:
                 step = entry if isinstance(entry, Step) else None
-                yield Event(Cursor(Phase.TEXT, position), step, lambda seq, entry=entry: events.json(seq, entry))
+                place = Cursor(Phase.TEXT, position)
+                yield Event(place, step, lambda seq, entry=entry: events.json(seq, entry))
+                if step in BESIDE:
+                    yield _beside(self, events, place, step)
             if not taken or taken[-1][1] is Step.ENDED:
                 return
             if reader.behind:
@@ -98,6 +120,12 @@ class TextOutput:
 
     def silence(self, reason: str) -> None:
         """Do nothing: the text ends with its turn."""
+
+    def _step_at(self, position: int) -> Step | None:
+        """Return the step at the end of what the client has seen; the log of a turn that runs elsewhere may still be empty."""
+        if position == OPENED_AT and not self.turn.ended:
+            return Step.ITEM_ADDED
+        return self.turn.step_at(position)
 
 
 class AudioOutput:
@@ -116,6 +144,7 @@ class AudioOutput:
         self.metadata = metadata
         self._narration = Narration(turn, synthesizer, options, caller)
         self.ledger: Ledger | None = self._narration.ledger
+        self.previous_item_id: str | None = None
         self._audio = audio
         self._events = SpokenTurnEvents(turn, audio, lambda: self._narration.silenced, metadata=metadata)
 
@@ -127,6 +156,8 @@ class AudioOutput:
     async def events(self, after: Cursor) -> AsyncGenerator[Event, None]:
         """Yield the narration's entries."""
         events = self._events
+        if self.turn.opened and (step := SEEN.get(after)) is not None:
+            yield _beside(self, events, after, step)
         async with aclosing(self._narration.entries(after)) as entries:
             async for place, entry in entries:
                 if entry is Step.TEXT_DONE and after < VOICE_DONE:
@@ -142,10 +173,27 @@ class AudioOutput:
                     if step is Step.ENDED and self._narration.voice is not None:
                         self._audio.voice = self._narration.voice
                     yield Event(place, step, lambda seq, entry=entry: events.json(seq, entry))
+                    if step in BESIDE:
+                        yield _beside(self, events, place, step)
 
     def silence(self, reason: str) -> None:
         """Stop the voice at once."""
         self._narration.silence(reason)
+
+
+def _beside(output: Output, events: TurnEvents, place: Cursor, step: Step) -> Event:
+    """Return the event of the conversation that follows the response's event of *step*."""
+    turn = output.turn
+
+    def write(seq: int) -> bytes:
+        item = events.item(done=step is Step.ITEM_DONE)
+        return msgspec.json.encode(
+            ConversationItemEvent(
+                BESIDE[step], f"event_{seq}", seq, turn.conversation_id, output.previous_item_id, item
+            )
+        )
+
+    return Event(Cursor(place.phase, place.at, BESIDE_BYTES), None, write)
 
 
 def _complaint(seq: int, error: RequestError) -> bytes:

@@ -75,6 +75,15 @@ class NotTruncatable(NotFound):
         super().__init__(f"There is no item {item_id!r} of the assistant's.", details={"path": "$.item_id"})
 
 
+class NotRetrievable(NotFound):
+    """The conversation has no such item."""
+
+    code = "item_retrieve_invalid_item_id"
+
+    def __init__(self, item_id: str) -> None:
+        super().__init__(f"There is no item {item_id!r}.", details={"path": "$.item_id"})
+
+
 class SessionExpired(Unauthenticated):
     """The credentials have ended with which the socket was opened."""
 

@@ -118,6 +118,7 @@ class ResponseStream:
                     socket.seq += 1
                     self._marks.append((socket.seq, event.place))
                     if event.step is Step.ITEM_ADDED:
+                        output.previous_item_id = self._dialogue.last_item_id
                         self._dialogue.last_item_id = output.turn.id
                     elif event.step is Step.ENDED:
                         # Before it is sent: a client that has seen it may ask for the next response.

@@ -13,19 +13,19 @@ from starlette.types import Receive, Send
 
 from jarvis_core import cancellation
 from jarvis_core.access.connections import FRAME_BYTES
-from jarvis_core.errors import Conflict, InvalidRequest, Overloaded, RateLimited, RequestError, TooLarge
+from jarvis_core.errors import Conflict, InvalidRequest, NotFound, Overloaded, RateLimited, RequestError, TooLarge
 from jarvis_core.handlers.admission import Admitted
 from jarvis_core.handlers.call import decode, text_field
-from jarvis_core.handlers.events import Item, Metadata, SpokenOutput
+from jarvis_core.handlers.events import Item, Metadata, SpokenOutput, item_of
 from jarvis_core.handlers.realtime.audio import InputBuffer, from_base64
 from jarvis_core.handlers.realtime.audio_input import Answering, AudioInput
 from jarvis_core.handlers.realtime.config import configured, default_config
-from jarvis_core.handlers.realtime.dialogue import MESSAGE_LIMIT_CHARS, Dialogue
+from jarvis_core.handlers.realtime.dialogue import MESSAGE_LIMIT_CHARS, Dialogue, part_of
 from jarvis_core.handlers.realtime.hearing import Hearing
 from jarvis_core.handlers.realtime.interruption import Interrupter
 from jarvis_core.handlers.realtime.lenient import take
 from jarvis_core.handlers.realtime.output import AudioOutput, Output, TextOutput
-from jarvis_core.handlers.realtime.refusals import AlreadyActive, NothingToCancel
+from jarvis_core.handlers.realtime.refusals import AlreadyActive, NothingToCancel, NotRetrievable
 from jarvis_core.handlers.realtime.response import ResponseStream
 from jarvis_core.handlers.realtime.session_config import ResponseConfig
 from jarvis_core.handlers.realtime.snapshot import MARKS_LIMIT, SessionSnapshot
@@ -41,10 +41,12 @@ from jarvis_core.handlers.realtime.wire import (
     EventHead,
     HandledEvent,
     ItemCreate,
+    ItemRetrieve,
     ItemTruncate,
     Modality,
     ResponseCancel,
     ResponseCreate,
+    RetrievedEvent,
     SessionBody,
     SessionEvent,
     SessionUpdate,
@@ -288,6 +290,7 @@ class Session:
             self._response.output.silenced,
             [] if self._response.output.ledger is None else self._response.output.ledger.spoken,
             self._response.output.metadata,
+            self._response.output.previous_item_id,
         )
         self._realtime.forget(self, self.turn)
         self.close(NORMAL)
@@ -301,6 +304,7 @@ class Session:
         self._transcriptions.language = snapshot.heard_language
         self._config = msgspec.structs.replace(snapshot.config, id=self.id)
         output = self._output_of(turn, snapshot.response_config, snapshot.metadata)
+        output.previous_item_id = snapshot.previous_item_id
         if snapshot.silenced is not None:
             output.silence(snapshot.silenced)
         if output.ledger is not None:
@@ -362,6 +366,8 @@ class Session:
                 await self._configure(event)
             case ItemCreate():
                 await self._add_item(event.item)
+            case ItemRetrieve():
+                await self._retrieve(event)
             case ResponseCreate():
                 await self._respond(event)
             case ResponseCancel():
@@ -399,8 +405,20 @@ class Session:
             raise InvalidRequest.field("$.item.content", f"must have at most {MESSAGE_LIMIT_CHARS} characters")
         self._dialogue.claim(item.id)
         message_id = await self._dialogue.store(item.role, text)
-        parts = [ContentPart("output_text" if item.role == "assistant" else "input_text", text)]
-        await self._dialogue.show(self._socket, Item(item.id or message_id, item.role, parts, "completed"))
+        shown = Item(item.id or message_id, item.role, [part_of(item.role, text)], "completed")
+        await self._dialogue.show(self._socket, shown, message_id)
+
+    async def _retrieve(self, event: ItemRetrieve) -> None:
+        """Tell the client of an item as it is now: of an answer what was heard, of a recording its words."""
+        try:
+            turn = await self._turns.find(self.caller, event.item_id)
+        except NotFound:
+            item = await self._dialogue.find(event.item_id)
+        else:
+            if turn.conversation_id != self.conversation_id:
+                raise NotRetrievable(event.item_id)
+            item = item_of(turn, spoken=turn.id in self._response.ledgers)
+        await self._socket.emit(lambda seq: RetrievedEvent(f"event_{seq}", seq, item))
 
     async def _respond(self, event: ResponseCreate) -> None:
         if self._response.active:

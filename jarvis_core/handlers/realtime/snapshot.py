@@ -33,6 +33,8 @@ class SessionSnapshot(Struct, array_like=True):
     """What was said of the response as sound."""
     metadata: Metadata | None
     """What its client gave the response."""
+    previous_item_id: str | None
+    """The item before the assistant's."""
 
 
 _encoder = msgspec.msgpack.Encoder()

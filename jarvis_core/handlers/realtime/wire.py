@@ -103,7 +103,23 @@ class ItemTruncate(Struct, tag_field="type", tag="conversation.item.truncate"):
     event_id: EventId | None = None
 
 
-HandledEvent = SessionUpdate | ItemCreate | ItemTruncate | ResponseCreate | ResponseCancel | AudioCommit | AudioClear
+class ItemRetrieve(Struct, tag_field="type", tag="conversation.item.retrieve"):
+    """Ask for an item as it is now."""
+
+    item_id: str
+    event_id: EventId | None = None
+
+
+HandledEvent = (
+    SessionUpdate
+    | ItemCreate
+    | ItemRetrieve
+    | ItemTruncate
+    | ResponseCreate
+    | ResponseCancel
+    | AudioCommit
+    | AudioClear
+)
 """Events that change the session, one after another."""
 ClientEvent = HandledEvent | AudioAppend
 
@@ -224,6 +240,15 @@ class SpeechStoppedEvent(Struct):
     """With the silence that ended it."""
     item_id: str
     type: Literal["input_audio_buffer.speech_stopped"] = "input_audio_buffer.speech_stopped"
+
+
+class RetrievedEvent(Struct):
+    """``conversation.item.retrieved``."""
+
+    event_id: str
+    seq: int
+    item: Item
+    type: Literal["conversation.item.retrieved"] = "conversation.item.retrieved"
 
 
 class TruncatedEvent(Struct):

@@ -183,7 +183,9 @@ async def test_spoken_turn(server: Server, bridges: FakeBridges, base: str) -> N
         await connection.input_audio_buffer.commit()
         await connection.response.create()
         events = await events_until(connection, ResponseDoneEvent)
-        assert one(events, InputAudioBufferCommittedEvent).item_id == one(events, ConversationItemAdded).item.id
+        recording, answer = (event for event in events if isinstance(event, ConversationItemAdded))
+        assert one(events, InputAudioBufferCommittedEvent).item_id == recording.item.id == answer.previous_item_id
+        assert one(events, ResponseCreatedEvent).response.id == answer.item.id
         words = one(events, ConversationItemInputAudioTranscriptionCompletedEvent)
         assert words.transcript == "Quelle heure est-il ?"
         assert words.usage.to_dict() == {"type": "duration", "seconds": 1.0}

@@ -51,17 +51,19 @@ async def test_turn(server: Server, bridges: FakeBridges) -> None:
         (3, "conversation.item.done"),
         (4, "response.created"),
         (5, "response.output_item.added"),
-        (6, "response.content_part.added"),
-        (7, DELTA),
+        (6, "conversation.item.added"),
+        (7, "response.content_part.added"),
         (8, DELTA),
-        (9, "response.output_text.done"),
-        (10, "response.content_part.done"),
-        (11, "response.output_item.done"),
-        (12, "response.done"),
+        (9, DELTA),
+        (10, "response.output_text.done"),
+        (11, "response.content_part.done"),
+        (12, "response.output_item.done"),
+        (13, "conversation.item.done"),
+        (14, "response.done"),
     ]
     assert (response["status"], response["status_details"]) == ("completed", None)
     assert response["output"][0]["content"] == [{"type": "output_text", "text": "one two"}]
-    assert response["usage"] == {"output_tokens": 2, "total_tokens": 2}
+    assert response["usage"] == {"input_tokens": 0, "output_tokens": 2, "total_tokens": 2}
 
 
 async def test_stored_is_shown(server: Server, bridges: FakeBridges, alice: aiohttp.ClientSession) -> None:
@@ -94,8 +96,8 @@ async def test_conversation_goes_on(server: Server, bridges: FakeBridges, alice:
         second = await socket.done()
         items = [event["item"]["id"] for event in socket.seen if event["type"] == "conversation.item.done"]
         previous = [event["previous_item_id"] for event in socket.seen if event["type"] == "conversation.item.done"]
-    assert previous == [None, first["id"]]
-    assert items == [first["user_message_id"], second["user_message_id"]]
+    assert items == [first["user_message_id"], first["id"], second["user_message_id"], second["id"]]
+    assert previous == [None, *items[:-1]]
     async with open_socket(server.url, key=ALICE, conversation_id=first["conversation_id"]) as socket:
         assert (await socket.receive())["session"]["conversation_id"] == first["conversation_id"]
         await socket.ask("who am I?")
@@ -821,7 +823,7 @@ async def test_resume(server: Server, bridges: FakeBridges, alice: aiohttp.Clien
     ]
 
 
-@pytest.mark.parametrize("after", [4, 5, 6, 7, 8, 9, 10, 11, 12])
+@pytest.mark.parametrize("after", range(4, 15))
 async def test_resume_at_each_event(server: Server, bridges: FakeBridges, after: int) -> None:
     """Whichever event was the last that arrived, the ones behind it follow, also when the turn ended meanwhile."""
     bridges.mode = streaming("one ", "two", hold_after=1)
@@ -830,10 +832,10 @@ async def test_resume_at_each_event(server: Server, bridges: FakeBridges, after:
         await lost.until_text("one ")
         bridges.gate.release()
         await lost.done()
-        assert lost.seen[-1]["seq"] == 12
+        assert lost.seen[-1]["seq"] == 14
         lost.abort()
     async with await resume(server, lost, asked["id"], after) as socket:
-        if after < 12:
+        if after < 14:
             assert (await socket.done())["status"] == "completed"
             rest = [event["type"] for event in socket.seen[after:] if event["type"] != DELTA]
             assert rest == [

@@ -628,12 +628,14 @@ async def test_spoken_response(server: Server, bridges: FakeBridges, alice: aioh
     assert kinds[kinds.index("response.created") :] == [
         "response.created",
         "response.output_item.added",
+        "conversation.item.added",
         "response.content_part.added",
         *(kind for _ in SENTENCES for kind in (WORDS, SOUND)),
         "response.output_audio.done",
         "response.output_audio_transcript.done",
         "response.content_part.done",
         "response.output_item.done",
+        "conversation.item.done",
         "response.done",
     ]
     assert [words.strip() for words, _ in sound_by_sentence(socket.seen)] == list(SENTENCES)
