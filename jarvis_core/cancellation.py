@@ -3,44 +3,34 @@ Deadlines, and the absorbing of a cancellation by a task that goes on, alike on 
 
 ``asyncio.timeout`` of Python 3.11.0 to 3.11.2 (Debian 12 has 3.11.2) raises ``CancelledError`` where ``TimeoutError``
 is due, in a task that was cancelled before, such as one that stores or closes something because it was cancelled
-(https://github.com/python/cpython/issues/102780). Any code may run in such a task, so all of it uses these deadlines;
-asyncio's own can return when the lowest version is 3.11.3.
+(https://github.com/python/cpython/issues/102780). Any code may run in such a task, so all of it uses these deadlines,
+which are asyncio's own from 3.11.3 on.
 """
 
 from __future__ import annotations
 
 import asyncio
+import sys
 from types import TracebackType
 from typing import Self
 
 
-class Timeout:
+class Timeout(asyncio.Timeout):  # type: ignore[misc]  # final for type checkers; this adds nothing on later Pythons
     """Cancels the block (``async with``) when it is due and raises ``TimeoutError``, as ``asyncio.Timeout`` does."""
 
-    __slots__ = ("_cancelling", "_timeout")
+    if sys.version_info < (3, 11, 3):
 
-    def __init__(self, when: float | None) -> None:
-        self._timeout = asyncio.Timeout(when)
-        self._cancelling = 0
-        """How often the task had been cancelled when it came in."""
+        async def __aenter__(self) -> Self:
+            self._requests = requests()
+            await super().__aenter__()
+            return self
 
-    def reschedule(self, when: float | None) -> None:
-        """Have it due at *when*, of the loop's clock, or never."""
-        self._timeout.reschedule(when)
-
-    async def __aenter__(self) -> Self:
-        await self._timeout.__aenter__()
-        self._cancelling = requests()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._timeout.__aexit__(kind, exc, trace)
-        # Only Python 3.11.0 to 3.11.2 get here with an expired deadline and a task that was not cancelled from
-        # elsewhere.
-        if self._timeout.expired() and isinstance(exc, asyncio.CancelledError) and requests() <= self._cancelling:
-            raise TimeoutError from exc
+        async def __aexit__(
+            self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+        ) -> None:
+            await super().__aexit__(kind, exc, trace)
+            if self.expired() and isinstance(exc, asyncio.CancelledError) and requests() <= self._requests:
+                raise TimeoutError from exc
 
 
 def timeout(delay_s: float | None) -> Timeout:

@@ -25,6 +25,8 @@ NAME_LIMIT_CHARS = 64
 
 def end_named(said: object) -> str | None:
     """Return our name for an end as a server *said* it; None where it has not said that anything ended."""
+    if said == STOP:
+        return STOP
     if said is None or said is False:
         return None
     word = str(said).strip().lower() if not isinstance(said, dict | list) else ""
