@@ -367,13 +367,14 @@ class Turns:
         limit = prompt.max_tokens * CHARS_PER_TOKEN_LIMIT
         async with self._model.generate(prompt, turn.caller) as pieces:
             async for piece in pieces:
-                if isinstance(piece, Finish):
-                    finish = piece
+                if not isinstance(piece, str):
+                    if isinstance(piece, Discard):
+                        turn.discard_text()
+                    else:
+                        finish = piece
                     continue
-                if isinstance(piece, Discard):
-                    turn.discard_text()
-                    continue
-                piece = storable_text(piece)
+                if "\0" in piece:
+                    piece = storable_text(piece)
                 if not piece:
                     continue
                 if length:
