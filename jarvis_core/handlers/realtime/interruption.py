@@ -35,13 +35,11 @@ class Interrupter:
         heard_ms = conversation.heard_ms(time_ms)
         conversation.silence(time_ms)
         turn = output.turn
-        if turn.ended:
-            # Before its end is told: whoever asks then what was said is told what was heard.
-            await self._keep_heard(turn, output.ledger, heard_ms)
+        # Silent at once. Its end is told later: whoever asks then what was said is told what was heard.
+        with response.end_held():
             output.silence(reason)
-        else:
-            output.silence(reason)
-            await self._turns.stop(turn, reason=reason)
+            if not turn.ended:
+                await self._turns.stop(turn, reason=reason)
             await self._keep_heard(turn, output.ledger, heard_ms)
         # A client that interrupts asks for the next response at once: this one must be over by then.
         await response.wait_sent()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import bisect
-from contextlib import aclosing
+from collections.abc import Iterator
+from contextlib import aclosing, contextmanager
 
 from jarvis_core import log
 from jarvis_core.conversation.ledger import Ledger
@@ -46,6 +47,8 @@ class ResponseStream:
         """(seq, place) of each event that was sent."""
         self._resume_at: Cursor | None = None
         self._pump: asyncio.Task[None] | None = None
+        self._end_free = asyncio.Event()
+        self._end_free.set()
 
     def begin(self, turn: Turn, output: Output, config: SessionBody) -> None:
         """Send *turn* from its start; the response before it has been sent."""
@@ -72,6 +75,20 @@ class ResponseStream:
         """Continue sending a response that was taken over, if there is one."""
         if self._resume_at is not None and self.output is not None and self.turn is not None:
             self._follow(self.output, self._resume_at)
+
+    @property
+    def end_free(self) -> bool:
+        """Whether the response's end may be told."""
+        return self._end_free.is_set()
+
+    @contextmanager
+    def end_held(self) -> Iterator[None]:
+        """Keep the response's end from being told meanwhile."""
+        self._end_free.clear()
+        try:
+            yield
+        finally:
+            self._end_free.set()
 
     async def wait_sent(self) -> None:
         """Wait until the whole response was sent, or its client is lost."""
@@ -113,6 +130,8 @@ class ResponseStream:
         try:
             async with BoundedSends() as sends, aclosing(output.events(after)) as events:
                 async for event in events:
+                    if event.step is Step.ENDED:
+                        await self._end_free.wait()
                     if not socket.is_free:
                         await sends.wait(socket.free())
                     socket.seq += 1

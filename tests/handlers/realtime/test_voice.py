@@ -1008,6 +1008,8 @@ async def test_resume_at_each_event(server: Server, bridges: FakeBridges) -> Non
             response = await socket.done()
             assert (response["status"], socket.tally.text) == ("completed", ANSWER)
             assert socket.tally.sound == whole, after
+            steps = [kind for kind in types_of(socket.seen[len(seen) + 1 :]) if kind not in (WORDS, SOUND)]
+            assert steps == [kind for kind in types_of(events[len(seen) :]) if kind not in (WORDS, SOUND)], after
             socket.abort()
 
 
