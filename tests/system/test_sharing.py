@@ -222,7 +222,7 @@ async def test_socket_goes_on_elsewhere(machines: list[Machine], bridges: FakeBr
     async with AsyncExitStack() as stack:
         socket = await stack.enter_async_context(open_socket(a))
         await socket.send("session.update", session={"output_modalities": [modality], "instructions": "as a pirate"})
-        asked = await socket.ask("count")
+        asked = await socket.ask("count", metadata={"by": "me"})
         if modality == "text":
             await socket.until_text("One. ")
         for url, cut in ((b, True), (a, True), (b, False), (a, True)):
@@ -246,6 +246,11 @@ async def test_socket_goes_on_elsewhere(machines: list[Machine], bridges: FakeBr
             assert (await socket.done())["status"] == "completed"
         assert socket.tally.text == "One. Two. Three. Four."
         assert bool(socket.tally.sound) == (modality == "audio")
+        ends = {event["type"]: event for event in socket.seen}
+        assert ends["response.done"]["response"]["metadata"] == {"by": "me"}
+        for name in ("conversation.item.added", "conversation.item.done"):
+            assert ends[name]["item"]["id"] == asked["id"]
+            assert ends[name]["previous_item_id"] == asked["user_message_id"]
         lost = socket
         lost.abort()
         again = {"resume": asked["id"], "after": lost.seen[-1]["seq"]}

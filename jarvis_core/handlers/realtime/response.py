@@ -137,8 +137,7 @@ class ResponseStream:
                     socket.seq += 1
                     self._marks.append((socket.seq, event.place))
                     if event.step is Step.ITEM_ADDED:
-                        output.previous_item_id = self._dialogue.last_item_id
-                        self._dialogue.last_item_id = output.turn.id
+                        self._add_item(output)
                     elif event.step is Step.ENDED:
                         # Before it is sent: a client that has seen it may ask for the next response.
                         self._end(output.turn)
@@ -154,6 +153,12 @@ class ResponseStream:
         except Exception:
             logger.exception("the events of a response failed through a defect")
             socket.close(DEFECT)
+
+    def _add_item(self, output: Output) -> None:
+        """Make the assistant's item the conversation's last, unless a connection that was lost has told of it already."""
+        if output.previous_item_id is None and self._dialogue.last_item_id != output.turn.id:
+            output.previous_item_id = self._dialogue.last_item_id
+            self._dialogue.last_item_id = output.turn.id
 
     def _end(self, turn: Turn) -> None:
         self.active = False
