@@ -37,6 +37,7 @@ logger = log.get(__name__)
 PARTS_LIMIT = 1 << 16
 RETRY_AFTER_S = 1
 LENGTH = struct.Struct("<Q")
+PIECE_BYTES = 1 << 18
 END_LOOK_INTERVAL_S = 0.01
 END_LOOKS = 50
 """A child that is told to end does nothing but end: it is killed after half a second."""
@@ -119,12 +120,18 @@ class _Subprocess:
         writer: asyncio.StreamWriter,
         message: Sequence[Part],
     ) -> Message:
-        writer.write(LENGTH.pack(len(message)) + b"".join(LENGTH.pack(len(part)) for part in message))
-        for part in message:
-            # In pieces: a write of many megabytes at once would hold the loop.
-            for start in range(0, len(part), 1 << 18):
-                writer.write(memoryview(part)[start : start + (1 << 18)])
-                await writer.drain()
+        head = LENGTH.pack(len(message)) + b"".join(LENGTH.pack(len(part)) for part in message)
+        if sum(map(len, message)) <= PIECE_BYTES:
+            # A write for each part would wake the process as often.
+            writer.write(b"".join((head, *message)))
+            await writer.drain()
+        else:
+            writer.write(head)
+            for part in message:
+                # In pieces: a write of many megabytes at once would hold the loop.
+                for start in range(0, len(part), PIECE_BYTES):
+                    writer.write(memoryview(part)[start : start + PIECE_BYTES])
+                    await writer.drain()
         (count,) = LENGTH.unpack(await reader.readexactly(LENGTH.size))
         if not 0 < count <= PARTS_LIMIT:
             raise EOFError
