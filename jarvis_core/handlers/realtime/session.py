@@ -263,6 +263,7 @@ class Session:
         self._dialogue.restore(dialogue.last_item_id, dialogue.pending, dialogue.asked)
         self._transcriptions.language = previous._transcriptions.language
         self._config = msgspec.structs.replace(previous._config, id=self.id)
+        self._input.lead(self._config.audio.input.turn_detection)
         self._socket.seq = after
         if self.turn is not None:
             self._realtime.keep(self, self.turn)
@@ -303,6 +304,7 @@ class Session:
         self._dialogue.restore(snapshot.last_item_id, snapshot.pending, snapshot.asked)
         self._transcriptions.language = snapshot.heard_language
         self._config = msgspec.structs.replace(snapshot.config, id=self.id)
+        self._input.lead(self._config.audio.input.turn_detection)
         output = self._output_of(turn, snapshot.response_config, snapshot.metadata)
         output.previous_item_id = snapshot.previous_item_id
         if snapshot.silenced is not None:

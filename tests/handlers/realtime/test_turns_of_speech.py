@@ -234,3 +234,18 @@ async def test_noise_is_no_turn(server: Server, bridges: FakeBridges) -> None:
         await socket.until("input_audio_buffer.cleared")
         assert STARTED not in [one["type"] for one in socket.seen]
         assert not [one for one in bridges.requests if one.path == "/api/stt/transcribe"]
+
+
+async def test_resumed(server: Server, bridges: FakeBridges) -> None:
+    """A session that is taken up again finds turns of speech as it was told to before."""
+    bridges.mode = speaking(answer="Oui.")
+    async with conversing(server, type="server_vad", silence_duration_ms=3_000) as socket:
+        await play(socket, silence(0.5), clip("fx16k_fr_1"), silence(3.3), pace=0.0)
+        done = await socket.done()
+        seen = socket.seen
+    after = seen[-1]["seq"]
+    async with open_socket(server.url, key=ALICE, resume=done["id"], after=after, seen=seen) as socket:
+        await socket.receive()
+        await play(socket, silence(0.5), clip("fx16k_fr_1"), silence(1.5), clip("fx16k_en_1"), silence(3.3), pace=0.0)
+        # Both clips and the pause between them are one turn.
+        assert (await socket.until(STOPPED))["audio_end_ms"] > 9_000
