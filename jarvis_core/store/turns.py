@@ -158,7 +158,7 @@ select count(*) from m
 # What was worked out here gives way to what the client tells; of several that it tells the least counts.
 TRUNCATE = """
 with t as (
-    select id, started_at from turns where id = %(turn)s and owner = %(owner)s
+    select id from turns where id = %(turn)s and owner = %(owner)s
 ), m as (
     update messages m set
         content = left(m.content || m.unheard, %(chars)s),

@@ -140,9 +140,12 @@ class AudioInput:
 
     async def _end_speech(self, action: Action, config: SessionBody, answering: Answering) -> None:
         """Make a turn of speech an item, and begin to answer it where it is over."""
+        recording = self._hearing.recording(action.start_ms, action.end_ms)
+        if action.kind is Kind.CUT:
+            # It is of the turn up to its last pause, and not up to the cut.
+            self._hearing.forget_early()
         early = self._hearing.take_early()
         item_id, self._hearing.item_id = self._hearing.item_id or new_id(), None
-        recording = self._hearing.recording(action.start_ms, action.end_ms)
         await self._socket.emit(lambda seq: SpeechStoppedEvent(f"event_{seq}", seq, action.end_ms, item_id))
         detection = config.audio.input.turn_detection
         answer = action.kind is Kind.COMMIT and detection is not None and detection.create_response

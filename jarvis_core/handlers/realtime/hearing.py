@@ -7,12 +7,13 @@ Owns the sound of the turn of speech that is open, and its early transcript.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, Callable
 
 from jarvis_core.codec.client import Microphone
 from jarvis_core.conversation.clock import SessionClock
 from jarvis_core.conversation.machine import Action, Conversation, Manner
-from jarvis_core.errors import RequestError
+from jarvis_core.errors import Overloaded, RateLimited, RequestError
 from jarvis_core.handlers.realtime.audio import Recording
 from jarvis_core.handlers.realtime.refusals import BufferExpired, BufferGaveWay, CommitEmpty
 from jarvis_core.models import Caller
@@ -90,9 +91,10 @@ class Hearing:
         self._forget_before(self.conversation.position_ms)
 
     def listen_early(self, start_ms: int, end_ms: int, language: str | None, caller: Caller) -> None:
-        """Begin to transcribe a turn of speech that may be over."""
+        """Begin to transcribe a turn of speech that may be over, where there is room for it: it can wait for the end."""
         self.forget_early()
-        self.early = EarlyTranscript(self._transcriber, self.recording(start_ms, end_ms), language, caller)
+        with contextlib.suppress(Overloaded, RateLimited):
+            self.early = EarlyTranscript(self._transcriber, self.recording(start_ms, end_ms), language, caller)
 
     def take_early(self) -> EarlyTranscript | None:
         """Return the early transcript, for the caller to own."""
