@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Literal, Protocol
 
 import uuid_utils
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Raw, Struct, UnsetType
 
 HEX_AND_DASH = frozenset("0123456789abcdefABCDEF-")
 
@@ -115,11 +115,51 @@ class IdempotencyKey(Struct, frozen=True):
     """Hash of the request; a different request under the same key is a client's mistake."""
 
 
+class Tool(Struct, frozen=True):
+    """What a model may call: a server's, or the client's own."""
+
+    name: str
+    """As the model sees it: at most 64 characters of ``[A-Za-z0-9_-]``, each once in a prompt; of a server ``server__tool``."""
+    description: str = ""
+    parameters: Raw = Raw(b'{"type":"object"}')
+    """The JSON Schema of its arguments, an object, as whoever has the tool wrote it."""
+    server: str = ""
+    """The ``ToolServer`` that does it; empty where the client does."""
+    own_name: str = ""
+    """What its server calls it."""
+    read_only: bool = False
+    """Whether it changes nothing."""
+    needs_approval: bool = False
+    """Whether somebody has to say yes to each call."""
+
+
+class ToolCall(Struct, frozen=True):
+    """A model's wish that a tool be called."""
+
+    id: str
+    """Its ``call_id``; each once in a turn."""
+    name: str
+    arguments: str
+    """JSON, as the model wrote it: unchecked."""
+
+
+class ToolOutput(Struct, frozen=True):
+    """What a call came to; data, whatever it says."""
+
+    text: str
+    failed: bool = False
+    """Whether the tool itself says that it did not do it."""
+
+
 class Utterance(Struct, frozen=True):
     """One message of a prompt."""
 
-    role: Role
+    role: Literal["system", "user", "assistant", "tool"]
     content: str
+    calls: tuple[ToolCall, ...] = ()
+    """An assistant's, each of which a message of a tool follows."""
+    call_id: str = ""
+    """Of a tool's: the call whose output it is."""
 
 
 class Prompt(Struct, frozen=True):
@@ -132,6 +172,14 @@ class Prompt(Struct, frozen=True):
     """The newest message of the user; never shortened."""
     temperature: float
     max_tokens: int
+    tools: Sequence[Tool] = ()
+    """What the model may call; an adapter that cannot offer tools leaves them out."""
+    tool_choice: str = "auto"
+    """``auto``, ``none``, ``required``, or the name of the one that it has to call."""
+    followed: Sequence[Utterance] = ()
+    """What came of *content* in this turn until now: calls, and what tools answered."""
+    conversation_id: str = ""
+    """Where the turn is of a conversation of ours."""
 
 
 class Finish(Struct, frozen=True):
@@ -140,12 +188,14 @@ class Finish(Struct, frozen=True):
     reason: str
     """
     ``stop`` is the model's own end; all others are none: ``length``, ``lost``, ``stalled``, ``deadline``, ``flood`` (a stream
-    that brings nothing without end), ``content_filter``, ``refusal``, ``tool_calls`` (of tools that nobody offered),
-    ``thinking`` (it ended in the middle of it), or what else its server calls it.
+    that brings nothing without end), ``content_filter``, ``refusal``, ``tool_calls``, ``thinking`` (it ended in the middle
+    of it), or what else its server calls it.
     """
     tokens: int | None = None
     """Generated; None where the neighbour did not say."""
     model: str = ""
+    calls: tuple[ToolCall, ...] = ()
+    """With the reason ``tool_calls``; none where nothing was offered."""
 
 
 class Discard(Struct, frozen=True):
@@ -168,6 +218,43 @@ class LanguageModel(Protocol):
         the answer was read to its end. Raises ``Unavailable``, ``BadGateway``, ``DeadlineExceeded``, ``RateLimited`` or
         ``InvalidRequest``; once text has arrived a loss is a ``Finish`` instead.
         """
+        ...
+
+
+class ToolServer(Protocol):
+    """A server of tools: an adapter under ``services/``, asked by ``tools/`` alone, which keeps deadlines and budgets."""
+
+    name: str
+
+    @property
+    def state(self) -> HealthState:
+        """How it is, from memory."""
+        ...
+
+    @property
+    def tools(self) -> Sequence[Tool]:
+        """What it has, from memory: empty while it is away; it finds itself again."""
+        ...
+
+    async def call(self, tool: Tool, arguments: Raw, caller: Caller) -> ToolOutput:
+        """
+        Have *tool* called once, never again by itself, with *arguments*: a JSON object that fits its schema.
+
+        Waits as long as it is let: cancelling closes the connection. Raises ``RequestError``.
+        """
+        ...
+
+
+class House(Protocol):
+    """A house that understands sentences by itself: an adapter under ``services/``, asked before any model."""
+
+    @property
+    def state(self) -> HealthState:
+        """How it is, from memory."""
+        ...
+
+    async def answer(self, text: str, conversation_id: str, caller: Caller) -> str | None:
+        """Do what *text* says, and return the house's answer; None where the model is to be asked, also of a house that is away."""
         ...
 
 

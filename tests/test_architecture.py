@@ -37,12 +37,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "stand_ins": {"local", "processes", "settings", "errors", "log"},
     "server": {"app", "processes", "access", "settings", "errors", "log"},
     "app": {"container", "handlers", "codec", *KNOWN_TO_ALL},
-    "container": {"speech", "turns", "memory", "store", "services", "codec", "shared", "processes", "access"}
+    "container": {"speech", "turns", "tools", "memory", "store", "services", "codec", "shared", "processes", "access"}
     | KNOWN_TO_ALL,
-    "handlers": {"conversation", "speech", "turns", "memory", "codec", "access", *KNOWN_TO_ALL},
+    "handlers": {"conversation", "speech", "turns", "tools", "memory", "codec", "access", *KNOWN_TO_ALL},
     "speech": {"conversation", "turns", "codec", "shared", *KNOWN_TO_ALL},
     "conversation": set(),
-    "turns": {"memory", "store", "shared", "processes", *KNOWN_TO_ALL},
+    "turns": {"tools", "memory", "store", "shared", "processes", *KNOWN_TO_ALL},
+    "tools": KNOWN_TO_ALL,
     "memory": {"store", *KNOWN_TO_ALL},
     "store": {"processes", *KNOWN_TO_ALL},
     "services": KNOWN_TO_ALL,
