@@ -28,7 +28,7 @@ def in_order(history: Sequence[Utterance], content: str) -> list[ChatMessage]:
     messages: list[ChatMessage] = []
     for utterance in history:
         role, text = utterance.role, utterance.content
-        if role == "system":
+        if role == "system" or role == "tool":
             continue
         if role == "assistant":
             text = answer_in(text)
