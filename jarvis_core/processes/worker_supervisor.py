@@ -112,7 +112,8 @@ class WorkerSupervisor:
             while not (self._stops and not any(slot.poll() for slot in self._slots)):
                 self._wait()
                 self._check_workers()
-            return 0 if self._announced else 130
+            # One that served was up, for whoever sent the signal; 130 is the end of a start.
+            return 0 if self._announced or any(slot.ready for slot in self._slots) else 130
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:

@@ -182,3 +182,10 @@ def test_worker_that_stands_still_is_killed(monkeypatch: pytest.MonkeyPatch) -> 
         assert supervisor.run() == 0
     assert len(children.started) == 3
     assert children.started[0].returncode == -signal.SIGKILL
+
+
+def test_signal_while_some_serve() -> None:
+    """A stop of a server that already answers is a good end, whatever its other workers were doing."""
+    children = Children(SERVES, OBEYS + SLEEPS)
+    with meanwhile(lambda: children.wait_ready(1)):
+        assert WorkerSupervisor(children.spawn, 2, drain_timeout_s=5, on_ready=pytest.fail).run() == 0
