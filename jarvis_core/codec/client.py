@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from jarvis_core import errors
 from jarvis_core.codec.messages import (
+    SAMPLE_BYTES,
     Answer,
     Checked,
     CheckEnhanced,
@@ -26,6 +27,7 @@ from jarvis_core.codec.messages import (
     Listened,
     OutputFormat,
     Request,
+    SampleEncoding,
     answer_decoder,
     encoder,
 )
@@ -145,7 +147,7 @@ class Codec:
         return await self._decode(self._uploads, request, parts)
 
     async def decode_pcm(
-        self, parts: Sequence[bytes], encoding: Literal["pcm16", "f32"], sample_rate_hz: int, *, limit_s: float
+        self, parts: Sequence[bytes], encoding: SampleEncoding, sample_rate_hz: int, *, limit_s: float
     ) -> Clip:
         """Return the clip that *parts* are; raises ``InvalidRequest`` or ``TooLarge``."""
         return await self._decode(self._pool, DecodePcm(encoding, sample_rate_hz, limit_s=limit_s), parts)
@@ -158,7 +160,7 @@ class Codec:
 
     @asynccontextmanager
     async def encode(
-        self, output_format: OutputFormat, *, output_rate_hz: int | None = None, tempo: float = 1.0
+        self, output_format: OutputFormat | SampleEncoding, *, output_rate_hz: int | None = None, tempo: float = 1.0
     ) -> AsyncIterator[SpeechEncoder]:
         """Lend an encoder of one stream of speech."""
         async with self._pool.session() as session:
@@ -168,7 +170,7 @@ class Codec:
             finally:
                 await speech_encoder.drop()
 
-    def listen(self, encoding: Literal["pcm16", "mulaw", "alaw"], sample_rate_hz: int) -> Microphone:
+    def listen(self, encoding: SampleEncoding, sample_rate_hz: int) -> Microphone:
         """Return a stream of sound that is listened to; close it."""
         return Microphone(self._listeners, next(self._streams), encoding, sample_rate_hz)
 
@@ -198,7 +200,12 @@ class SpeechEncoder:
     """One stream of speech on its way out; pieces go in, bytes to send come out."""
 
     def __init__(
-        self, session: Session, stream: int, output_format: OutputFormat, output_rate_hz: int | None, tempo: float
+        self,
+        session: Session,
+        stream: int,
+        output_format: OutputFormat | SampleEncoding,
+        output_rate_hz: int | None,
+        tempo: float,
     ) -> None:
         self._session = session
         self._stream = stream
@@ -261,9 +268,7 @@ class SpeechEncoder:
 class Microphone:
     """One stream of sound that is listened to; sound goes in, probabilities of speech come out."""
 
-    def __init__(
-        self, pool: SubprocessPool, stream: int, encoding: Literal["pcm16", "mulaw", "alaw"], sample_rate_hz: int
-    ) -> None:
+    def __init__(self, pool: SubprocessPool, stream: int, encoding: SampleEncoding, sample_rate_hz: int) -> None:
         self._pool = pool
         self._stream = stream
         self._encoding = encoding
@@ -277,7 +282,7 @@ class Microphone:
 
         A process that dies is replaced: the next one goes on with what comes then. Raises ``Overloaded`` or ``Unavailable``.
         """
-        piece_bytes = round(LISTEN_PIECE_S * self._sample_rate_hz) * (2 if self._encoding == "pcm16" else 1)
+        piece_bytes = round(LISTEN_PIECE_S * self._sample_rate_hz) * SAMPLE_BYTES[self._encoding]
         for start in range(0, len(data), piece_bytes):
             sound = await self._ask(data[start : start + piece_bytes])
             if sound.steps:

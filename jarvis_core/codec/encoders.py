@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from fractions import Fraction
-from typing import Protocol
+from typing import Literal, Protocol
 
 import av
 import numpy as np
@@ -14,7 +14,8 @@ from av.codec import CodecContext
 
 from jarvis_core.codec.clip import Samples
 from jarvis_core.codec.info_tag import info_frame
-from jarvis_core.codec.messages import OutputFormat
+from jarvis_core.codec.linear import compress
+from jarvis_core.codec.messages import OutputFormat, SampleEncoding
 
 MP3_RATES_HZ = (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000)
 MP3_KBPS = 64
@@ -52,7 +53,7 @@ class Encoder(Protocol):
         ...
 
 
-def allowed_rate(output_format: OutputFormat, wanted_hz: int) -> int:
+def allowed_rate(output_format: OutputFormat | SampleEncoding, wanted_hz: int) -> int:
     """Return the rate that *output_format* can have and that loses nothing of *wanted_hz*, if there is one."""
     if output_format == "opus":
         return OPUS_RATE_HZ
@@ -61,13 +62,15 @@ def allowed_rate(output_format: OutputFormat, wanted_hz: int) -> int:
     return wanted_hz
 
 
-def open_encoder(output_format: OutputFormat, rate_hz: int) -> Encoder:
+def open_encoder(output_format: OutputFormat | SampleEncoding, rate_hz: int) -> Encoder:
     """Return what writes *output_format* at a rate that it can have."""
     match output_format:
         case "wav":
             return _WavEncoder(rate_hz)
         case "pcm16":
             return _Pcm16Encoder()
+        case "mulaw" | "alaw":
+            return _G711Encoder(output_format)
         case "f32":
             return _Float32Encoder()
         case "mp3":
@@ -91,8 +94,7 @@ class _Pcm16Encoder:
     """16-bit samples."""
 
     def encode(self, samples: Samples) -> bytes:
-        values: npt.NDArray[np.int16] = np.rint(samples * np.float32(32_767)).astype("<i2")
-        return values.tobytes()
+        return _int16(samples).tobytes()
 
     def end(self) -> bytes:
         return b""
@@ -118,6 +120,16 @@ class _WavEncoder(_Pcm16Encoder):
 
     def beginning(self) -> bytes:
         return wav_header(self._rate_hz, self._size) if self._begun else b""
+
+
+class _G711Encoder(_Pcm16Encoder):
+    """Samples of 8 bits, as telephones have them."""
+
+    def __init__(self, kind: Literal["alaw", "mulaw"]) -> None:
+        self._kind = kind
+
+    def encode(self, samples: Samples) -> bytes:
+        return compress(_int16(samples), self._kind).tobytes()
 
 
 class _Float32Encoder:
@@ -226,6 +238,11 @@ class _Sink:
         data = bytes(self._data)
         self._data.clear()
         return data
+
+
+def _int16(samples: Samples) -> npt.NDArray[np.int16]:
+    values: npt.NDArray[np.int16] = np.rint(samples * np.float32(32_767)).astype("<i2")
+    return values
 
 
 def _to_frame(samples: Samples, rate_hz: int, position: int) -> AudioFrame | None:

@@ -84,6 +84,11 @@ def expand(raw: npt.NDArray[np.uint8], kind: Literal["alaw", "mulaw"]) -> npt.ND
     return (_alaw_table() if kind == "alaw" else _mulaw_table())[raw]
 
 
+def compress(samples: npt.NDArray[np.int16], kind: Literal["alaw", "mulaw"]) -> npt.NDArray[np.uint8]:
+    """Return the bytes that stand for *samples*: for each the nearest that there is (ITU-T G.711)."""
+    return _codes(kind)[samples.view(np.uint16)]
+
+
 def _values(raw: npt.NDArray[np.uint8], layout: Layout) -> npt.NDArray[Any]:
     """Return the numbers that the bytes *raw* stand for, as they are."""
     order = ">" if layout.big_endian else "<"
@@ -130,6 +135,16 @@ def _full_scale(raw: npt.NDArray[np.uint8], layout: Layout) -> float:
             return float(1 << (width_bits - 1))
         filled = filled or bool(np.any(values & ((1 << unused) - 1)))
     return float(limit if filled else 1 << (width_bits - 1))
+
+
+@cache
+def _codes(kind: Literal["alaw", "mulaw"]) -> npt.NDArray[np.uint8]:
+    """Return the byte for each sample of 16 bits, from 0 to 32,767 and then from -32,768 to -1; 0 is the positive one."""
+    values = expand(np.arange(256, dtype=np.uint8), kind).astype(np.int32)
+    order = np.argsort(values, kind="stable")
+    middles = (values[order][1:] + values[order][:-1]) / 2
+    samples = np.arange(1 << 16, dtype=np.uint16).view(np.int16)
+    return order[np.searchsorted(middles, samples, "right")].astype(np.uint8)
 
 
 @cache

@@ -13,6 +13,10 @@ import msgspec
 from msgspec import Struct
 
 OutputFormat = Literal["wav", "mp3", "opus", "pcm16", "f32"]
+SampleEncoding = Literal["pcm16", "mulaw", "alaw"]
+"""Samples as conversations have them: 16 bits, or 8 as telephones have them (ITU-T G.711)."""
+SAMPLE_BYTES: dict[OutputFormat | SampleEncoding, int] = {"pcm16": 2, "f32": 4, "mulaw": 1, "alaw": 1}
+"""Of formats that are nothing but samples."""
 
 WINDOW_S = 60.0
 """
@@ -45,7 +49,7 @@ class DecodeUpload(Struct, frozen=True, tag="upload"):
 class DecodePcm(Struct, frozen=True, tag="pcm"):
     """Samples of a known kind, in its payloads one after another; answered by ``Decoded``."""
 
-    encoding: Literal["pcm16", "f32"]
+    encoding: SampleEncoding | Literal["f32"]
     sample_rate_hz: int
     limit_s: float = 600.0
     window_s: float = WINDOW_S
@@ -97,7 +101,7 @@ class Encode(Struct, frozen=True, tag="encode"):
 
     stream: int
     """Chosen by who asks; pieces of several streams may mix."""
-    format: OutputFormat
+    format: OutputFormat | SampleEncoding
     encoding: Literal["base64", "container"] = "base64"
     """The payload: float32 samples in base64, or a file that is told by its first bytes."""
     sample_rate_hz: int = 0
@@ -133,7 +137,7 @@ class Listen(Struct, frozen=True, tag="listen"):
 
     stream: int
     """Chosen by who asks."""
-    encoding: Literal["pcm16", "mulaw", "alaw"] = "pcm16"
+    encoding: SampleEncoding = "pcm16"
     sample_rate_hz: int = 24_000
     first: bool = False
 

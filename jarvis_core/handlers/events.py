@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from jarvis_core.codec.messages import SampleEncoding
 from jarvis_core.models import Status
 from jarvis_core.turns.log import Entry, Step, Turn
 
@@ -65,17 +66,38 @@ class StatusDetails(Struct):
     error: EventError | None = None
 
 
-class PcmFormat(Struct):
+class PcmFormat(Struct, frozen=True, tag_field="type", tag="audio/pcm"):
     """16-bit little-endian mono samples; the Realtime API has 24,000 a second, other rates are ours."""
 
-    type: Literal["audio/pcm"] = "audio/pcm"
+    encoding: ClassVar[SampleEncoding] = "pcm16"
+    sample_bytes: ClassVar[int] = 2
+
     rate: Annotated[int, Meta(ge=8_000, le=48_000)] = 24_000
+
+
+class MulawFormat(Struct, frozen=True, tag_field="type", tag="audio/pcmu"):
+    """G.711 µ-law: 8,000 samples of a byte a second, as telephones in America and Japan have them."""
+
+    encoding: ClassVar[SampleEncoding] = "mulaw"
+    sample_bytes: ClassVar[int] = 1
+    rate: ClassVar[int] = 8_000
+
+
+class AlawFormat(Struct, frozen=True, tag_field="type", tag="audio/pcma"):
+    """G.711 A-law: 8,000 samples of a byte a second, as telephones elsewhere have them."""
+
+    encoding: ClassVar[SampleEncoding] = "alaw"
+    sample_bytes: ClassVar[int] = 1
+    rate: ClassVar[int] = 8_000
+
+
+AudioFormat = PcmFormat | MulawFormat | AlawFormat
 
 
 class SpokenOutput(Struct):
     """How a response sounds."""
 
-    format: PcmFormat
+    format: AudioFormat
     voice: str | None
     """The voice that was asked for; at the response's end the voice that spoke."""
 

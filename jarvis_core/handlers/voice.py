@@ -111,8 +111,8 @@ class VoiceHandlers:
             raise _unspeakable()
         options = SpeechOptions(output_format, request.voice, request.language, request.speed)
         if accepted is None:
-            return await call.unless_left(self._whole(call, pieces, options))
-        await self._stream(call, pieces, options)
+            return await call.unless_left(self._whole(call, pieces, options, output_format))
+        await self._stream(call, pieces, options, output_format)
         return None
 
     async def voices(self, call: Call) -> Reply:
@@ -123,7 +123,7 @@ class VoiceHandlers:
         """Answer ``GET /api/voice/languages``."""
         return Reply(_encoder.encode(await self._voices.languages(call.caller)))
 
-    async def _whole(self, call: Call, pieces: list[str], options: SpeechOptions) -> Reply:
+    async def _whole(self, call: Call, pieces: list[str], options: SpeechOptions, output_format: OutputFormat) -> Reply:
         chunks: list[bytes] = []
         duration_ms = 0.0
         sample_rate_hz = 0
@@ -146,7 +146,7 @@ class VoiceHandlers:
             rest = await speech.finish()
             chunks.append(rest.data)
             voice = speech.voice or ""
-        body = SynthesizeReply("", options.output_format, sample_rate_hz, round(duration_ms), voice)
+        body = SynthesizeReply("", output_format, sample_rate_hz, round(duration_ms), voice)
         # The base64 goes between the quotes of the empty text: as a field it would be scanned and copied once more.
         head, _, tail = _encoder.encode(body).partition(b'""')
         chunks[0] = rest.beginning + chunks[0][len(rest.beginning) :]
@@ -156,7 +156,7 @@ class VoiceHandlers:
             await asyncio.sleep(0)
         return Reply(b"".join([*encoded, b'"', tail]))
 
-    async def _stream(self, call: Call, pieces: list[str], options: SpeechOptions) -> None:
+    async def _stream(self, call: Call, pieces: list[str], options: SpeechOptions, output_format: OutputFormat) -> None:
         """
         Send speech as it is made, the head with the first of it: until then an error is an answer of its own.
 
@@ -165,7 +165,7 @@ class VoiceHandlers:
         watcher = asyncio.get_running_loop().create_task(call.left())
         try:
             async with BoundedSends() as sends, self._synthesizer.open_stream(options, call.caller) as speech:
-                reply = _SpeechReply(call, sends, speech, options.output_format)
+                reply = _SpeechReply(call, sends, speech, output_format)
                 for text in pieces:
                     await unless(watcher, reply.say(text))
                 await reply.end()

@@ -17,6 +17,7 @@ from msgspec import Struct
 
 from jarvis_core import log
 from jarvis_core.codec.client import EncodedPiece
+from jarvis_core.codec.messages import SAMPLE_BYTES
 from jarvis_core.conversation.ledger import Ledger
 from jarvis_core.errors import RequestError
 from jarvis_core.models import Caller, Status
@@ -66,7 +67,7 @@ START = Cursor(Phase.START)
 WHOLE = 1 << 62
 
 Narrated = Step | str | bytes | RequestError
-"""A step of the turn, a sentence, some of its sound (16-bit samples), or why there is no more sound."""
+"""A step of the turn, a sentence, some of its sound (samples as they are sent), or why there is no more sound."""
 
 
 class Narration:
@@ -78,6 +79,7 @@ class Narration:
         """The sentences that were spoken; who sends their sound notes it there."""
         self._synthesizer = synthesizer
         self._options = options
+        self._sample_bytes = SAMPLE_BYTES[options.output_format]
         self._caller = caller
         self._sentences: list[tuple[int, str]] = []
         """Each with the code point of the turn's text where it ends."""
@@ -249,9 +251,10 @@ class Narration:
                 self.ledger.begin(sentence, end, 0.0)
             else:
                 self._begin_to_be_heard(piece.duration_ms / 1_000)
-                sent_ms = 500 * min(heard_bytes, len(piece.data)) / piece.sample_rate_hz
+                second_bytes = self._sample_bytes * piece.sample_rate_hz
+                sent_ms = 1_000 * min(heard_bytes, len(piece.data)) / second_bytes
                 self.ledger.begin(sentence, end, piece.duration_ms, sent_ms)
-                chunk_bytes = 2 * round(CHUNK_S * piece.sample_rate_hz)
+                chunk_bytes = self._sample_bytes * round(CHUNK_S * piece.sample_rate_hz)
                 for start in range(heard_bytes, len(piece.data), chunk_bytes):
                     if self.silenced is not None:
                         return

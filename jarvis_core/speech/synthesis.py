@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from msgspec import Struct
 
 from jarvis_core.codec.client import Codec, EncodedPiece, SpeechEncoder
-from jarvis_core.codec.messages import OutputFormat
+from jarvis_core.codec.messages import OutputFormat, SampleEncoding
 from jarvis_core.errors import InvalidRequest, RequestError, Unavailable
 from jarvis_core.models import Caller, TextToSpeech, Voice
 from jarvis_core.settings import Speech
@@ -43,7 +43,7 @@ class Language(Struct, frozen=True):
 class SpeechOptions(Struct, frozen=True):
     """How a text is to be spoken."""
 
-    output_format: OutputFormat
+    output_format: OutputFormat | SampleEncoding
     voice: str | None = None
     language: str | None = None
     speed: float = 1.0

@@ -11,13 +11,13 @@ import asyncio
 import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Literal
 
 import msgspec
 from msgspec import Struct
 
 from jarvis_core import cancellation, log
 from jarvis_core.codec.client import Clip, Codec, Microphone, Window
+from jarvis_core.codec.messages import SampleEncoding
 from jarvis_core.errors import Overloaded, RequestError
 from jarvis_core.models import Caller, Enhancer, Segment, SpeechToText, Transcript
 from jarvis_core.settings import Speech
@@ -80,7 +80,7 @@ class Transcriber:
         else:
             self._codec.start()
 
-    def listen(self, encoding: Literal["pcm16", "mulaw", "alaw"], sample_rate_hz: int) -> Microphone:
+    def listen(self, encoding: SampleEncoding, sample_rate_hz: int) -> Microphone:
         """Return a microphone to listen to; close it."""
         return self._codec.listen(encoding, sample_rate_hz)
 
@@ -141,7 +141,7 @@ class Transcriber:
     async def transcribe_pcm(
         self,
         parts: Sequence[bytes],
-        encoding: Literal["pcm16", "f32"],
+        encoding: SampleEncoding,
         sample_rate_hz: int,
         caller: Caller,
         *,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from io import BytesIO
+from typing import Literal
 
 import av
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from jarvis_core.codec.clip import Samples
 from jarvis_core.codec.decode import decode_audio
 from jarvis_core.codec.headerless import Encoding, Headerless
+from jarvis_core.codec.linear import compress, expand
 from jarvis_core.errors import InvalidRequest, UnsupportedMediaType
 from tests.codec.recorders import aiff, au, caf, wave
 from tests.codec.sounds import amplitude, chunk, encode, interleave, peak_hz, silence, to_pcm, to_width, tone, wav
@@ -366,3 +368,17 @@ def test_headers_that_make_no_sense(data: bytes, words: str) -> None:
 def test_no_samples(data: bytes) -> None:
     """A file without a single sample is a clip without any."""
     assert len(decode(data)) == 0
+
+
+@pytest.mark.parametrize("kind", ["mulaw", "alaw"])
+def test_compress(kind: Literal["mulaw", "alaw"]) -> None:
+    """Each sample of 16 bits becomes the byte that stands for the nearest number; silence is G.711's own."""
+    samples = np.arange(-32_768, 32_768).astype(np.int16)
+    numbers = expand(np.arange(256, dtype=np.uint8), kind).astype(np.int32)
+    off = np.abs(expand(compress(samples, kind), kind) - samples.astype(np.int32))
+    nearest = np.min(np.abs(samples.astype(np.int32)[:, np.newaxis] - numbers), axis=1)
+    assert (off == nearest).all()
+    # FFmpeg's encoder says the same but for its rounding, of a quarter of a step.
+    theirs = np.frombuffer(encode(samples / 32_768, kind, f"pcm_{kind}", 8_000), np.uint8)
+    assert np.mean(theirs == compress(samples, kind)) > 0.99
+    assert compress(np.zeros(1, np.int16), kind)[0] == (0xFF if kind == "mulaw" else 0xD5)

@@ -8,13 +8,13 @@ import binascii
 from collections.abc import Callable
 
 from jarvis_core.errors import InvalidRequest, RequestError, TooLarge
+from jarvis_core.handlers.events import AudioFormat
 from jarvis_core.handlers.realtime.refusals import BufferExpired, BufferGaveWay, CommitEmpty
 from jarvis_core.speech.held_audio import AudioHold
 from jarvis_core.speech.transcription import CLIP_LIMIT_S, Transcriber, clip_bytes
 
-SAMPLE_BYTES = 2
 RATE_BYTES_S = 1_000
-"""How much has to be added each second, on the whole; less than a sixteenth of the slowest samples."""
+"""How much has to be added each second, on the whole; an eighth of the slowest samples."""
 PART_BYTES = 1 << 18
 """Frames are put together up to this: thousands of small ones would take more memory than their samples."""
 
@@ -22,9 +22,9 @@ PART_BYTES = 1 << 18
 class Recording:
     """The samples of a committed buffer; holds their share of the buffer limit until it is closed."""
 
-    def __init__(self, parts: list[bytes], sample_rate_hz: int, hold: AudioHold | None) -> None:
+    def __init__(self, parts: list[bytes], audio_format: AudioFormat, hold: AudioHold | None) -> None:
         self.parts = parts
-        self.sample_rate_hz = sample_rate_hz
+        self.format = audio_format
         self._hold = hold
 
     def close(self) -> None:
@@ -36,7 +36,7 @@ class Recording:
 
 class InputBuffer:
     """
-    Collects 16-bit samples until the client commits them; at most ten minutes.
+    Collects samples until the client commits them; at most ten minutes.
 
     Cleared where nothing is added for the transcriber's ``buffer_idle_s``, or when others need the room after some seconds
     of quiet: *on_lost* is told why.
@@ -55,7 +55,7 @@ class InputBuffer:
         """When it expires, of the loop's clock."""
         self._timer: asyncio.TimerHandle | None = None
 
-    def append(self, samples: bytes, sample_rate_hz: int) -> None:
+    def append(self, samples: bytes, audio_format: AudioFormat) -> None:
         """
         Add samples, and nothing where it raises: ``TooLarge`` over ten minutes, ``Overloaded`` and ``RateLimited`` where
         there is no room.
@@ -63,7 +63,7 @@ class InputBuffer:
         if not samples:
             return
         length_bytes = self.length_bytes + len(samples)
-        if length_bytes > CLIP_LIMIT_S * sample_rate_hz * SAMPLE_BYTES:
+        if length_bytes > CLIP_LIMIT_S * bytes_per_second(audio_format):
             raise TooLarge(
                 f"The buffer holds at most {CLIP_LIMIT_S:g} s; commit or clear it.", details={"limit_s": CLIP_LIMIT_S}
             )
@@ -86,24 +86,25 @@ class InputBuffer:
             self._last.clear()
         self._stay(len(samples))
 
-    def commit(self, sample_rate_hz: int) -> Recording:
+    def commit(self, audio_format: AudioFormat) -> Recording:
         """
         Return all samples, leaving none. Half a sample at the end is dropped.
 
         Raises ``CommitEmpty`` where there are none; ``Overloaded`` and ``RateLimited`` where there is no room to hear them,
         and leaves them then.
         """
-        if self.length_bytes < SAMPLE_BYTES:
+        sample_bytes = audio_format.sample_bytes
+        if self.length_bytes < sample_bytes:
             raise CommitEmpty
         if self._hold is not None:
-            duration_s = self.length_bytes / SAMPLE_BYTES / sample_rate_hz
+            duration_s = self.length_bytes / bytes_per_second(audio_format)
             self._hold.grow(self.length_bytes + clip_bytes(duration_s))
-        if self.length_bytes % SAMPLE_BYTES:
+        if self.length_bytes % sample_bytes:
             last = self._last or bytearray(self._parts.pop())
             self._last = last[:-1]
         if self._hold is not None:
             self._hold.keep()
-        recording = Recording([*self._parts, bytes(self._last)], sample_rate_hz, self._hold)
+        recording = Recording([*self._parts, bytes(self._last)], audio_format, self._hold)
         self._forget()
         return recording
 
@@ -142,6 +143,11 @@ class InputBuffer:
     def _give_way(self) -> None:
         self.clear()
         self._on_lost(BufferGaveWay())
+
+
+def bytes_per_second(audio_format: AudioFormat) -> int:
+    """Return how many bytes a second of sound has."""
+    return audio_format.rate * audio_format.sample_bytes
 
 
 def from_base64(audio: str) -> bytes:

@@ -83,10 +83,10 @@ class AudioInput:
         """Take samples, and do what they lead to; raises ``Overloaded``, ``RateLimited``, ``TooLarge`` or ``Unavailable``."""
         given = config.audio.input
         if given.turn_detection is None:
-            self._buffer.append(samples, given.format.rate)
+            self._buffer.append(samples, given.format)
             return
         try:
-            async with aclosing(self._hearing.hear(samples, given.format.rate)) as actions:
+            async with aclosing(self._hearing.hear(samples, given.format)) as actions:
                 async for action in actions:
                     async with self._handling:
                         await self._act(action, config, answering)
@@ -100,7 +100,7 @@ class AudioInput:
         self._transcriptions.admit()
         given = config.audio.input
         if given.turn_detection is None:
-            recording, item_id = self._buffer.commit(given.format.rate), new_id()
+            recording, item_id = self._buffer.commit(given.format), new_id()
         else:
             recording, item_id = self._hearing.commit(), self._hearing.item_id or new_id()
             self._hearing.clear()

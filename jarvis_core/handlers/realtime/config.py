@@ -12,9 +12,16 @@ from jarvis_core.conversation.detection import Thresholds
 from jarvis_core.conversation.machine import Manner
 from jarvis_core.errors import InvalidRequest
 from jarvis_core.handlers.call import text_field
-from jarvis_core.handlers.events import PcmFormat
+from jarvis_core.handlers.events import AlawFormat, AudioFormat, MulawFormat, PcmFormat
 from jarvis_core.handlers.realtime.lenient import Partial
-from jarvis_core.handlers.realtime.session_config import AudioConfig, TurnDetectionConfig, VoiceId, take_settings
+from jarvis_core.handlers.realtime.session_config import (
+    AudioConfig,
+    FormatConfig,
+    FormatName,
+    TurnDetectionConfig,
+    VoiceId,
+    take_settings,
+)
 from jarvis_core.handlers.realtime.wire import (
     AudioBody,
     AudioInputBody,
@@ -35,6 +42,12 @@ EITHER_WAY = ("create_response", "interrupt_response")
 """Fields of every kind of turn detection."""
 SILENCE_MS = {"low": 1_200, "medium": 800, "auto": 800, "high": 400}
 """By eagerness: the silence that ends a turn where no model tells its end."""
+
+FORMATS: dict[FormatName, type[AudioFormat]] = {
+    "audio/pcm": PcmFormat,
+    "audio/pcmu": MulawFormat,
+    "audio/pcma": AlawFormat,
+}
 
 BodyT = TypeVar("BodyT", bound=Struct)
 
@@ -76,16 +89,34 @@ def _configured_audio(body: AudioBody, config: AudioConfig, path: str, errors: l
         if config.input.turn_detection is not UNSET:
             detection = _detection(incoming.turn_detection, config.input.turn_detection)
             incoming = msgspec.structs.replace(incoming, turn_detection=detection)
-        incoming = _replaced(incoming, config.input, ("format", "create_response"))
+        if config.input.format is not UNSET:
+            audio_format = _format(incoming.format, config.input.format, f"{path}.input.format", errors)
+            incoming = msgspec.structs.replace(incoming, format=audio_format)
+        incoming = _replaced(incoming, config.input, ("create_response",))
         if config.input.transcription is not UNSET:
             transcription = _replaced(incoming.transcription, config.input.transcription, ("language",))
             incoming = msgspec.structs.replace(incoming, transcription=transcription)
     if config.output is not UNSET:
-        outgoing = _replaced(outgoing, config.output, ("format", "speed"))
+        if config.output.format is not UNSET:
+            audio_format = _format(outgoing.format, config.output.format, f"{path}.output.format", errors)
+            outgoing = msgspec.structs.replace(outgoing, format=audio_format)
+        outgoing = _replaced(outgoing, config.output, ("speed",))
         if config.output.voice is not UNSET:
             voice = config.output.voice.id if isinstance(config.output.voice, VoiceId) else config.output.voice
             outgoing = msgspec.structs.replace(outgoing, voice=voice)
     return AudioBody(incoming, outgoing)
+
+
+def _format(body: AudioFormat, config: FormatConfig, path: str, errors: list[InvalidRequest]) -> AudioFormat:
+    """Return *body* with what *config* says; another type begins with its own rate."""
+    kind = type(body) if config.type is None else FORMATS[config.type]
+    if kind is PcmFormat:
+        rate_hz = config.rate or (body.rate if isinstance(body, PcmFormat) else None)
+        return PcmFormat() if rate_hz is None else PcmFormat(rate_hz)
+    if config.rate not in (None, kind.rate):
+        errors.append(InvalidRequest.field(f"{path}.rate", f"must be {kind.rate} for G.711"))
+        return body
+    return kind()
 
 
 def _detection(body: TurnDetection | None, config: TurnDetectionConfig | None) -> TurnDetection | None:

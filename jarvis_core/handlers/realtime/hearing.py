@@ -14,12 +14,14 @@ from jarvis_core.codec.client import Microphone
 from jarvis_core.conversation.clock import SessionClock
 from jarvis_core.conversation.machine import Action, Conversation, Manner
 from jarvis_core.errors import Overloaded, RateLimited, RequestError
+from jarvis_core.handlers.events import AudioFormat, PcmFormat
 from jarvis_core.handlers.realtime.audio import Recording
 from jarvis_core.handlers.realtime.refusals import BufferExpired, BufferGaveWay, CommitEmpty
 from jarvis_core.models import Caller
 from jarvis_core.speech.held_audio import AudioHold
 from jarvis_core.speech.transcription import CLIP_RATE_HZ, Heard, Transcriber, clip_bytes
 
+CLIP_FORMAT = PcmFormat(CLIP_RATE_HZ)
 MS_BYTES = 2 * CLIP_RATE_HZ // 1_000
 FREE_BYTES = 64 << 10
 """Two seconds, which every session has beside the buffer limit."""
@@ -34,7 +36,7 @@ class Hearing:
         """Told why sound was dropped."""
         self._loop = asyncio.get_running_loop()
         self._microphone: Microphone | None = None
-        self._sample_rate_hz = 0
+        self._format: AudioFormat | None = None
         self._heard_at = 0.0
         self.conversation = Conversation(Manner())
         self.clock = SessionClock(self._now_ms())
@@ -52,12 +54,12 @@ class Hearing:
         """Return the conversation's time."""
         return self.clock.at(self._now_ms())
 
-    async def hear(self, data: bytes, sample_rate_hz: int) -> AsyncGenerator[Action, None]:
-        """Yield what is to be done after *data*, samples of 16 bits, has come; raises ``Overloaded`` or ``Unavailable``."""
-        if self._microphone is None or sample_rate_hz != self._sample_rate_hz:
+    async def hear(self, data: bytes, audio_format: AudioFormat) -> AsyncGenerator[Action, None]:
+        """Yield what is to be done after *data* has come; raises ``Overloaded`` or ``Unavailable``."""
+        if self._microphone is None or audio_format != self._format:
             await self._hang_up()
-            self._microphone = self._transcriber.listen("pcm16", sample_rate_hz)
-            self._sample_rate_hz = sample_rate_hz
+            self._microphone = self._transcriber.listen(audio_format.encoding, audio_format.rate)
+            self._format = audio_format
         self._heard_at = self._loop.time()
         async for sound in self._microphone.hear(data):
             self._keep(sound.samples)
@@ -72,7 +74,7 @@ class Hearing:
         samples = bytes(self._sound[start : max(0, end_ms - self._sound_from_ms) * MS_BYTES])
         hold = self._transcriber.held.hold()
         hold.grow(len(samples) + clip_bytes(len(samples) / MS_BYTES / 1_000))
-        return Recording([samples], CLIP_RATE_HZ, hold)
+        return Recording([samples], CLIP_FORMAT, hold)
 
     def commit(self) -> Recording:
         """Return all sound that belongs to no turn yet, because the client says that it is one; raises ``CommitEmpty``."""
@@ -164,7 +166,9 @@ class EarlyTranscript:
     def __init__(self, transcriber: Transcriber, recording: Recording, language: str | None, caller: Caller) -> None:
         self._recording = recording
         self._task = asyncio.get_running_loop().create_task(
-            transcriber.transcribe_pcm(recording.parts, "pcm16", recording.sample_rate_hz, caller, language=language)
+            transcriber.transcribe_pcm(
+                recording.parts, recording.format.encoding, recording.format.rate, caller, language=language
+            )
         )
         self._task.add_done_callback(lambda _: recording.close())
 

@@ -13,6 +13,7 @@ from jarvis_core.conversation.ledger import Ledger
 from jarvis_core.errors import RequestError
 from jarvis_core.handlers.events import EventError, Metadata, SpokenOutput, SpokenTurnEvents, TurnEvents
 from jarvis_core.handlers.failure import status_of
+from jarvis_core.handlers.realtime.audio import bytes_per_second
 from jarvis_core.handlers.realtime.wire import ConversationItemEvent, ErrorEvent
 from jarvis_core.models import Caller
 from jarvis_core.speech.narration import Cursor, Narration, Phase
@@ -163,7 +164,7 @@ class AudioOutput:
                 if entry is Step.TEXT_DONE and after < VOICE_DONE:
                     yield Event(VOICE_DONE, None, events.audio_done_json)
                 if isinstance(entry, bytes):
-                    sound_ms = 500 * len(entry) / self._audio.format.rate
+                    sound_ms = 1_000 * len(entry) / bytes_per_second(self._audio.format)
                     yield Event(place, None, lambda seq, samples=entry: events.audio_json(seq, samples), sound_ms)
                     await asyncio.sleep(0)
                 elif isinstance(entry, RequestError):

@@ -469,7 +469,7 @@ class Session:
             return TextOutput(turn, metadata)
         wanted = config.audio.output
         options = SpeechOptions(
-            "pcm16",
+            wanted.format.encoding,
             wanted.voice,
             self._transcriptions.language,
             wanted.speed,

@@ -12,13 +12,30 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from jarvis_core.errors import InvalidRequest
-from jarvis_core.handlers.events import Metadata, PcmFormat
+from jarvis_core.handlers.events import Metadata
 from jarvis_core.handlers.realtime.lenient import Partial, PartialT, take
 from jarvis_core.handlers.realtime.wire import Eagerness, Language, MaxOutputTokens, Modality
 from jarvis_core.handlers.wire import SystemPrompt, Temperature
 
 VoiceName = Annotated[str, Meta(min_length=1, max_length=100)]
+FormatName = Literal["audio/pcm", "audio/pcmu", "audio/pcma"]
+FlatFormatName = Literal["pcm16", "g711_ulaw", "g711_alaw"]
 Speed = Annotated[float, Meta(ge=0.1, le=3)]
+
+
+class FormatConfig(Struct):
+    """A format of samples; what is null stays as it is. Taken whole or not at all."""
+
+    type: FormatName | None = None
+    rate: Annotated[int, Meta(ge=8_000, le=48_000)] | None = None
+
+
+FORMATS: dict[FlatFormatName, FormatConfig] = {
+    "pcm16": FormatConfig("audio/pcm", 24_000),
+    "g711_ulaw": FormatConfig("audio/pcmu"),
+    "g711_alaw": FormatConfig("audio/pcma"),
+}
+"""Formats by their older names."""
 
 
 class TranscriptionConfig(Partial):
@@ -48,7 +65,7 @@ class TurnDetectionConfig(Partial):
 class AudioInputConfig(Partial):
     """A client's settings for the audio that it sends."""
 
-    format: PcmFormat | UnsetType = UNSET
+    format: FormatConfig | UnsetType = UNSET
     transcription: TranscriptionConfig | UnsetType = UNSET
     turn_detection: TurnDetectionConfig | UnsetType | None = UNSET
     """Null leaves it to the client to commit."""
@@ -64,7 +81,7 @@ class AudioInputConfig(Partial):
 class AudioOutputConfig(Partial):
     """A client's settings for the audio that it gets."""
 
-    format: PcmFormat | UnsetType = UNSET
+    format: FormatConfig | UnsetType = UNSET
     voice: VoiceName | VoiceId | UnsetType = UNSET
     speed: Speed | UnsetType = UNSET
 
@@ -103,8 +120,8 @@ class FlatConfig(Partial):
     """What is spoken is also written: ``["text", "audio"]`` is a voice with its transcript."""
     voice: VoiceName | UnsetType = UNSET
     speed: Speed | UnsetType = UNSET
-    input_audio_format: Literal["pcm16"] | UnsetType = UNSET
-    output_audio_format: Literal["pcm16"] | UnsetType = UNSET
+    input_audio_format: FlatFormatName | UnsetType = UNSET
+    output_audio_format: FlatFormatName | UnsetType = UNSET
     input_audio_transcription: TranscriptionConfig | UnsetType = UNSET
     turn_detection: TurnDetectionConfig | UnsetType | None = UNSET
     max_response_output_tokens: MaxOutputTokens | UnsetType = UNSET
@@ -123,11 +140,15 @@ class FlatConfig(Partial):
             max_output_tokens=self.max_response_output_tokens,
             audio=AudioConfig(
                 AudioInputConfig(
-                    UNSET if self.input_audio_format is UNSET else PcmFormat(),
+                    UNSET if self.input_audio_format is UNSET else FORMATS[self.input_audio_format],
                     self.input_audio_transcription,
                     self.turn_detection,
                 ),
-                AudioOutputConfig(UNSET if self.output_audio_format is UNSET else PcmFormat(), self.voice, self.speed),
+                AudioOutputConfig(
+                    UNSET if self.output_audio_format is UNSET else FORMATS[self.output_audio_format],
+                    self.voice,
+                    self.speed,
+                ),
             ),
         )
 

@@ -116,8 +116,8 @@ class PendingTranscriptions:
                     return await early.heard()
             return await self._transcriber.transcribe_pcm(
                 recording.parts,
-                "pcm16",
-                recording.sample_rate_hz,
+                recording.format.encoding,
+                recording.format.rate,
                 self._caller,
                 language=config.audio.input.transcription.language,
             )

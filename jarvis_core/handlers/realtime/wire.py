@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from jarvis_core.handlers.events import EventError, Item, PcmFormat
+from jarvis_core.handlers.events import AudioFormat, EventError, Item
 
 MaxOutputTokens = Annotated[int, Meta(ge=1, le=32_000)] | Literal["inf"]
 Modality = Literal["text", "audio"]
@@ -159,7 +159,7 @@ TurnDetection = ServerVad | SemanticVad
 class AudioInputBody(Struct):
     """The audio that a client sends."""
 
-    format: PcmFormat
+    format: AudioFormat
     transcription: Transcription
     turn_detection: TurnDetection | None = msgspec.field(default_factory=ServerVad)
     create_response: bool = False
@@ -169,7 +169,7 @@ class AudioInputBody(Struct):
 class AudioOutputBody(Struct):
     """The audio that a client gets."""
 
-    format: PcmFormat
+    format: AudioFormat
     voice: str | None = None
     """Null is the voice of the language that was heard last."""
     speed: float = 1.0

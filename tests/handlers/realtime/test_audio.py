@@ -8,10 +8,14 @@ import contextlib
 import pytest
 
 from jarvis_core.errors import InvalidRequest, Overloaded, RateLimited, RequestError, TooLarge
+from jarvis_core.handlers.events import PcmFormat
 from jarvis_core.handlers.realtime.audio import PART_BYTES, InputBuffer, from_base64
 from jarvis_core.shares import current_user
 from jarvis_core.speech.held_audio import QUIET_S, STEP_BYTES, HeldAudio
 from jarvis_core.speech.transcription import Transcriber, clip_bytes
+
+PCM = PcmFormat(8_000)
+FAST = PcmFormat(48_000)
 
 
 class Room(Transcriber):
@@ -38,9 +42,9 @@ async def test_small_frames_are_put_together() -> None:
     buffer, _ = buffer_in(Room())
     frames = [number.to_bytes(2, "little") for number in range(1 << 16)] * 5
     for frame in frames:
-        buffer.append(frame, 8_000)
-        buffer.append(b"", 8_000)
-    recording = buffer.commit(8_000)
+        buffer.append(frame, PCM)
+        buffer.append(b"", PCM)
+    recording = buffer.commit(PCM)
     assert b"".join(recording.parts) == b"".join(frames)
     assert len(recording.parts) <= 2 * len(frames) // PART_BYTES + 1
 
@@ -49,15 +53,15 @@ async def test_room() -> None:
     """Room is taken as the buffer fills, and given back by what was committed, or when the buffer is cleared."""
     room = Room()
     buffer, _ = buffer_in(room)
-    buffer.append(b"", 8_000)
+    buffer.append(b"", PCM)
     assert (room.held.shares.taken, room.expected) == (0, 0)
-    buffer.append(bytes(10), 8_000)
+    buffer.append(bytes(10), PCM)
     assert (room.held.shares.taken, room.expected) == (10, 1)
-    buffer.append(bytes(2 * STEP_BYTES), 8_000)
+    buffer.append(bytes(2 * STEP_BYTES), PCM)
     assert 2 * STEP_BYTES + 10 <= room.held.shares.taken <= 4 * STEP_BYTES
-    recording = buffer.commit(8_000)
+    recording = buffer.commit(PCM)
     held_bytes = room.held.shares.taken
-    buffer.append(bytes(10), 8_000)
+    buffer.append(bytes(10), PCM)
     assert (room.held.shares.taken, room.expected) == (held_bytes + 10, 2)
     recording.close()
     assert room.held.shares.taken == 10
@@ -65,36 +69,36 @@ async def test_room() -> None:
     assert room.held.shares.taken == 0
     assert not room.held.quiet
     with pytest.raises(InvalidRequest):
-        buffer.commit(8_000)
+        buffer.commit(PCM)
 
 
 async def test_what_is_refused_changes_nothing() -> None:
     """Audio for which there is no room, or which is over ten minutes, is refused, and what was there before is kept."""
     room = Room(limit_bytes=STEP_BYTES)
     buffer, _ = buffer_in(room)
-    buffer.append(b"ab", 8_000)
+    buffer.append(b"ab", PCM)
     with pytest.raises(Overloaded):
-        buffer.append(bytes(STEP_BYTES), 8_000)
+        buffer.append(bytes(STEP_BYTES), PCM)
     with pytest.raises(TooLarge):
-        buffer.append(bytes(600 * 8_000 * 2), 8_000)
+        buffer.append(bytes(600 * 8_000 * 2), PCM)
     with pytest.raises(InvalidRequest):
         from_base64("?")
-    buffer.append(b"cd", 8_000)
-    assert b"".join(buffer.commit(8_000).parts) == b"abcd"
+    buffer.append(b"cd", PCM)
+    assert b"".join(buffer.commit(PCM).parts) == b"abcd"
 
 
 async def test_buffer_expires() -> None:
     """A buffer to which nothing is added is cleared, its client is told, and it can be filled anew."""
     room = Room(idle_s=0.05)
     buffer, lost = buffer_in(room)
-    buffer.append(b"ab", 8_000)
+    buffer.append(b"ab", PCM)
     async with asyncio.timeout(5):
         while not lost:  # noqa: ASYNC110 - it is a timer that calls, and nothing to wait for
             await asyncio.sleep(0.01)
     assert lost == ["input_audio_buffer_expired"]
     assert (buffer.length_bytes, room.held.shares.taken) == (0, 0)
-    buffer.append(b"cd", 8_000)
-    assert b"".join(buffer.commit(8_000).parts) == b"cd"
+    buffer.append(b"cd", PCM)
+    assert b"".join(buffer.commit(PCM).parts) == b"cd"
     await asyncio.sleep(0.1)
     assert lost == ["input_audio_buffer_expired"], "what was committed or cleared does not expire"
 
@@ -105,7 +109,7 @@ async def test_fast_beginning_earns_nothing(monkeypatch: pytest.MonkeyPatch) -> 
     now = loop.time()
     room = Room(idle_s=60)
     buffer, lost = buffer_in(room)
-    buffer.append(bytes(1 << 20), 48_000)
+    buffer.append(bytes(1 << 20), FAST)
 
     def pass_by(duration_s: float) -> None:
         nonlocal now
@@ -116,10 +120,10 @@ async def test_fast_beginning_earns_nothing(monkeypatch: pytest.MonkeyPatch) -> 
     for _ in range(10):
         pass_by(50)
         assert not lost
-        buffer.append(bytes(60_000), 48_000)
+        buffer.append(bytes(60_000), FAST)
     for _ in range(2):
         pass_by(25)
-        buffer.append(bytes(10), 48_000)
+        buffer.append(bytes(10), FAST)
         assert not lost
     pass_by(25)
     assert lost == ["input_audio_buffer_expired"]
@@ -136,7 +140,7 @@ async def test_quiet_buffer_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
         current_user.set(user)
         for buffer, _ in buffers:
             with contextlib.suppress(RequestError):
-                buffer.append(bytes(STEP_BYTES), 48_000)
+                buffer.append(bytes(STEP_BYTES), FAST)
             clock += 0.1
     held = {user: sum(buffer.length_bytes for buffer, _ in buffers) for user, buffers in users.items()}
     assert [held_bytes // STEP_BYTES for held_bytes in held.values()] == [3, 4, 3, 0]
@@ -144,10 +148,10 @@ async def test_quiet_buffer_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
     current_user.set("dora")
     newcomer, _ = users["dora"][0]
     with pytest.raises(Overloaded):
-        newcomer.append(bytes(10), 48_000)
+        newcomer.append(bytes(10), FAST)
     clock += QUIET_S
-    users["ben"][0][0].append(b"", 48_000)
-    newcomer.append(bytes(10), 48_000)
+    users["ben"][0][0].append(b"", FAST)
+    newcomer.append(bytes(10), FAST)
     assert [lost for _, lost in users["ann"]] == [["input_audio_buffer_dropped"], [], [], []]
     assert users["ann"][0][0].length_bytes == 0
     assert not any(lost for user in ("ben", "chris", "dora") for _, lost in users[user])
@@ -160,19 +164,19 @@ async def test_own_quiet_buffers_give_way_first(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("time.monotonic", lambda: clock)
     current_user.set("ben")
     bens, bens_lost = buffer_in(room)
-    bens.append(bytes(STEP_BYTES), 48_000)
+    bens.append(bytes(STEP_BYTES), FAST)
     current_user.set("ann")
     buffers = [buffer_in(room) for _ in range(13)]
     for buffer, _ in buffers[:12]:
-        buffer.append(bytes(STEP_BYTES), 48_000)
+        buffer.append(bytes(STEP_BYTES), FAST)
     last, _ = buffers[12]
     with pytest.raises(RateLimited):
-        last.append(bytes(STEP_BYTES), 48_000)
+        last.append(bytes(STEP_BYTES), FAST)
     clock += QUIET_S
     with pytest.raises(Overloaded):
-        last.append(bytes(16 * STEP_BYTES), 48_000)
+        last.append(bytes(16 * STEP_BYTES), FAST)
     assert not any(lost for _, lost in buffers), "nothing gives way in vain"
-    last.append(bytes(STEP_BYTES), 48_000)
+    last.append(bytes(STEP_BYTES), FAST)
     assert [lost for _, lost in buffers] == [["input_audio_buffer_dropped"], *[[]] * 12]
     assert not bens_lost
 
@@ -181,13 +185,13 @@ async def test_commit_takes_room_for_what_is_heard() -> None:
     """A buffer is committed only where there is room to hear it; otherwise it keeps its samples, and can be cleared."""
     room = Room(limit_bytes=4 * STEP_BYTES)
     buffer, _ = buffer_in(room)
-    buffer.append(bytes(2 * STEP_BYTES), 8_000)
+    buffer.append(bytes(2 * STEP_BYTES), PCM)
     with pytest.raises(Overloaded):
-        buffer.commit(8_000)
+        buffer.commit(PCM)
     assert (buffer.length_bytes, room.held.shares.taken) == (2 * STEP_BYTES, 2 * STEP_BYTES)
     buffer.clear()
-    buffer.append(bytes(STEP_BYTES // 2), 8_000)
-    recording = buffer.commit(8_000)
+    buffer.append(bytes(STEP_BYTES // 2), PCM)
+    recording = buffer.commit(PCM)
     assert room.held.shares.taken == STEP_BYTES // 2 + clip_bytes(STEP_BYTES / 4 / 8_000)
     assert not room.held.quiet, "what is being worked on gives way to nobody"
     recording.close()
@@ -200,11 +204,11 @@ async def test_share_of_one_user() -> None:
     current_user.set("ann")
     buffers = [buffer_in(room)[0] for _ in range(14)]
     for buffer in buffers[:13]:
-        buffer.append(bytes(STEP_BYTES), 48_000)
+        buffer.append(bytes(STEP_BYTES), FAST)
     with pytest.raises(RateLimited) as caught:
-        buffers[13].append(bytes(STEP_BYTES), 48_000)
+        buffers[13].append(bytes(STEP_BYTES), FAST)
     assert caught.value.retry_after_s
     assert "16 MiB" in caught.value.message
     current_user.set("ben")
     buffer, _ = buffer_in(room)
-    buffer.append(bytes(STEP_BYTES), 48_000)
+    buffer.append(bytes(STEP_BYTES), FAST)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any, Literal, cast
+from typing import Any, cast
 
+from jarvis_core.codec.messages import SampleEncoding
 from jarvis_core.conversation.machine import Action, Kind
 from jarvis_core.errors import RequestError
 from jarvis_core.handlers.realtime.audio import Recording
@@ -30,7 +31,7 @@ class Ear(Transcriber):
     async def transcribe_pcm(
         self,
         parts: Sequence[bytes],
-        encoding: Literal["pcm16", "f32"],
+        encoding: SampleEncoding,
         sample_rate_hz: int,
         caller: Caller,
         *,
