@@ -52,6 +52,15 @@ FORMATS: dict[FormatName, type[AudioFormat]] = {
 BodyT = TypeVar("BodyT", bound=Struct)
 
 
+class SessionSettings:
+    """The settings of one session as they are now."""
+
+    __slots__ = ("body",)
+
+    def __init__(self, body: SessionBody) -> None:
+        self.body = body
+
+
 def default_config(session_id: str, conversation_id: str | None, settings: Llm, modality: Modality) -> SessionBody:
     """Return the settings of a session before its client changes any."""
     return SessionBody(

@@ -62,6 +62,7 @@ class ResponseStream:
     def take_over(self, previous: ResponseStream, after: int) -> None:
         """Take the turn of another session of this worker, to ``resume`` after the event with the number *after*."""
         turn, previous.turn = previous.turn, None
+        self.ledgers = previous.ledgers
         self.restore(turn, previous.output, previous.config, previous.marks_seen(after))
 
     def restore(

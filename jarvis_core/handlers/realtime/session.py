@@ -1,43 +1,33 @@
-"""A session over one WebSocket: handles its client's events."""
+"""A session over one WebSocket: receives its client's events, and hands them to its parts."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import weakref
 from functools import partial
 from typing import Protocol
 
 import msgspec
-from msgspec import UNSET
 from starlette.types import Receive, Send
 
 from jarvis_core import cancellation
 from jarvis_core.access.connections import FRAME_BYTES
-from jarvis_core.errors import Conflict, InvalidRequest, NotFound, Overloaded, RateLimited, RequestError, TooLarge
+from jarvis_core.errors import InvalidRequest, Overloaded, RateLimited, RequestError, TooLarge
 from jarvis_core.handlers.admission import Admitted
-from jarvis_core.handlers.call import decode, text_field
-from jarvis_core.handlers.events import Item, Metadata, SpokenOutput, item_of
-from jarvis_core.handlers.realtime.audio import InputBuffer, from_base64
-from jarvis_core.handlers.realtime.audio_input import Answering, AudioInput
+from jarvis_core.handlers.call import decode
+from jarvis_core.handlers.realtime.audio import from_base64
+from jarvis_core.handlers.realtime.audio_input import Answering
 from jarvis_core.handlers.realtime.config import configured, default_config
-from jarvis_core.handlers.realtime.dialogue import MESSAGE_LIMIT_CHARS, Dialogue, part_of
-from jarvis_core.handlers.realtime.hearing import Hearing
-from jarvis_core.handlers.realtime.interruption import Interrupter
-from jarvis_core.handlers.realtime.lenient import take
-from jarvis_core.handlers.realtime.output import AudioOutput, Output, TextOutput
-from jarvis_core.handlers.realtime.refusals import AlreadyActive, NothingToCancel, NotRetrievable
-from jarvis_core.handlers.realtime.response import ResponseStream
-from jarvis_core.handlers.realtime.session_config import ResponseConfig
-from jarvis_core.handlers.realtime.snapshot import MARKS_LIMIT, SessionSnapshot
+from jarvis_core.handlers.realtime.parts import Shared, assemble
+from jarvis_core.handlers.realtime.snapshot import SessionSnapshot
 from jarvis_core.handlers.realtime.socket import CLOSE_TIMEOUT_S, NORMAL, POLICY, TOO_BIG, TRY_AGAIN, Socket
-from jarvis_core.handlers.realtime.transcriptions import PendingTranscriptions
 from jarvis_core.handlers.realtime.wire import (
     AudioAppend,
     AudioClear,
     AudioCommit,
     ClearedEvent,
     ClientEvent,
-    ClientItem,
     EventHead,
     HandledEvent,
     ItemCreate,
@@ -46,18 +36,11 @@ from jarvis_core.handlers.realtime.wire import (
     Modality,
     ResponseCancel,
     ResponseCreate,
-    RetrievedEvent,
-    SessionBody,
     SessionEvent,
     SessionUpdate,
 )
 from jarvis_core.models import new_id
-from jarvis_core.settings import Llm
-from jarvis_core.speech.synthesis import SpeechOptions, Synthesizer
-from jarvis_core.speech.transcription import Transcriber
-from jarvis_core.turns.conversations import Conversations
 from jarvis_core.turns.log import Turn
-from jarvis_core.turns.turns import Ask, Turns
 
 EVENT_LIMIT_BYTES = 1 << 20
 AUDIO_LIMIT_BYTES = 15 << 20
@@ -72,20 +55,12 @@ UNFINISHED_RETRY_S = 5
 REFUSALS_LIMIT = 20
 """Events in a row that are refused for their rate; at the next one the socket is closed."""
 
-TEXT_PARTS = ("input_text", "output_text", "text")
-
 _decoder = msgspec.json.Decoder(ClientEvent)
 _head_decoder = msgspec.json.Decoder(EventHead)
 
 
-class Sessions(Protocol):
-    """The parts that sessions share, and the owner of those whose socket is gone."""
-
-    turns: Turns
-    conversations: Conversations
-    transcriber: Transcriber
-    synthesizer: Synthesizer
-    settings: Llm
+class Sessions(Shared, Protocol):
+    """What sessions share, and the owner of those whose socket is gone."""
 
     async def charge(self, admitted: Admitted) -> None:
         """Count a request that a caller makes over an open socket; raises ``RateLimited``."""
@@ -93,10 +68,6 @@ class Sessions(Protocol):
 
     def give_grace(self, session: Session) -> asyncio.Task[None]:
         """Start a task in which *session* gives up its turn after the resume grace."""
-        ...
-
-    def own(self, task: asyncio.Task[None]) -> None:
-        """Own a task that a session does not wait for, or whose socket is gone."""
         ...
 
     def keep(self, session: Session, turn: Turn) -> None:
@@ -131,36 +102,18 @@ class Session:
         """Events in a row that were refused for the caller's rate."""
         self._realtime = realtime
         self._turns = realtime.turns
-        self._socket = Socket(send)
-        self._dialogue = Dialogue(realtime.conversations, self.caller.user_id, conversation_id)
-        self._config = default_config(self.id, conversation_id, realtime.settings, modality)
-        tell_lost = partial(_tell_lost, realtime, self._socket)
-        hearing = Hearing(realtime.transcriber, tell_lost)
-        self._response = ResponseStream(self._socket, self._dialogue, self._config, hearing)
         self._grace: asyncio.Task[None] | None = None
         self._handling = asyncio.Lock()
         """Held while an event or a transcript changes the session."""
-        self._later: asyncio.Task[None] | None = None
-        """Answers what was said while a response was active that was not interrupted."""
-        self._transcriptions = PendingTranscriptions(
-            realtime.transcriber, self.caller, self._socket, self._dialogue, self._handling
-        )
-        self._interrupter = Interrupter(self._turns, self.caller, self._socket, self._response, hearing)
-        self._input = AudioInput(
-            self.caller,
-            self._socket,
-            self._dialogue,
-            InputBuffer(realtime.transcriber, tell_lost),
-            hearing,
-            self._transcriptions,
-            self._interrupter,
-            self._handling,
-        )
+        config = default_config(self.id, conversation_id, realtime.settings, modality)
+        on_turn = partial(_keep, realtime, weakref.ref(self))
+        self.parts = assemble(realtime, self.caller, Socket(send), config, self._handling, on_turn)
+        self._socket = self.parts.socket
 
     @property
     def conversation_id(self) -> str | None:
         """The conversation's id, once there is one."""
-        return self._dialogue.conversation_id
+        return self.parts.dialogue.conversation_id
 
     @property
     def peer(self) -> tuple[str, int] | None:
@@ -193,12 +146,12 @@ class Session:
     @property
     def turn(self) -> Turn | None:
         """The turn of the current or last response; None once another session has it or the grace is over."""
-        return self._response.turn
+        return self.parts.response.turn
 
     async def run(self, receive: Receive) -> None:
         """Serve the socket until it closes."""
         await self._show_config("session.created")
-        self._response.resume()
+        self.parts.response.resume()
         while (message := await self._socket.receive(receive)) is not None:
             if message["type"] == "websocket.disconnect":
                 return
@@ -217,7 +170,7 @@ class Session:
         """
         Send the rest of a response that has ended, then close the socket; waits three times ``CLOSE_TIMEOUT_S`` at most.
         """
-        await self._response.say_goodbye()
+        await self.parts.response.say_goodbye()
         if self._parting is not None:
             with contextlib.suppress(TimeoutError):
                 async with cancellation.timeout(CLOSE_TIMEOUT_S):
@@ -230,13 +183,13 @@ class Session:
 
         Committed recordings still become messages: the client was told that they would.
         """
+        parts = self.parts
         self._socket.leave()
-        if self._later is not None:
-            self._later.cancel()
-        await self._input.close()
-        for task in self._transcriptions.hand_over():
+        await parts.responder.leave()
+        await parts.input.close()
+        for task in parts.transcriptions.hand_over():
             self._realtime.own(task)
-        await self._response.stop()
+        await parts.response.stop()
         if self.turn is not None:
             self._grace = self._realtime.give_grace(self)
 
@@ -244,7 +197,7 @@ class Session:
         """Detach from the turn after *grace_s* seconds; cancelled where another session takes it over."""
         await asyncio.sleep(grace_s)
         self._grace = None
-        turn, self._response.turn = self.turn, None
+        turn, self.parts.response.turn = self.turn, None
         if turn is not None:
             self._realtime.forget(self, turn)
             await self._turns.detach(turn)
@@ -253,22 +206,14 @@ class Session:
         """
         Continue the response of *previous*, a session of this worker, whose client has seen its events up to *after*.
         """
-        self._response.ledgers = previous._response.ledgers
-        # Critical section without an await: of two sessions that resume at once, the second takes over from the first.
-        self._response.take_over(previous._response, after)
+        self.parts.take_over(previous.parts, after)
         if previous._grace is not None:
             previous._grace.cancel()
             previous._grace = None
-        dialogue = previous._dialogue
-        self._dialogue.restore(dialogue.last_item_id, dialogue.pending, dialogue.asked)
-        self._transcriptions.language = previous._transcriptions.language
-        self._config = msgspec.structs.replace(previous._config, id=self.id)
-        self._input.lead(self._config.audio.input.turn_detection)
-        self._socket.seq = after
         if self.turn is not None:
             self._realtime.keep(self, self.turn)
         previous.close(NORMAL)
-        await previous._response.stop()
+        await previous.parts.response.stop()
 
     async def hand_over(self, after: int) -> SessionSnapshot | None:
         """
@@ -277,46 +222,21 @@ class Session:
 
         Detaches from the turn after the grace: by then the other worker follows it.
         """
-        if self.turn is None or self._response.output is None:
-            return None
-        snapshot = SessionSnapshot(
-            self.conversation_id,
-            self._config,
-            self._response.config,
-            self._response.marks_seen(after)[-MARKS_LIMIT:],
-            self._dialogue.last_item_id,
-            self._dialogue.pending,
-            self._dialogue.asked,
-            self._transcriptions.language,
-            self._response.output.silenced,
-            [] if self._response.output.ledger is None else self._response.output.ledger.spoken,
-            self._response.output.metadata,
-            self._response.output.previous_item_id,
-        )
-        self._realtime.forget(self, self.turn)
-        self.close(NORMAL)
-        await self._response.stop()
+        snapshot = self.parts.snapshot(after)
+        if snapshot is not None and self.turn is not None:
+            self._realtime.forget(self, self.turn)
+            self.close(NORMAL)
+            await self.parts.response.stop()
         return snapshot
 
     def restore(self, snapshot: SessionSnapshot, turn: Turn, after: int) -> None:
         """Continue the response *turn* of a session on another worker, from its *snapshot*."""
         self._turns.attach(turn)
-        self._dialogue.restore(snapshot.last_item_id, snapshot.pending, snapshot.asked)
-        self._transcriptions.language = snapshot.heard_language
-        self._config = msgspec.structs.replace(snapshot.config, id=self.id)
-        self._input.lead(self._config.audio.input.turn_detection)
-        output = self._output_of(turn, snapshot.response_config, snapshot.metadata)
-        output.previous_item_id = snapshot.previous_item_id
-        if snapshot.silenced is not None:
-            output.silence(snapshot.silenced)
-        if output.ledger is not None:
-            output.ledger.spoken = snapshot.spoken
-        self._response.restore(turn, output, snapshot.response_config, snapshot.marks)
-        self._socket.seq = after
+        self.parts.restore(snapshot, turn, after)
         self._realtime.keep(self, turn)
 
     async def _show_config(self, name: str) -> None:
-        config = msgspec.structs.replace(self._config, conversation_id=self.conversation_id)
+        config = msgspec.structs.replace(self.parts.settings.body, conversation_id=self.conversation_id)
         await self._socket.emit(lambda seq: SessionEvent(name, f"event_{seq}", seq, config))
 
     async def _receive(self, text: str | None, binary: bytes | None) -> None:
@@ -326,7 +246,7 @@ class Session:
                 self.received_bytes += len(binary or b"") + FRAME_BYTES
                 if len(binary or b"") > AUDIO_LIMIT_BYTES:
                     raise _too_long(AUDIO_LIMIT_BYTES)
-                await self._input.append(binary or b"", self._config, self._answering())
+                await self._append(binary or b"")
                 return
             raw = text.encode(errors="surrogatepass")
             self.received_bytes += len(raw) + FRAME_BYTES
@@ -339,7 +259,7 @@ class Session:
                 raise _too_long(limit_bytes)
             event = decode(_decoder, raw)
             if isinstance(event, AudioAppend):
-                await self._input.append(from_base64(event.audio), self._config, self._answering())
+                await self._append(from_base64(event.audio))
                 return
             if isinstance(event, CHARGED):
                 await self._charge()
@@ -363,170 +283,54 @@ class Session:
         self._refusals = 0
 
     async def _handle(self, event: HandledEvent) -> None:
+        parts = self.parts
         match event:
             case SessionUpdate():
                 await self._configure(event)
             case ItemCreate():
-                await self._add_item(event.item)
+                await parts.items.add(event)
             case ItemRetrieve():
-                await self._retrieve(event)
+                await parts.items.retrieve(event)
             case ResponseCreate():
-                await self._respond(event)
+                await parts.responder.respond(event)
             case ResponseCancel():
-                await self._cancel(event)
+                await parts.responder.cancel(event)
             case ItemTruncate():
-                await self._interrupter.truncate(event)
+                await parts.interrupter.truncate(event)
             case AudioCommit():
-                await self._input.commit(self._config, self._answering())
+                await parts.input.commit(parts.settings.body, self._answering())
             case AudioClear():
-                self._input.clear()
+                parts.input.clear()
                 await self._socket.emit(lambda seq: ClearedEvent(f"event_{seq}", seq))
 
     async def _configure(self, event: SessionUpdate) -> None:
         """Apply the valid settings, send all settings as they are now, and an error for each invalid value."""
-        config, errors = configured(self._config, event.session, "$.session")
-        if self._input.begun and config.audio.input.format != self._config.audio.input.format:
-            config.audio.input.format = self._config.audio.input.format
+        settings, sound = self.parts.settings, self.parts.input
+        config, errors = configured(settings.body, event.session, "$.session")
+        if sound.begun and config.audio.input.format != settings.body.audio.input.format:
+            config.audio.input.format = settings.body.audio.input.format
             rule = "cannot change while the buffer has audio: commit or clear it"
             errors.append(InvalidRequest.field("$.session.audio.input.format", rule))
-        self._config = config
-        self._input.lead(config.audio.input.turn_detection)
+        settings.body = config
+        sound.lead(config.audio.input.turn_detection)
         await self._show_config("session.updated")
         for error in errors:
             await self._socket.complain(error, event.event_id)
 
-    async def _add_item(self, item: ClientItem) -> None:
-        for number, part in enumerate(item.content):
-            if part.type not in TEXT_PARTS:
-                raise InvalidRequest.field(
-                    f"$.item.content[{number}].type", "must be input_text; audio goes into the input audio buffer"
-                )
-            text_field(f"$.item.content[{number}].text", part.text or "")
-        text = "\n".join(part.text or "" for part in item.content)
-        if len(text) > MESSAGE_LIMIT_CHARS:
-            raise InvalidRequest.field("$.item.content", f"must have at most {MESSAGE_LIMIT_CHARS} characters")
-        self._dialogue.claim(item.id)
-        message_id = await self._dialogue.store(item.role, text)
-        shown = Item(item.id or message_id, item.role, [part_of(item.role, text)], "completed")
-        await self._dialogue.show(self._socket, shown, message_id)
-
-    async def _retrieve(self, event: ItemRetrieve) -> None:
-        """Tell the client of an item as it is now: of an answer what was heard, of a recording its words."""
-        try:
-            turn = await self._turns.find(self.caller, event.item_id)
-        except NotFound:
-            item = await self._dialogue.find(event.item_id)
-        else:
-            if turn.conversation_id != self.conversation_id:
-                raise NotRetrievable(event.item_id)
-            item = item_of(turn, spoken=turn.id in self._response.ledgers)
-        await self._socket.emit(lambda seq: RetrievedEvent(f"event_{seq}", seq, item))
-
-    async def _respond(self, event: ResponseCreate) -> None:
-        if self._response.active:
-            raise AlreadyActive("A response is active; wait for response.done or cancel it.")
-        config, metadata = self._config, None
-        if event.response is not None:
-            config, metadata = self._config_of_response(event.response)
-        if self._transcriptions.defer(event):
-            return
-        if self._dialogue.pending is None:
-            raise InvalidRequest("There is no message to answer; create one first.", details={"path": "$.type"})
-        await self._response.wait_sent()
-        self._dialogue.asked = message_id, content = self._dialogue.pending
-        ask = Ask(
-            content=content,
-            conversation_id=self.conversation_id,
-            system_prompt=config.instructions,
-            temperature=config.temperature,
-            max_tokens=None if config.max_output_tokens == "inf" else config.max_output_tokens,
-            stored_message_id=message_id,
-        )
-        turn = await self._turns.start(ask, self.caller)
-        self._turns.attach(turn)
-        last = self.turn
-        self._dialogue.pending = None
-        self._response.begin(turn, self._output_of(turn, config, metadata), config)
-        self._realtime.keep(self, turn)
-        if last is not None:
-            self._realtime.forget(self, last)
-            await self._turns.detach(last)
-
-    def _config_of_response(self, given: object) -> tuple[SessionBody, Metadata | None]:
-        """Return the settings and metadata of a response that was asked for with *given*; raises ``InvalidRequest``."""
-        asked, errors = take(ResponseConfig, given, "$.response")
-        if asked.input is not UNSET:
-            raise InvalidRequest.field("$.response.input", "is not served; use conversation.item.create")
-        if asked.conversation not in (UNSET, "auto"):
-            raise InvalidRequest.field("$.response.conversation", 'only "auto" is served: the answer would be stored')
-        config, wrong = configured(self._config, given, "$.response")
-        if errors or wrong:
-            raise (errors or wrong)[0]
-        return config, asked.metadata if isinstance(asked.metadata, dict) else None
-
-    def _output_of(self, turn: Turn, config: SessionBody, metadata: Metadata | None) -> Output:
-        if config.output_modalities != ["audio"]:
-            return TextOutput(turn, metadata)
-        wanted = config.audio.output
-        options = SpeechOptions(
-            wanted.format.encoding,
-            wanted.voice,
-            self._transcriptions.language,
-            wanted.speed,
-            sample_rate_hz=wanted.format.rate,
-            strict=False,
-        )
-        shown = SpokenOutput(wanted.format, wanted.voice)
-        return AudioOutput(turn, self._realtime.synthesizer, options, shown, self.caller, metadata)
+    async def _append(self, samples: bytes) -> None:
+        await self.parts.input.append(samples, self.parts.settings.body, self._answering())
 
     def _answering(self) -> Answering:
-        return Answering(self._respond_or_complain, self._answer)
-
-    async def _answer(self, event: ResponseCreate) -> None:
-        """Answer what was said, unless more is being said: then it is answered together."""
-        if self._input.speaking:
-            return
-        if self._response.active:
-            if self._later is None or self._later.done():
-                self._later = asyncio.get_running_loop().create_task(self._answer_later(event))
-            return
-        await self._respond_or_complain(event)
-
-    async def _answer_later(self, event: ResponseCreate) -> None:
-        await self._response.wait_sent()
-        async with self._handling:
-            if self._dialogue.pending is not None:
-                await self._answer(event)
-
-    async def _respond_or_complain(self, event: ResponseCreate) -> None:
-        if self._socket.gone:
-            return
-        try:
-            await self._respond(event)
-        except RequestError as error:
-            await self._socket.complain(error, event.event_id)
-
-    async def _cancel(self, event: ResponseCancel) -> None:
-        response = self._response
-        if not response.active and event.response_id is None:
-            deferred = self._transcriptions.take_deferred()
-            if deferred is not None:
-                error = Conflict("The response was cancelled before it was created.")
-                await self._socket.complain(error, deferred.event_id)
-                return
-        if not response.active or response.turn is None or event.response_id not in (None, response.turn.id):
-            raise NothingToCancel
-        await self._interrupter.interrupt("cancelled")
+        responder = self.parts.responder
+        return Answering(responder.respond_or_complain, responder.answer)
 
 
-def _tell_lost(realtime: Sessions, socket: Socket, error: RequestError) -> None:
-    """Tell a client that its buffer was cleared, and why; not a method, which would make a reference cycle."""
-
-    async def tell() -> None:
-        await socket.complain(error, None)
-        await socket.emit(lambda seq: ClearedEvent(f"event_{seq}", seq))
-
-    realtime.own(asyncio.get_running_loop().create_task(tell()))
+def _keep(sessions: Sessions, reference: weakref.ref[Session], turn: Turn, last: Turn | None) -> None:
+    """Let *turn* be resumed from a session in place of its *last*; by a reference that makes no cycle of the two."""
+    if (session := reference()) is not None:
+        sessions.keep(session, turn)
+        if last is not None:
+            sessions.forget(session, last)
 
 
 def _too_long(limit_bytes: int) -> TooLarge:

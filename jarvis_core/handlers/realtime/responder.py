@@ -1,0 +1,175 @@
+"""Begins and cancels the responses of a session."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from msgspec import UNSET
+
+from jarvis_core.errors import Conflict, InvalidRequest, RequestError
+from jarvis_core.handlers.events import Metadata, SpokenOutput
+from jarvis_core.handlers.realtime.config import SessionSettings, configured
+from jarvis_core.handlers.realtime.dialogue import Dialogue
+from jarvis_core.handlers.realtime.hearing import Hearing
+from jarvis_core.handlers.realtime.interruption import Interrupter
+from jarvis_core.handlers.realtime.lenient import take
+from jarvis_core.handlers.realtime.output import AudioOutput, Output, TextOutput
+from jarvis_core.handlers.realtime.refusals import AlreadyActive, NothingToCancel
+from jarvis_core.handlers.realtime.response import ResponseStream
+from jarvis_core.handlers.realtime.session_config import ResponseConfig
+from jarvis_core.handlers.realtime.socket import Socket
+from jarvis_core.handlers.realtime.transcriptions import PendingTranscriptions
+from jarvis_core.handlers.realtime.wire import ResponseCancel, ResponseCreate, SessionBody
+from jarvis_core.models import Caller
+from jarvis_core.speech.synthesis import SpeechOptions, Synthesizer
+from jarvis_core.turns.log import Turn
+from jarvis_core.turns.turns import Ask, Turns
+
+OnTurn = Callable[[Turn, Turn | None], None]
+"""Told of the turn of a new response, and of that of the one before, which can no longer be resumed."""
+
+
+class Responder:
+    """
+    The responses of one session: begun by the client, or by what was said.
+
+    Owns the task that answers what was said while a response was active.
+    """
+
+    def __init__(
+        self,
+        turns: Turns,
+        synthesizer: Synthesizer,
+        caller: Caller,
+        socket: Socket,
+        settings: SessionSettings,
+        dialogue: Dialogue,
+        hearing: Hearing,
+        transcriptions: PendingTranscriptions,
+        response: ResponseStream,
+        interrupter: Interrupter,
+        handling: asyncio.Lock,
+        on_turn: OnTurn,
+    ) -> None:
+        self._turns = turns
+        self._synthesizer = synthesizer
+        self._caller = caller
+        self._socket = socket
+        self._settings = settings
+        self._dialogue = dialogue
+        self._hearing = hearing
+        self._transcriptions = transcriptions
+        self._response = response
+        self._interrupter = interrupter
+        self._handling = handling
+        """The session's lock, held while a response begins."""
+        self._on_turn = on_turn
+        self._later: asyncio.Task[None] | None = None
+        """Answers what was said while a response was active that was not interrupted."""
+
+    async def respond(self, event: ResponseCreate) -> None:
+        """
+        Begin the response that the client asks for, or defer it until the words of all recordings are known.
+
+        Raises ``AlreadyActive`` or ``InvalidRequest``, and as ``Turns.start`` does.
+        """
+        if self._response.active:
+            raise AlreadyActive("A response is active; wait for response.done or cancel it.")
+        config, metadata = self._settings.body, None
+        if event.response is not None:
+            config, metadata = self._config_of_response(event.response)
+        if self._transcriptions.defer(event):
+            return
+        if self._dialogue.pending is None:
+            raise InvalidRequest("There is no message to answer; create one first.", details={"path": "$.type"})
+        await self._response.wait_sent()
+        self._dialogue.asked = message_id, content = self._dialogue.pending
+        ask = Ask(
+            content=content,
+            conversation_id=self._dialogue.conversation_id,
+            system_prompt=config.instructions,
+            temperature=config.temperature,
+            max_tokens=None if config.max_output_tokens == "inf" else config.max_output_tokens,
+            stored_message_id=message_id,
+        )
+        turn = await self._turns.start(ask, self._caller)
+        self._turns.attach(turn)
+        last = self._response.turn
+        self._dialogue.pending = None
+        self._response.begin(turn, self.output_of(turn, config, metadata), config)
+        self._on_turn(turn, last)
+        if last is not None:
+            await self._turns.detach(last)
+
+    async def respond_or_complain(self, event: ResponseCreate) -> None:
+        """Begin a response that was deferred; the client is told where that cannot be."""
+        if self._socket.gone:
+            return
+        try:
+            await self.respond(event)
+        except RequestError as error:
+            await self._socket.complain(error, event.event_id)
+
+    async def answer(self, event: ResponseCreate) -> None:
+        """Answer what was said, unless more is being said: then it is answered together."""
+        if self._hearing.conversation.speaking:
+            return
+        if self._response.active:
+            if self._later is None or self._later.done():
+                self._later = asyncio.get_running_loop().create_task(self._answer_later(event))
+            return
+        await self.respond_or_complain(event)
+
+    async def cancel(self, event: ResponseCancel) -> None:
+        """Stop the active response, or the one that waits for words; raises ``NothingToCancel``."""
+        response = self._response
+        if not response.active and event.response_id is None:
+            deferred = self._transcriptions.take_deferred()
+            if deferred is not None:
+                error = Conflict("The response was cancelled before it was created.")
+                await self._socket.complain(error, deferred.event_id)
+                return
+        if not response.active or response.turn is None or event.response_id not in (None, response.turn.id):
+            raise NothingToCancel
+        await self._interrupter.interrupt("cancelled")
+
+    def output_of(self, turn: Turn, config: SessionBody, metadata: Metadata | None) -> Output:
+        """Return how *turn* is told: as text, or as a voice."""
+        if config.output_modalities != ["audio"]:
+            return TextOutput(turn, metadata)
+        wanted = config.audio.output
+        options = SpeechOptions(
+            wanted.format.encoding,
+            wanted.voice,
+            self._transcriptions.language,
+            wanted.speed,
+            sample_rate_hz=wanted.format.rate,
+            strict=False,
+        )
+        shown = SpokenOutput(wanted.format, wanted.voice)
+        return AudioOutput(turn, self._synthesizer, options, shown, self._caller, metadata)
+
+    async def leave(self) -> None:
+        """Answer nothing more."""
+        if self._later is not None:
+            self._later.cancel()
+            await asyncio.wait([self._later])
+
+    def _config_of_response(self, given: object) -> tuple[SessionBody, Metadata | None]:
+        """Return the settings and metadata of a response that was asked for with *given*; raises ``InvalidRequest``."""
+        asked, errors = take(ResponseConfig, given, "$.response")
+        if asked.input is not UNSET:
+            raise InvalidRequest.field("$.response.input", "is not served; use conversation.item.create")
+        if asked.conversation not in (UNSET, "auto"):
+            raise InvalidRequest.field("$.response.conversation", 'only "auto" is served: the answer would be stored')
+        config, wrong = configured(self._settings.body, given, "$.response")
+        if errors or wrong:
+            raise (errors or wrong)[0]
+        return config, asked.metadata if isinstance(asked.metadata, dict) else None
+
+    async def _answer_later(self, event: ResponseCreate) -> None:
+        await self._response.wait_sent()
+        async with self._handling:
+            if self._dialogue.pending is not None:
+                await self.answer(event)
