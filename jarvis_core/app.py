@@ -25,8 +25,9 @@ from jarvis_core.handlers.call import Call, Reply
 from jarvis_core.handlers.chat import ChatHandlers
 from jarvis_core.handlers.health import HealthHandlers
 from jarvis_core.handlers.memory import MemoryHandlers
+from jarvis_core.handlers.openai.models import ModelHandlers
 from jarvis_core.handlers.realtime.session import Session
-from jarvis_core.handlers.realtime.sockets import Realtime
+from jarvis_core.handlers.realtime.sockets import Realtime, upgrade_required
 from jarvis_core.handlers.router import Route, Router
 from jarvis_core.handlers.voice import VoiceHandlers
 from jarvis_core.handlers.wire import (
@@ -196,10 +197,13 @@ def router_for(container: Container, realtime: Realtime, admission: Admission) -
         return Reply(document)
 
     routes.append(Route("GET", "/openapi.json", openapi_document, "This document.", public=True))
+    routes += openai_routes_for(container)
+    # The last path is where OpenAI's client libraries connect when /ws is the base of their URLs.
+    websockets = dict.fromkeys(("/ws", "/v1/realtime", "/ws/realtime"), realtime.serve)
+    routes += [Route("GET", path, upgrade_required, "Only a WebSocket is answered here.") for path in websockets]
     router = Router(
         routes,
-        # The last path is where OpenAI's client libraries connect when /ws is the base of their URLs.
-        {"/ws": realtime.serve, "/v1/realtime": realtime.serve, "/ws/realtime": realtime.serve},
+        websockets,
         admission=admission,
         metrics=container.metrics,
         request_limit=container.settings.server.request_limit,
@@ -292,6 +296,19 @@ def routes_for(container: Container) -> list[Route]:
         Route("GET", "/api/voice/voices", voice.voices, "Who can speak.", response=list[VoiceBody]),
         Route("GET", "/api/voice/languages", voice.languages, "What can be spoken.", response=list[LanguageBody]),
     ]  # fmt: skip
+
+
+def openai_routes_for(container: Container) -> list[Route]:
+    """Return the routes below ``/v1``, which OpenAI's own document describes."""
+    models = ModelHandlers(
+        container.completions,
+        speaks="python_bridges" in container.neighbours,
+        embeds=container.embedder is not None,
+    )
+    return [
+        Route("GET", "/v1/models", models.list_models, "The models that may be named."),
+        Route("GET", "/v1/models/{id}", models.model, "One of them."),
+    ]
 
 
 WORST_FIRST: tuple[ServiceState, ...] = ("unavailable", "degraded", "healthy")

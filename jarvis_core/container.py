@@ -22,7 +22,7 @@ from jarvis_core.errors import RequestError, StartError
 from jarvis_core.fair_queue import FairQueue, reserved
 from jarvis_core.memory import Memories
 from jarvis_core.metrics import Metrics
-from jarvis_core.models import Embedder, LanguageModel, new_id
+from jarvis_core.models import CompletionModel, Embedder, new_id
 from jarvis_core.processes.child import own_identity, trim_heap
 from jarvis_core.services import audio_engine, python_bridges
 from jarvis_core.services.audio_engine import AudioEngine
@@ -50,7 +50,7 @@ from jarvis_core.store.pool import Pool
 from jarvis_core.store.turns import TurnStore
 from jarvis_core.turns.conversations import Conversations
 from jarvis_core.turns.heartbeats import Heartbeats
-from jarvis_core.turns.queued_model import QueuedModel
+from jarvis_core.turns.queued_model import QueuedCompletions, QueuedModel
 from jarvis_core.turns.remote import RemoteTurns
 from jarvis_core.turns.turns import Turns
 
@@ -81,11 +81,14 @@ class Container:
     settings: Settings
     pool: Pool
     turns: Turns
+    completions: CompletionModel
+    """The model of the turns, for what a client asks of itself."""
     conversations: Conversations
     memories: Memories
     transcriber: Transcriber
     synthesizer: Synthesizer
     voices: Voices
+    embedder: Embedder | None
     codec: Codec
     neighbours: dict[str, Transport]
     """By the name under which /health shows them, and ``llm``."""
@@ -117,13 +120,14 @@ async def open_container(settings: Settings, group: WorkerGroup) -> AsyncIterato
         memory_store = MemoryStore(storage.pool)
         with _database_needed():
             await memory_store.prepare()
+        embedder = _embedder(settings, neighbours, mint)
         memories = Memories(
             memory_store,
-            _embedder(settings, neighbours, mint),
+            embedder,
             settings.memory,
             open_s=settings.neighbours.breaker_open_s,
         )
-        model = _queued_model(settings, group, neighbours, mint)
+        model, completions = _queued_model(settings, group, neighbours, mint)
         turns = Turns(
             storage.turns,
             model,
@@ -140,11 +144,13 @@ async def open_container(settings: Settings, group: WorkerGroup) -> AsyncIterato
             settings=settings,
             pool=storage.pool,
             turns=turns,
+            completions=completions,
             conversations=Conversations(_conversations(settings, storage.pool), turns),
             memories=memories,
             transcriber=speech.transcriber,
             synthesizer=speech.synthesizer,
             voices=speech.voices,
+            embedder=embedder,
             codec=speech.codec,
             neighbours=neighbours,
             metrics=Metrics(),
@@ -273,21 +279,22 @@ def _start_background(container: Container, group: WorkerGroup, storage: _Storag
 
 def _queued_model(
     settings: Settings, group: WorkerGroup, neighbours: dict[str, Transport], mint: TokenMint | None
-) -> QueuedModel:
-    """Return the language model behind its queue; what waits there is bounded as turns are."""
+) -> tuple[QueuedModel, QueuedCompletions]:
+    """Return the language model behind its queue, for turns and for others; what waits there is bounded as turns are."""
     embedded = "llm" not in neighbours and "python_bridges" in group.embedded_neighbours
     connections = settings.neighbours.connection_limit
     # The same connections are for speech and embeddings.
     most = 1 if embedded else connections - min(connections // 4, CONNECTIONS_RESERVE)
     places = settings.llm.concurrency or most
-    return QueuedModel(
-        _language_model(settings, neighbours, mint),
-        FairQueue(places, waiting_limit=settings.server.turn_limit, user_limit=places - reserved(places)),
-        timeout_s=settings.llm.first_token_timeout_s,
-    )
+    model = _language_model(settings, neighbours, mint)
+    queue = FairQueue(places, waiting_limit=settings.server.turn_limit, user_limit=places - reserved(places))
+    timeout_s = settings.llm.first_token_timeout_s
+    return QueuedModel(model, queue, timeout_s=timeout_s), QueuedCompletions(model, queue, timeout_s=timeout_s)
 
 
-def _language_model(settings: Settings, neighbours: dict[str, Transport], mint: TokenMint | None) -> LanguageModel:
+def _language_model(
+    settings: Settings, neighbours: dict[str, Transport], mint: TokenMint | None
+) -> OpenAiModel | BridgesModel:
     if "llm" in neighbours:
         return OpenAiModel(neighbours["llm"], settings.llm)
     if "python_bridges" in neighbours:

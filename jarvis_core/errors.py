@@ -10,10 +10,13 @@ JarvisError
 └── RequestError            a request cannot be answered as asked; has a code
     ├── InvalidJson         the body is not JSON
     ├── InvalidRequest      a field is missing, wrong-typed or out of range
+    │   └── ContextTooLong  more than the model can read
     ├── Unauthenticated     no or bad credentials
     ├── Forbidden           somebody else's
     ├── NotFound            unknown path or id
+    │   └── UnknownModel    no model of this name
     ├── MethodNotAllowed    known path, other method
+    ├── UpgradeRequired     a plain request where only a WebSocket is answered
     ├── Conflict            another turn runs, or an idempotency key used for another request
     ├── MisdirectedRequest  asked under a name that is not this server's
     ├── TooLarge            a body or message over its limit
@@ -93,6 +96,17 @@ class InvalidRequest(RequestError):
         return cls(f"{path}: {rule}", details={"path": path, "rule": rule})
 
 
+class ContextTooLong(InvalidRequest):
+    """More than the model can read; in the words of OpenAI's API, whose clients look at the code."""
+
+    code = "context_length_exceeded"
+
+    def __init__(self, details: dict[str, Any] | None = None) -> None:
+        super().__init__(
+            "messages: are longer than the model can read", details={**(details or {}), "path": "$.messages"}
+        )
+
+
 class Unauthenticated(RequestError):
     """No or bad credentials; *guessed* where they may have been made up, which is counted against their sender."""
 
@@ -115,6 +129,15 @@ class NotFound(RequestError):
     code = "not_found"
 
 
+class UnknownModel(NotFound):
+    """A model that is not listed; in the words of OpenAI's API, whose clients look at the code."""
+
+    code = "model_not_found"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"There is no model {name[:100]!r}; GET /v1/models lists them.", details={"path": "$.model"})
+
+
 class MethodNotAllowed(RequestError):
     """The path exists, but not for this method; *allow* is the value of the Allow header."""
 
@@ -123,6 +146,12 @@ class MethodNotAllowed(RequestError):
     def __init__(self, message: str, *, allow: str) -> None:
         super().__init__(message, details={"allow": allow})
         self.allow = allow
+
+
+class UpgradeRequired(RequestError):
+    """The path is a WebSocket's, and the request does not ask for one."""
+
+    code = "upgrade_required"
 
 
 class Conflict(RequestError):

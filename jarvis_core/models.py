@@ -221,6 +221,58 @@ class LanguageModel(Protocol):
         ...
 
 
+class Completion(Struct, frozen=True):
+    """A client's own request for an answer, for the model itself; nothing of it is stored."""
+
+    prompt: Prompt
+    """What of it every model understands."""
+    messages: Sequence[Raw]
+    """All of it, in the words of OpenAI's chat completions, for a server that speaks them."""
+    parameters: dict[str, Raw]
+    """The same of what else the client asks for, by its own names; what the prompt has is left out."""
+    needed: frozenset[str] = frozenset()
+    """Those without which an answer would be none."""
+
+
+class CompletionAnswer(Protocol):
+    """A model's answer to a ``Completion``, as it arrives."""
+
+    @property
+    def left_out(self) -> Sequence[str]:
+        """The parameters that the model's server refused, and was asked without."""
+        ...
+
+    @property
+    def calls(self) -> Sequence[ToolCall]:
+        """What the model wants done; whole once the answer is."""
+        ...
+
+    @property
+    def prompt_tokens(self) -> int:
+        """As the server counted, at the end; 0 where it does not."""
+        ...
+
+    def pieces(self) -> AsyncIterator[str | Discard | Finish]:
+        """Give the answer as ``LanguageModel.generate`` does."""
+        ...
+
+
+class CompletionModel(Protocol):
+    """A language model that is asked with a client's own parameters: an adapter under ``services/``."""
+
+    async def fetch_name(self) -> str:
+        """Return its own name; empty where its server has not told it. Raises as ``LanguageModel.generate`` does."""
+        ...
+
+    def complete(self, completion: Completion, caller: Caller) -> AbstractAsyncContextManager[CompletionAnswer]:
+        """
+        Ask the model, as ``LanguageModel.generate`` does.
+
+        A parameter that its server refuses is left out, unless it is needed: that is ``InvalidRequest``.
+        """
+        ...
+
+
 class ToolServer(Protocol):
     """A server of tools: an adapter under ``services/``, asked by ``tools/`` alone, which keeps deadlines and budgets."""
 

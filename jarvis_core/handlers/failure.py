@@ -1,8 +1,12 @@
-"""Turns errors into answers: one table from an error to its HTTP status, and one body for all."""
+"""
+Turns errors into answers: one table from an error to its HTTP status, and one body for all; but below ``/v1`` the one that
+OpenAI's clients read.
+"""
 
 from __future__ import annotations
 
 import msgspec
+from msgspec import UNSET
 from starlette.types import Send
 
 from jarvis_core import log
@@ -24,8 +28,10 @@ from jarvis_core.errors import (
     Unauthenticated,
     Unavailable,
     UnsupportedMediaType,
+    UpgradeRequired,
 )
 from jarvis_core.handlers.call import SECURITY_HEADERS
+from jarvis_core.handlers.openai.wire import ErrorAnswer, ErrorFields
 from jarvis_core.handlers.wire import ErrorBody
 
 STATUSES: dict[type[RequestError], int] = {
@@ -39,6 +45,7 @@ STATUSES: dict[type[RequestError], int] = {
     TooLarge: 413,
     UnsupportedMediaType: 415,
     MisdirectedRequest: 421,
+    UpgradeRequired: 426,
     RateLimited: 429,
     BadGateway: 502,
     Overloaded: 503,
@@ -46,6 +53,11 @@ STATUSES: dict[type[RequestError], int] = {
     DeadlineExceeded: 504,
 }
 INTERNAL = RequestError("Something went wrong here; the log has the details.")
+
+OPENAI_PATHS = "/v1/"
+"""What the paths begin with whose errors are in OpenAI's shape."""
+OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+"""Of the other statuses below 500 the type is ``invalid_request_error``, from there on ``server_error``."""
 
 _encoder = msgspec.json.Encoder()
 
@@ -55,9 +67,25 @@ def status_of(error: RequestError) -> int:
     return next((STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES), 500)
 
 
-def body_of(error: RequestError, request_id: str) -> bytes:
-    """Return the JSON body for *error*."""
+def body_of(error: RequestError, request_id: str, path: str) -> bytes:
+    """Return the JSON body for *error*, as clients of *path* read it."""
+    if path.startswith(OPENAI_PATHS):
+        return _encoder.encode(ErrorAnswer(openai_fields(error)))
     return _encoder.encode(ErrorBody(error.message, error.code, error.details, request_id))
+
+
+def openai_fields(error: RequestError) -> ErrorFields:
+    """Return *error* in the words of OpenAI's API; the codes are ours."""
+    status = status_of(error)
+    kind = OPENAI_TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+    param = (error.details or {}).get("path")
+    return ErrorFields(
+        message=error.message,
+        type=kind,
+        param=param.removeprefix("$.") if isinstance(param, str) else None,
+        code=error.code,
+        details=error.details or UNSET,
+    )
 
 
 def headers_of(error: RequestError) -> list[tuple[bytes, bytes]]:
@@ -69,16 +97,18 @@ def headers_of(error: RequestError) -> list[tuple[bytes, bytes]]:
         headers.append((b"allow", error.allow.encode()))
     if isinstance(error, Unauthenticated):
         headers.append((b"www-authenticate", b"Bearer"))
+    if isinstance(error, UpgradeRequired):
+        headers.append((b"upgrade", b"websocket"))
     if isinstance(error, Stopping):
         # For proxies: a status alone does not tell them that they may retry with another server.
         headers.append((b"x-jarvis-stopping", b"1"))
     return headers
 
 
-async def refuse_handshake(send: Send, error: RequestError) -> None:
-    """Answer a WebSocket's handshake with an HTTP error."""
+async def refuse_handshake(send: Send, error: RequestError, path: str) -> None:
+    """Answer a WebSocket's handshake on *path* with an HTTP error."""
     request_id = log.request_id.get()
     own = headers_of(error)
     headers = [(b"content-type", b"application/json"), (b"x-request-id", request_id.encode()), *own, *SECURITY_HEADERS]
     await send({"type": "websocket.http.response.start", "status": status_of(error), "headers": headers})
-    await send({"type": "websocket.http.response.body", "body": body_of(error, request_id)})
+    await send({"type": "websocket.http.response.body", "body": body_of(error, request_id, path)})

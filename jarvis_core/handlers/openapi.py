@@ -123,7 +123,7 @@ def _responses(route: Route) -> dict[str, Any]:
                 "description": description,
                 "content": {"application/json": {"schema": _reference(struct)}},
             }
-    for status in sorted(set(STATUSES.values()) | {500}):
+    for status in sorted((set(STATUSES.values()) | {500}) - {426}):
         if route.public and status not in (405, 421, 500):
             continue
         responses.setdefault(

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from starlette.types import Receive, Scope, Send
@@ -38,6 +38,8 @@ HEARD = frozenset({b"host", b"x-request-id", b"origin", b"authorization", b"cont
 CANCEL_TIMEOUT_S = 0.5
 """How long calls that a stop has cancelled may take to tell their clients."""
 RETRY_AFTER_S = 5
+METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
+"""What a page may ask of a path that is none, to be told so."""
 
 Handler = Callable[[Call], Awaitable[Reply | None]]
 """Answers a call; returns None when it has sent the answer itself."""
@@ -90,7 +92,7 @@ class Router:
     def __init__(
         self,
         routes: list[Route],
-        websockets: dict[str, WebSocketHandler],
+        websockets: Mapping[str, WebSocketHandler],
         *,
         admission: Admission,
         metrics: Metrics,
@@ -273,10 +275,11 @@ class Router:
         self, methods: dict[str, _Target] | None, method: str, origin: bytes, call: Call
     ) -> Reply:
         """Answer a preflight; raises ``NotFound`` for a path that is none, and ``MethodNotAllowed``."""
+        if method == "OPTIONS" and origin:
+            # Of an unknown path too: a page whose preflight fails is not shown why.
+            return _preflight(methods or METHODS, call, allowed=self._admission.origins.allows(origin))
         if methods is None:
             raise NotFound("There is no such path.")
-        if method == "OPTIONS" and origin:
-            return _preflight(methods, call, allowed=self._admission.origins.allows(origin))
         raise MethodNotAllowed(f"{method} is not a method of this path.", allow=", ".join(sorted(methods)))
 
     def _hold(self, call: Call, reply: Reply | None, method: str) -> str:
@@ -300,7 +303,7 @@ class Router:
             await handler(scope, receive, send)
             return
         await receive()
-        await failure.refuse_handshake(send, NotFound("There is no such path."))
+        await failure.refuse_handshake(send, NotFound("There is no such path."), scope["path"])
 
     def _new_request_id(self) -> str:
         self._request_count += 1
@@ -337,14 +340,15 @@ def _reply_to(error: RequestError | ClientLeft, call: Call) -> Reply | None:
 
 
 def _failure(error: RequestError, call: Call) -> Reply:
-    return Reply(failure.body_of(error, call.request_id), failure.status_of(error), headers=failure.headers_of(error))
+    body = failure.body_of(error, call.request_id, call.scope["path"])
+    return Reply(body, failure.status_of(error), headers=failure.headers_of(error))
 
 
 def _stopping() -> Unavailable:
     return Unavailable("The server is stopping.", retry_after_s=RETRY_AFTER_S)
 
 
-def _preflight(methods: dict[str, _Target], call: Call, *, allowed: bool) -> Reply:
+def _preflight(methods: Iterable[str], call: Call, *, allowed: bool) -> Reply:
     return Reply(
         b"",
         204,

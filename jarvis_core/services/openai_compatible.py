@@ -12,9 +12,10 @@ from msgspec import UNSET, Struct
 
 from jarvis_core import log
 from jarvis_core.errors import BadGateway, RequestError
-from jarvis_core.models import Caller, Prompt
+from jarvis_core.models import Caller, Completion, Prompt
 from jarvis_core.services.answers.completions import CompletionStream
 from jarvis_core.services.answers.finish_reasons import STOP
+from jarvis_core.services.answers.forwarded import ForwardedRequest, ForwardedStream
 from jarvis_core.services.answers.messages import BETWEEN, in_order, system_texts, without_system
 from jarvis_core.services.answers.server_errors import ServerError, error_in_body
 from jarvis_core.services.answers.stream import (
@@ -103,8 +104,7 @@ class OpenAiModel:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._settings.first_token_timeout_s
         if not self._model:
-            self._model = await self._first_model()
-            self._opens_thinking = bool(_THINKS_UNTOLD.search(self._model))
+            await self.fetch_name()
         asked = Asked(prompt, self._context_tokens, self._left_out.copy(), set())
         for attempt in range(ATTEMPTS):
             error: ServerError | None
@@ -143,6 +143,55 @@ class OpenAiModel:
             logger.info(
                 "a model's server is asked again", neighbour=self._transport.name, without=sorted(asked.left_out)
             )
+
+    async def fetch_name(self) -> str:
+        """Return what the server calls the model: as the settings have it, or the first that it lists."""
+        if not self._model:
+            self._model = await self._first_model()
+            self._opens_thinking = bool(_THINKS_UNTOLD.search(self._model))
+        return self._model
+
+    @asynccontextmanager
+    async def complete(self, completion: Completion, caller: Caller) -> AsyncIterator[ForwardedStream]:
+        """Ask the model with a client's own parameters, as ``CompletionModel`` has it; *caller* is not told to it."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._settings.first_token_timeout_s
+        asked = ForwardedRequest(completion, await self.fetch_name(), without=self._left_out & {"stream_options"})
+        for attempt in range(ATTEMPTS):
+            error: ServerError | None
+            cause: Refused | None = None
+            answer = None
+            try:
+                async with self._transport.stream(
+                    "POST",
+                    "/chat/completions",
+                    body=asked.body(),
+                    headers=self._headers,
+                    first_byte_timeout_s=max(deadline - loop.time(), 0.0),
+                    stall_timeout_s=self._settings.stall_timeout_s,
+                    total_timeout_s=self._settings.total_timeout_s,
+                ) as stream:
+                    answer = ForwardedStream(
+                        self._transport,
+                        stream,
+                        left_out=asked.refused,
+                        model=self._model,
+                        limit_chars=completion.prompt.max_tokens * CHARS_PER_TOKEN_LIMIT,
+                        opened=self._opens_thinking,
+                        hint=self._hint,
+                    )
+                    error = await answer.wait_begun()
+                    if error is None:
+                        yield answer
+                        self._learn_of(answer)
+                        return
+            except Refused as exc:
+                if answer is not None:
+                    raise
+                error, cause = error_of_status(exc), exc
+            if attempt + 1 == ATTEMPTS or not asked.leave_out(error):
+                raise asked.complaint(error, self._refusal(error, cause)) from cause
+            logger.info("a client's request is asked again", neighbour=self._transport.name, without=asked.refused)
 
     def _request(self, asked: Asked) -> CompletionRequest:
         prompt, left_out = asked.prompt, asked.left_out

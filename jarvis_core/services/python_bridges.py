@@ -14,9 +14,10 @@ from contextlib import asynccontextmanager
 
 import msgspec
 
-from jarvis_core.errors import RequestError
-from jarvis_core.models import Caller, Prompt, Utterance
+from jarvis_core.errors import ContextTooLong, InvalidRequest, RequestError
+from jarvis_core.models import Caller, Completion, Prompt, Utterance
 from jarvis_core.services.answers.finish_reasons import STOP, end_named
+from jarvis_core.services.answers.forwarded import PlainAnswer, parameters_beside
 from jarvis_core.services.answers.messages import BETWEEN, answer_in, in_order, system_texts
 from jarvis_core.services.answers.server_errors import ServerError, clean, error_in, error_of
 from jarvis_core.services.answers.stream import (
@@ -38,6 +39,8 @@ PROMPT_LIMIT_CHARS = 10_000
 SYSTEM_LIMIT_CHARS = 5_000
 PROBE_TIMEOUT_S = 5.0
 STREAM_TYPES = ("application/x-ndjson", "text/event-stream")
+UNDERSTOOD = frozenset({"temperature", "max_tokens"})
+"""What they can be told besides the prompt."""
 SPEAKERS = {"user": "User", "assistant": "Assistant", "system": "Instructions"}
 
 _encoder = msgspec.json.Encoder()
@@ -57,6 +60,24 @@ class BridgesModel:
         """Whether this neighbour has been seen to stream."""
         self._opens_thinking = False
         """Whether thinking was told by its end only."""
+        self._name = ""
+        """As the last answer had it."""
+
+    async def fetch_name(self) -> str:
+        """Return the model's name as its last answer had it."""
+        return self._name
+
+    @asynccontextmanager
+    async def complete(self, completion: Completion, caller: Caller) -> AsyncIterator[PlainAnswer]:
+        """Ask the model, as ``CompletionModel`` has it: with the prompt alone, which is all that the bridges understand."""
+        left_out = parameters_beside(completion.parameters, UNDERSTOOD)
+        for name in left_out:
+            if name in completion.needed:
+                raise InvalidRequest.field(f"$.{name}", "is more than the model of this server can")
+        if len(completion.prompt.content) > PROMPT_LIMIT_CHARS:
+            raise ContextTooLong
+        async with self.generate(completion.prompt, caller) as pieces:
+            yield PlainAnswer(pieces, left_out)
 
     @asynccontextmanager
     async def generate(self, prompt: Prompt, caller: Caller) -> AsyncIterator[AsyncIterator[Piece]]:
@@ -93,6 +114,7 @@ class BridgesModel:
                     raise answer.failed(error)
                 self._streams = stream.content_type in STREAM_TYPES
                 yield answer.pieces()
+                self._name = answer.model
                 if answer.filter.unopened:
                     self._opens_thinking = True
                 elif answer.filter.given and answer.reason == STOP:

@@ -1,13 +1,25 @@
-"""The language model behind a queue, in which each user has a turn."""
+"""The language model behind a queue, in which each user has a turn, whatever they ask it for."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
+from typing import Generic, TypeVar
 
 from jarvis_core.fair_queue import FairQueue
-from jarvis_core.models import Caller, Discard, Finish, LanguageModel, Prompt
+from jarvis_core.models import (
+    Caller,
+    Completion,
+    CompletionAnswer,
+    CompletionModel,
+    Discard,
+    Finish,
+    LanguageModel,
+    Prompt,
+)
+
+A = TypeVar("A")
 
 RETRY_AFTER_S = 5
 
@@ -38,18 +50,35 @@ class QueuedModel:
         return _Answer(self._queue, self._timeout_s, self._model.generate(prompt, caller))
 
 
-class _Answer(AbstractAsyncContextManager[Pieces]):
+class QueuedCompletions:
+    """A ``CompletionModel`` that waits in *queue*, the same as the turns', as ``QueuedModel`` does."""
+
+    def __init__(self, model: CompletionModel, queue: FairQueue, *, timeout_s: float) -> None:
+        self._model = model
+        self._queue = queue
+        self._timeout_s = timeout_s
+
+    async def fetch_name(self) -> str:
+        """Return the model's own name, as ``CompletionModel`` has it."""
+        return await self._model.fetch_name()
+
+    def complete(self, completion: Completion, caller: Caller) -> AbstractAsyncContextManager[CompletionAnswer]:
+        """Ask the model, as ``CompletionModel`` has it, once there is a place."""
+        return _Answer(self._queue, self._timeout_s, self._model.complete(completion, caller))
+
+
+class _Answer(AbstractAsyncContextManager[A], Generic[A]):
     """One answer, and the place that it has; a generator in its stead would cost every turn twice as much."""
 
     __slots__ = ("_asking", "_queue", "_timeout_s", "_user")
 
-    def __init__(self, queue: FairQueue, timeout_s: float, asking: AbstractAsyncContextManager[Pieces]) -> None:
+    def __init__(self, queue: FairQueue, timeout_s: float, asking: AbstractAsyncContextManager[A]) -> None:
         self._queue = queue
         self._timeout_s = timeout_s
         self._asking = asking
         self._user = ""
 
-    async def __aenter__(self) -> Pieces:
+    async def __aenter__(self) -> A:
         self._user = await self._queue.enter(self._timeout_s, "the language model", retry_after_s=RETRY_AFTER_S)
         try:
             return await self._asking.__aenter__()

@@ -17,8 +17,17 @@ from urllib.parse import parse_qs
 from starlette.types import Receive, Scope, Send
 
 from jarvis_core import cancellation, log
-from jarvis_core.errors import InvalidRequest, NotFound, Overloaded, RateLimited, RequestError, Unauthenticated
+from jarvis_core.errors import (
+    InvalidRequest,
+    NotFound,
+    Overloaded,
+    RateLimited,
+    RequestError,
+    Unauthenticated,
+    UpgradeRequired,
+)
 from jarvis_core.handlers.admission import Admission, Admitted
+from jarvis_core.handlers.call import Call, Reply
 from jarvis_core.handlers.failure import INTERNAL, refuse_handshake
 from jarvis_core.handlers.realtime.expiry import Expiry
 from jarvis_core.handlers.realtime.refusals import SessionExpired
@@ -108,11 +117,11 @@ class Realtime:
                 socket.leave()
                 return
             except RequestError as error:
-                await refuse_handshake(send, error)
+                await refuse_handshake(send, error, scope["path"])
                 return
             except Exception:
                 logger.exception("a handshake failed through a defect")
-                await refuse_handshake(send, INTERNAL)
+                await refuse_handshake(send, INTERNAL, scope["path"])
                 return
             expiry = Expiry(admitted.ends_at_s, lambda: session.close(POLICY, SessionExpired()))
             expiry.start()
@@ -230,3 +239,8 @@ async def _discard(receive: Receive) -> None:
         async with cancellation.timeout(DISCARD_S):
             while (await receive())["type"] != "websocket.disconnect":
                 pass
+
+
+async def upgrade_required(_call: Call) -> Reply:
+    """Answer a plain GET of a WebSocket's path."""
+    raise UpgradeRequired("Only a WebSocket is answered here; ask for it with Upgrade: websocket.")
