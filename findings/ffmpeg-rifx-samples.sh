@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Guess: a WAV in its big-endian form (RIFX), which FFmpeg opens without a complaint, decodes to the sound that is in it.
 # Seen: the sizes and the rate are read as big-endian, the samples as little-endian: the right length, the right rate, and
-#   noise at full scale instead of a quiet tone. Nothing is raised or logged. libsndfile, which wrote the file, reads the tone.
+#   noise at full scale instead of a quiet tone. Nothing is raised or logged. libsndfile, which wrote it, reads the tone.
 # Versions: av 18.1.0 (FFmpeg's libavformat 62.12), soundfile 0.14.0 (libsndfile 1.2.2), numpy 2.3.5, Python 3.11
-# Why: whoever hands recordings on to FFmpeg has to turn RIFX round himself: what comes out looks like a success, and a
+# Why: whoever hands recordings on to FFmpeg has to turn RIFX round first: what comes out looks like a success, and a
 #   recogniser makes words of it.
 set -euo pipefail
 directory=$(mktemp -d)
