@@ -21,7 +21,7 @@ from jarvis_core.codec.client import Codec
 from jarvis_core.errors import RequestError, StartError
 from jarvis_core.fair_queue import FairQueue, reserved
 from jarvis_core.memory import Memories
-from jarvis_core.metrics import Metrics
+from jarvis_core.metrics import Histogram, Metrics
 from jarvis_core.models import CompletionModel, Embedder, new_id
 from jarvis_core.processes.child import own_identity, trim_heap
 from jarvis_core.services import audio_engine, python_bridges
@@ -128,6 +128,7 @@ async def open_container(settings: Settings, group: WorkerGroup) -> AsyncIterato
             open_s=settings.neighbours.breaker_open_s,
         )
         model, completions = _queued_model(settings, group, neighbours, mint)
+        durations = Histogram()
         turns = Turns(
             storage.turns,
             model,
@@ -135,6 +136,7 @@ async def open_container(settings: Settings, group: WorkerGroup) -> AsyncIterato
             memories,
             storage.remote_turns,
             limit=settings.server.turn_limit,
+            durations=durations,
         )
         if storage.remote_turns is not None:
             storage.remote_turns.serve(turns)
@@ -160,6 +162,9 @@ async def open_container(settings: Settings, group: WorkerGroup) -> AsyncIterato
             limiter=_limiter(settings, storage.cache),
         )
         _describe(container, speech.kept)
+        container.metrics.histogram(
+            "turn", "How long the parts of turns took, as their receipts tell it.", "part", durations
+        )
         container.metrics.states(
             "waiting",
             "Requests that wait for their turn.",

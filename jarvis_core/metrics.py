@@ -9,6 +9,7 @@ for all.
 from __future__ import annotations
 
 import bisect
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
 
@@ -43,11 +44,33 @@ class Family(Struct, array_like=True):
     values: dict[str, float]
 
 
+class Distribution(Struct, array_like=True):
+    """How often each duration was observed, for one value of a histogram's label."""
+
+    buckets: list[int]
+    sum_s: float
+
+    def add(self, other: Distribution) -> None:
+        """Add the counts of another process."""
+        self.buckets = [a + b for a, b in zip(self.buckets, other.buckets, strict=True)]
+        self.sum_s += other.sum_s
+
+
+class HistogramCounts(Struct, array_like=True):
+    """The counts of one histogram, by the value of its label."""
+
+    name: str
+    documentation: str
+    label: str
+    distributions: dict[str, Distribution]
+
+
 class Counts(Struct, array_like=True):
     """All counts of one process."""
 
     routes: list[RouteCounts]
     families: list[Family]
+    histograms: list[HistogramCounts] = []
 
     def add(self, other: Counts, *, gauges: bool = True) -> None:
         """Add another process' counts; without *gauges* only its counters, which outlive it."""
@@ -73,6 +96,13 @@ class Counts(Struct, array_like=True):
             combine = COMBINE[more.together]
             for key, value in more.values.items():
                 known.values[key] = combine(known.values[key], value) if key in known.values else value
+        for histogram in other.histograms:
+            known_as = next((one for one in self.histograms if one.name == histogram.name), None)
+            if known_as is None:
+                known_as = msgspec.structs.replace(histogram, distributions={})
+                self.histograms.append(known_as)
+            for key, distribution in histogram.distributions.items():
+                known_as.distributions.setdefault(key, empty_distribution()).add(distribution)
 
 
 class RouteMetrics:
@@ -94,6 +124,28 @@ class RouteMetrics:
         self.sum_s += duration_s
 
 
+def empty_distribution() -> Distribution:
+    """Return one without observations."""
+    return Distribution([0] * (len(BUCKETS_S) + 1), 0.0)
+
+
+class Histogram:
+    """Durations, by the value of one label."""
+
+    __slots__ = ("distributions",)
+
+    def __init__(self) -> None:
+        self.distributions: dict[str, Distribution] = {}
+
+    def observe(self, value: str, duration_s: float) -> None:
+        """Count one duration under the label's *value*."""
+        distribution = self.distributions.get(value)
+        if distribution is None:
+            distribution = self.distributions[value] = empty_distribution()
+        distribution.buckets[bisect.bisect_left(BUCKETS_S, duration_s)] += 1
+        distribution.sum_s += duration_s
+
+
 class Metrics:
     """All counters of one process."""
 
@@ -103,6 +155,7 @@ class Metrics:
         """Requests being answered."""
         self.others: Callable[[], Iterable[Counts]] = lambda: ()
         """Returns the counts of the other workers and of this worker's predecessors."""
+        self._histograms: list[tuple[str, str, str, Histogram]] = []
         self._families: list[tuple[Kind, Together, str, str, Callable[[], dict[str, float]]]] = []
         self.gauge("http_in_flight", "Requests being answered.", lambda: self.in_flight)
 
@@ -111,6 +164,10 @@ class Metrics:
         counters = RouteMetrics(method, path)
         self.routes.append(counters)
         return counters
+
+    def histogram(self, name: str, documentation: str, label: str, histogram: Histogram) -> None:
+        """Have *histogram* shown as ``jarvis_<name>_seconds`` with the label *label*."""
+        self._histograms.append((name, documentation, label, histogram))
 
     def gauge(self, name: str, documentation: str, read: Callable[[], float]) -> None:
         """Have *read* asked for the value of ``jarvis_<name>`` at each scrape; workers' values add up."""
@@ -141,7 +198,16 @@ class Metrics:
             Family(kind, together, name, documentation, {key: float(value) for key, value in read().items()})
             for kind, together, name, documentation, read in self._families
         ]
-        return Counts(routes, families)
+        histograms = [
+            HistogramCounts(
+                name,
+                documentation,
+                label,
+                {value: Distribution(list(one.buckets), one.sum_s) for value, one in histogram.distributions.items()},
+            )
+            for name, documentation, label, histogram in self._histograms
+        ]
+        return Counts(routes, families, histograms)
 
     def write(self) -> bytes:
         """Return everything in Prometheus' text format, version 0.0.4."""
@@ -177,12 +243,7 @@ class Metrics:
                 requests.add_metric(labels, count)
                 if status >= 500:
                     errors.add_metric(labels, count)
-            total = 0
-            buckets = []
-            for bound, count in zip((*map(str, BUCKETS_S), "+Inf"), route.buckets, strict=True):
-                total += count
-                buckets.append((bound, total))
-            durations.add_metric([route.method, route.route], buckets=buckets, sum_value=route.sum_s)
+            durations.add_metric([route.method, route.route], buckets=_cumulative(route.buckets), sum_value=route.sum_s)
         yield from (requests, errors, durations)
         for kind in counts.families:
             make = GaugeMetricFamily if kind.kind == "gauge" else CounterMetricFamily
@@ -190,3 +251,15 @@ class Metrics:
             for service, value in kind.values.items():
                 family.add_metric([service] if service else [], value)
             yield family
+        for histogram in counts.histograms:
+            distributions = HistogramMetricFamily(
+                f"jarvis_{histogram.name}_seconds", histogram.documentation, labels=[histogram.label]
+            )
+            for key, one in histogram.distributions.items():
+                distributions.add_metric([key], buckets=_cumulative(one.buckets), sum_value=one.sum_s)
+            yield distributions
+
+
+def _cumulative(counts: list[int]) -> list[tuple[str, float]]:
+    """Return (bound, observations up to it) of each bucket."""
+    return list(zip((*map(str, BUCKETS_S), "+Inf"), itertools.accumulate(counts), strict=True))

@@ -68,6 +68,35 @@ class Message(Struct, frozen=True):
     """The words that were not heard, where they were asked for."""
 
 
+class Receipt(Struct, gc=False):
+    """
+    How long the parts of one turn took, in milliseconds; null where there was no such part, or it is not known yet.
+
+    Counted from the end of the speech that was answered (``input_audio_buffer.committed``), else from the request's arrival.
+    """
+
+    end_of_turn_ms: float | None = None
+    """From the last of the speech to its end, counted in samples."""
+    transcription_ms: float | None = None
+    """Until the words of the speech were known."""
+    recall_ms: float | None = None
+    """How long memories were looked for."""
+    first_token_ms: float | None = None
+    """Until the model's first text."""
+    first_sentence_ms: float | None = None
+    """Until there were enough words for the voice to begin with."""
+    voice_ms: float | None = None
+    """Until the first sound of the answer was sent."""
+    total_ms: float | None = None
+    """Until the model had said all, or was stopped."""
+    voice_to_voice_ms: float | None = None
+    """From the last of the speech to the first sound: ``end_of_turn_ms`` and ``voice_ms`` together."""
+    end_probability: float | None = None
+    """How sure the end-of-turn model was that the speech was over, 0..1."""
+    heard_ms: int | None = None
+    """How much of the answer's sound was heard, where that was interrupted."""
+
+
 class TurnRecord(Struct, frozen=True):
     """A turn as the store has it."""
 
@@ -89,6 +118,7 @@ class TurnRecord(Struct, frozen=True):
     """The id of the worker process that runs it, or ran it; None where an older version did."""
     heard_ms: int | None = None
     """As a message's."""
+    receipt: Receipt | None = None
 
 
 class Memory(Struct, frozen=True):

@@ -318,7 +318,7 @@ def _call(content_type: bytes, body: bytes) -> Call:
 
     headers = [(b"content-type", content_type), (b"content-length", b"%d" % len(body))]
     scope = {"type": "http", "method": "POST", "query_string": b"", "headers": headers}
-    return Call(scope, receive, send, "perf", "")
+    return Call(scope, receive, send, "perf", "", 0.0)
 
 
 def _raw(body: bytes) -> bytes:

@@ -61,6 +61,8 @@ class Action(Struct, frozen=True):
     kind: Kind
     start_ms: int = 0
     end_ms: int = 0
+    silence_ms: int = 0
+    """How long it had been silent when the turn was over."""
 
 
 class Conversation:
@@ -176,7 +178,7 @@ class Conversation:
                 return [Action(Kind.FORGET)]
             case Change.ENDED:
                 self._taken_ms = self.position_ms
-                return [Action(Kind.COMMIT, self._start_ms, self.position_ms)]
+                return [Action(Kind.COMMIT, self._start_ms, self.position_ms, detector.silence_ms)]
 
     def _cut(self) -> Action:
         """End a part of the turn at the quietest step of its last minute."""

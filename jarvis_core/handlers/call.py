@@ -124,15 +124,21 @@ class BoundedSends:
 class Call:
     """One request, as a handler gets it."""
 
-    __slots__ = ("body_pending", "caller", "headers", "path_param", "receive", "request_id", "scope", "send", "status")
+    __slots__ = (
+        "body_pending", "caller", "headers", "path_param", "receive", "request_id", "scope", "send", "started_s", "status"
+    )  # fmt: skip
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, request_id: str, path_param: str) -> None:
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, request_id: str, path_param: str, started_s: float
+    ) -> None:
         self.scope = scope
         self.receive = receive
         self.send = send
         self.request_id = request_id
         self.path_param = path_param
         """The part of the path that the route leaves open; empty where it has none."""
+        self.started_s = started_s
+        """When it arrived, of ``time.perf_counter``."""
         self.caller: Caller = ANYBODY
         self.headers: Sequence[tuple[bytes, bytes]] = SECURITY_HEADERS
         """Headers that are added to the answer: those of every answer, for browsers' pages, and of the rate limit."""

@@ -23,6 +23,7 @@ from jarvis_core.handlers.wire import (
 from jarvis_core.models import IdempotencyKey, Status
 from jarvis_core.turns.conversations import Conversations
 from jarvis_core.turns.log import Turn
+from jarvis_core.turns.receipt import TurnTimer, server_timing
 from jarvis_core.turns.turns import Ask, Turns
 from jarvis_core.words.titles import is_title
 
@@ -54,14 +55,14 @@ class ChatHandlers:
             max_tokens=request.max_tokens,
             use_memory=request.use_memory,
         )
-        turn = await self._turns.start(ask, call.caller, _key(call, ask))
+        turn = await self._turns.start(ask, call.caller, _key(call, ask), TurnTimer(call.started_s))
         if request.stream or "text/event-stream" in call.header(b"accept"):
             await send_events(call, self._turns, turn)
             return None
         await wait_for_end(call, self._turns, turn)
         if turn.status is Status.FAILED:
             raise _of_turn(turn)
-        return Reply(_encoder.encode(_reply(turn)))
+        return Reply(_encoder.encode(_reply(turn)), headers=((b"server-timing", server_timing(turn.timer.receipt)),))
 
     async def response(self, call: Call) -> Reply:
         """Answer ``GET /api/chat/response/{id}``."""
@@ -184,6 +185,7 @@ def _state(turn: Turn) -> Reply:
         memories=turn.memories,
         ended_at=turn.ended_at,
         heard_ms=turn.heard_ms,
+        receipt=turn.timer.receipt,
         details=turn.error.details if turn.error is not None else None,
     )
     return Reply(_encoder.encode(state))

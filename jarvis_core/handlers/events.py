@@ -2,7 +2,8 @@
 Turns as events, in the vocabulary of the OpenAI Realtime API with its GA names
 (https://platform.openai.com/docs/api-reference/realtime-server-events).
 
-Ours are ``seq`` on every event, and on a response ``conversation_id``, ``user_message_id``, ``model`` and ``memories``.
+Ours are ``seq`` on every event, and on a response ``conversation_id``, ``user_message_id``, ``model``, ``memories`` and
+``receipt``.
 A response and the assistant's item have the turn's id.
 """
 
@@ -16,7 +17,7 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from jarvis_core.codec.messages import SampleEncoding
-from jarvis_core.models import Status
+from jarvis_core.models import Receipt, Status
 from jarvis_core.turns.log import Entry, Step, Turn
 
 ItemStatus = Literal["completed", "incomplete", "in_progress"]
@@ -134,6 +135,8 @@ class Response(Struct):
     """Where the response is spoken."""
     metadata: Metadata | UnsetType = UNSET
     """What its client gave it, where it gave any."""
+    receipt: Receipt | UnsetType = UNSET
+    """Ours: how long its parts took; once it is done."""
     object: Literal["realtime.response"] = "realtime.response"
 
 
@@ -289,6 +292,7 @@ class TurnEvents:
             memories=turn.memories,
             usage=Usage(turn.tokens, turn.tokens) if ended else None,
             metadata=UNSET if self._metadata is None else self._metadata,
+            receipt=turn.timer.receipt if ended else UNSET,
         )
 
     def _details(self) -> StatusDetails | None:

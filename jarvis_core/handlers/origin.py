@@ -15,7 +15,7 @@ from jarvis_core.handlers.client_address import ClientAddresses
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 EXPOSED = (
     b"access-control-expose-headers",
-    b"X-Request-ID, Retry-After, X-Sample-Rate, X-Voice, RateLimit, RateLimit-Policy, RateLimit-Limit, "
+    b"X-Request-ID, Retry-After, X-Sample-Rate, X-Voice, Server-Timing, RateLimit, RateLimit-Policy, RateLimit-Limit, "
     b"RateLimit-Remaining, RateLimit-Reset",
 )
 VARY = (b"vary", b"Origin")

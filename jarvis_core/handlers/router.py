@@ -182,7 +182,7 @@ class Router:
         methods, path_param = self._static.get(scope["path"]), ""
         if methods is None:
             methods, path_param = self._find_variable(scope["path"])
-        call = Call(scope, receive, send, request_id, path_param)
+        call = Call(scope, receive, send, request_id, path_param, started_s)
         if origin:
             call.headers = [*SECURITY_HEADERS, *self._admission.origins.headers(origin)]
         method = scope["method"]

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from jarvis_core.models import Receipt
+
 Content = Annotated[str, Meta(min_length=1, max_length=10_000, description="What the user says.")]
 SystemPrompt = Annotated[str, Meta(max_length=5_000, description="Replaces the assistant's own instructions.")]
 Temperature = Annotated[float, Meta(ge=0, le=2)]
@@ -117,6 +119,8 @@ class ResponseState(Struct, frozen=True):
     """What a program may want to know of the error, such as the model server's own words; not kept for long."""
     heard_ms: int | None = None
     """How much of its sound was heard, where that was interrupted; its content is what was heard."""
+    receipt: Receipt | None = None
+    """How long its parts took, as far as it has come."""
     role: Literal["assistant"] = "assistant"
 
 

@@ -191,6 +191,8 @@ class Narration:
 
     def _collect_sentences(self, sentences: list[str], end: int) -> int:
         """Add *sentences* that follow the code point *end* of the turn's text; return where they end."""
+        if sentences:
+            self.turn.timer.note_first_sentence()
         for sentence in sentences:
             end += len(sentence)
             self._sentences.append((end, sentence))

@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Self
 
+import msgspec
 import psycopg
 from msgspec import Struct
 from psycopg.rows import TupleRow
 
 from jarvis_core.errors import BadGateway, Conflict, NotFound, RequestError, Unavailable
-from jarvis_core.models import IdempotencyKey, Status, TurnRecord, Utterance, is_id, new_id
+from jarvis_core.models import IdempotencyKey, Receipt, Status, TurnRecord, Utterance, is_id, new_id
 from jarvis_core.store.conversations import unknown_conversation
 from jarvis_core.store.pool import Pool
 from jarvis_core.store.unconfirmed_turns import UnconfirmedTurns
@@ -74,7 +75,7 @@ with c as (
 BEGIN_AGAIN = f"""
 with t as (
     update turns set status = 'running', reason = null, error = null, ended_at = null, started_at = now(),
-        worker = %(worker)s
+        receipt = null, worker = %(worker)s
     where id = %(turn)s and owner = %(owner)s and status in ('failed', 'incomplete')
         and not exists (select from messages where messages.id = turns.id)
     returning started_at
@@ -107,7 +108,8 @@ with l as (
     where turns.id = %(turn)s and {open} for no key update of c
 ), t as (
     update turns set status = %(status)s, reason = %(reason)s, error = %(error)s, content = '', tokens = %(tokens)s,
-        model = %(model)s, memories = %(memories)s::uuid[], ended_at = now()
+        model = %(model)s, memories = %(memories)s::uuid[], ended_at = now(),
+        receipt = jsonb_strip_nulls(%(receipt)s::jsonb)
     from l where turns.id = %(turn)s and turns.worker = %(worker)s and {open}
     returning turns.id, conversation_id, ended_at
 ), m as (
@@ -171,14 +173,21 @@ with t as (
 select from t
 """
 
+# Of a voice that began when the text was whole.
+ADD_RECEIPT = "update turns set receipt = coalesce(receipt, '{}') || jsonb_strip_nulls(%s::jsonb) where id = %s"
+
 RECORD = """
 select t.id::text, t.conversation_id::text, t.user_message_id::text, t.status, t.reason, coalesce(m.content, t.content),
-    t.tokens, t.model, t.memories::text[], t.started_at, t.ended_at, t.error, t.worker::text, m.heard_ms
+    t.tokens, t.model, t.memories::text[], t.started_at, t.ended_at, t.error, t.worker::text, m.heard_ms,
+    t.receipt::text
 from turns t left join messages m on m.id = t.id
 """
 FETCH = f"{RECORD} where t.owner = %s and t.id = %s"
 FETCH_MANY = f"{RECORD} where t.id = any(%s::uuid[])"
 FETCH_RUNNING = f"{RECORD} where t.owner = %s and t.conversation_id = %s and t.status = 'running'"
+
+_encode_receipt = msgspec.json.Encoder().encode
+_receipt_decoder = msgspec.json.Decoder(Receipt)
 
 HISTORY_MESSAGES = 200
 """More messages of history than this are never put into a prompt."""
@@ -220,12 +229,15 @@ class TurnEnd(Struct, frozen=True):
     model: str = ""
     ended_at: datetime | None = None
     """Of the database's clock, once it is stored there."""
+    receipt: Receipt | None = None
 
     @classmethod
     def from_record(cls, record: TurnRecord) -> Self:
         """Return how a stored turn ended."""
         error = BadGateway(record.error or "The turn failed.") if record.status is Status.FAILED else None
-        return cls(record.status, record.reason or "", error, record.tokens, record.model, record.ended_at)
+        return cls(
+            record.status, record.reason or "", error, record.tokens, record.model, record.ended_at, record.receipt
+        )
 
 
 class TurnStore:
@@ -330,6 +342,7 @@ class TurnStore:
             "model": end.model,
             "memories": list(memories),
             "keep": bool(content) or end.status is Status.COMPLETED,
+            "receipt": "{}" if end.receipt is None else _encode_receipt(end.receipt).decode(),
         }
         row = await self._pool.fetch_one(END, parameters, patient=True)
         if row is None:
@@ -351,6 +364,10 @@ class TurnStore:
         parameters = {"turn": turn_id, "owner": owner, "chars": chars, "heard_ms": heard_ms, "told": told}
         if not is_id(turn_id) or await self._pool.fetch_one(TRUNCATE, parameters) is None:
             raise NotFound("There is no such response.")
+
+    async def add_receipt(self, turn_id: str, receipt: Receipt) -> None:
+        """Store what *receipt* has of a turn that has ended."""
+        await self._pool.execute(ADD_RECEIPT, (_encode_receipt(receipt).decode(), turn_id))
 
     async def fetch(self, owner: str, turn_id: str) -> TurnRecord:
         """Return a turn; raises ``NotFound``."""
@@ -393,6 +410,9 @@ def another_runs() -> Conflict:
 def _record(row: TupleRow) -> TurnRecord:
     values = list(row)
     values[3] = Status(values[3])
+    receipt = Receipt() if values[-1] is None else _receipt_decoder.decode(values[-1])
+    receipt.heard_ms = values[-2]
+    values[-1] = receipt
     return TurnRecord(*values)
 
 

@@ -17,6 +17,7 @@ from datetime import datetime
 from jarvis_core.errors import RequestError
 from jarvis_core.models import Caller, Status, TurnRecord
 from jarvis_core.store.turns import TurnEnd
+from jarvis_core.turns.receipt import TurnTimer
 
 
 class Step(enum.Enum):
@@ -48,7 +49,15 @@ class Turn:
     however the text was cut into pieces, and whether the turn is read from memory or from the store.
     """
 
-    def __init__(self, caller: Caller, conversation_id: str, turn_id: str, user_message_id: str) -> None:
+    def __init__(
+        self,
+        caller: Caller,
+        conversation_id: str,
+        turn_id: str,
+        user_message_id: str,
+        timer: TurnTimer | None = None,
+    ) -> None:
+        self.timer = timer or TurnTimer()
         self.id = turn_id
         self.user_message_id = user_message_id
         self.conversation_id = conversation_id
@@ -158,6 +167,8 @@ class Turn:
         """Show *end* from now on: readers were told before that the turn's end could not be stored."""
         self.status, self.reason, self.error = end.status, end.reason, end.error
         self.tokens, self.model, self.ended_at = end.tokens, end.model, end.ended_at
+        if end.receipt is not None:
+            self.timer.receipt = end.receipt
 
     def step_at(self, position: int) -> Step | None:
         """Return the step that ends at *position*, None where there is none."""

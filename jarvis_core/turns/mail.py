@@ -7,7 +7,7 @@ from datetime import datetime
 import msgspec
 from msgspec import Struct
 
-from jarvis_core.models import Status
+from jarvis_core.models import Receipt, Status
 
 
 class Follow(Struct, tag="f", array_like=True, frozen=True):
@@ -58,6 +58,7 @@ class Ended(Struct, tag="e", array_like=True, frozen=True):
     memories: list[str]
     ended_at: datetime
     answer_at: int = 0
+    receipt: Receipt | None = None
 
 
 class Unknown(Struct, tag="u", array_like=True, frozen=True):

@@ -450,12 +450,15 @@ def _ended(turn: Turn, at: int, text: str) -> Ended:
         turn.memories,
         ended_at,
         turn.answer_at,
+        turn.timer.receipt,
     )
 
 
 def _end_of(message: Ended) -> TurnEnd:
     error = None if message.error is None else of_code(*message.error)
-    return TurnEnd(message.status, message.reason, error, message.tokens, message.model, message.ended_at)
+    return TurnEnd(
+        message.status, message.reason, error, message.tokens, message.model, message.ended_at, message.receipt
+    )
 
 
 async def _logged(work: Callable[[], Awaitable[None]]) -> None:

@@ -6,6 +6,7 @@ import asyncio
 
 from jarvis_core.models import Caller, Status
 from jarvis_core.turns.log import Turn
+from jarvis_core.turns.receipt import TurnTimer
 
 
 class RunningTurn(Turn):
@@ -20,8 +21,9 @@ class RunningTurn(Turn):
         *,
         user: str,
         keep_running: bool,
+        timer: TurnTimer,
     ) -> None:
-        super().__init__(caller, conversation_id, turn_id, user_message_id)
+        super().__init__(caller, conversation_id, turn_id, user_message_id, timer)
         self.user = user
         """The user in whose share it counts."""
         self.keep_running = keep_running

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from datetime import UTC, datetime
 
 import msgspec
@@ -21,6 +22,7 @@ from msgspec import Struct
 from jarvis_core import cancellation, log
 from jarvis_core.errors import Overloaded, RateLimited, RequestError, Stopping, Unavailable
 from jarvis_core.memory import NOTHING_RECALLED, Memories, Recalled
+from jarvis_core.metrics import Histogram
 from jarvis_core.models import (
     Caller,
     Discard,
@@ -39,6 +41,7 @@ from jarvis_core.tasks import start_in
 from jarvis_core.turns.ended import EndedTurns
 from jarvis_core.turns.log import OPENING, Step, Turn
 from jarvis_core.turns.outcome import error_without_text, outcome
+from jarvis_core.turns.receipt import TurnTimer, elapsed_ms, observe_answer, observe_voice
 from jarvis_core.turns.recorder import TurnRecorder, storable_text, storable_tokens
 from jarvis_core.turns.remote import RemoteTurns
 from jarvis_core.turns.running_turn import RunningTurn
@@ -84,7 +87,9 @@ class Turns:
         remote_turns: RemoteTurns | None = None,
         *,
         limit: int = 2_000,
+        durations: Histogram | None = None,
     ) -> None:
+        self._durations = durations or Histogram()
         self._shares = Shares(limit)
         self.refused = 0
         """Turns that were refused as too many."""
@@ -145,9 +150,13 @@ class Turns:
         if self._closing:
             raise Stopping("The server is stopping.", retry_after_s=RETRY_AFTER_S)
 
-    async def start(self, ask: Ask, caller: Caller, key: IdempotencyKey | None = None) -> Turn:
+    async def start(
+        self, ask: Ask, caller: Caller, key: IdempotencyKey | None = None, timer: TurnTimer | None = None
+    ) -> Turn:
         """
         Store the user's message, then ask the model; returns once the message is stored.
+
+        *timer* takes its times; without one they are counted from here.
 
         With *key*, a request that came before under it is joined instead: its turn is returned, running or ended; one
         that ended without an answer is run again. Raises ``NotFound`` for an unknown conversation, ``Conflict`` while
@@ -168,14 +177,14 @@ class Turns:
                 )
             raise Overloaded("As many turns run as may; try again.", retry_after_s=1)
         # A task of its own: whoever asks may be cancelled, but a turn that was committed is run.
-        task = start_in(self._starting, self._start(ask, caller, key))
+        task = start_in(self._starting, self._start(ask, caller, key, timer or TurnTimer(time.perf_counter())))
         task.add_done_callback(lambda _: self._shares.give_back(user))
         if name is not None:
             self._keyed[name] = task
             task.add_done_callback(lambda _: self._keyed.pop(name, None))
         return await asyncio.shield(task)
 
-    async def _start(self, ask: Ask, caller: Caller, key: IdempotencyKey | None) -> Turn:
+    async def _start(self, ask: Ask, caller: Caller, key: IdempotencyKey | None, timer: TurnTimer) -> Turn:
         turn = RunningTurn(
             caller,
             ask.conversation_id or new_id(),
@@ -183,6 +192,7 @@ class Turns:
             ask.stored_message_id or new_id(),
             user=current_user.get(),
             keep_running=key is not None,
+            timer=timer,
         )
         beginning = Beginning(
             owner=caller.user_id,
@@ -197,17 +207,20 @@ class Turns:
         )
         begun = await self._store.begin(beginning)
         if isinstance(begun, str):
-            return await self._join(ask, caller, beginning, begun)
+            return await self._join(ask, caller, beginning, begun, timer)
         log.bind_turn(turn.id, turn.conversation_id)
-        return self._run(turn, ask, begun, await self._recall(ask, caller, begun))
+        return self._run(turn, ask, begun, await self._recall(ask, caller, begun, timer))
 
-    async def _recall(self, ask: Ask, caller: Caller, begun: Begun) -> Recalled:
+    async def _recall(self, ask: Ask, caller: Caller, begun: Begun, timer: TurnTimer) -> Recalled:
         if self._memories is None or not ask.use_memory or not begun.remembers:
             return NOTHING_RECALLED
         system = self._settings.system_prompt if ask.system_prompt is None else ask.system_prompt
-        return await self._memories.recall(caller, ask.content, room_chars=SYSTEM_LIMIT_CHARS - len(system) - 2)
+        began_s = time.perf_counter()
+        recalled = await self._memories.recall(caller, ask.content, room_chars=SYSTEM_LIMIT_CHARS - len(system) - 2)
+        timer.receipt.recall_ms = elapsed_ms(began_s)
+        return recalled
 
-    async def _join(self, ask: Ask, caller: Caller, beginning: Beginning, turn_id: str) -> Turn:
+    async def _join(self, ask: Ask, caller: Caller, beginning: Beginning, turn_id: str, timer: TurnTimer) -> Turn:
         """Return the turn that an earlier request with the same key began, run again if it came to nothing."""
         turn = await self.find(caller, turn_id)
         if turn.status not in (Status.FAILED, Status.INCOMPLETE) or turn.text():
@@ -229,8 +242,9 @@ class Turns:
             turn.user_message_id,
             user=current_user.get(),
             keep_running=True,
+            timer=timer,
         )
-        return self._run(fresh, ask, begun, await self._recall(ask, caller, begun))
+        return self._run(fresh, ask, begun, await self._recall(ask, caller, begun, timer))
 
     def _run(self, turn: RunningTurn, ask: Ask, begun: Begun, recalled: Recalled) -> Turn:
         system = self._settings.system_prompt if ask.system_prompt is None else ask.system_prompt
@@ -301,6 +315,21 @@ class Turns:
         # From now on it is read from the store, on every worker.
         self._ended.remove(turn_id)
 
+    def note_first_sound(self, turn: Turn) -> None:
+        """Take note that sound of *turn* was sent, the first time."""
+        if turn.timer.note_first_sound():
+            observe_voice(self._durations, turn.timer.receipt)
+
+    async def store_receipt(self, turn: Turn) -> None:
+        """Store the receipt of *turn* where it has changed since the turn's end was stored; a failure is logged."""
+        if not (turn.timer.unstored and turn.ended):
+            return
+        try:
+            await self._store.add_receipt(turn.id, turn.timer.receipt)
+            turn.timer.unstored = False
+        except RequestError as exc:
+            logger.warning("the times of a turn's voice were not stored", error=str(exc))
+
     async def close(self, *, drain_timeout_s: float) -> None:
         """
         End all running turns: they get *drain_timeout_s* to end by themselves, then are stored as ``incomplete``.
@@ -342,9 +371,11 @@ class Turns:
         turn.generating = False
         cancellation.absorb()
         self._recorder.forget_text(turn)
+        turn.timer.note_end()
         status, reason = outcome(finish, turn.stop_reason, error, has_text=bool(turn.text()))
         model = "" if finish is None else storable_text(finish.model)
-        end = TurnEnd(status, reason, error, storable_tokens(finish, turn), model)
+        end = TurnEnd(status, reason, error, storable_tokens(finish, turn), model, receipt=turn.timer.receipt)
+        observe_answer(self._durations, turn.timer.receipt)
         try:
             stored = await self._recorder.store_end(turn, end)
             if stored is None:
@@ -380,6 +411,7 @@ class Turns:
                 if length:
                     turn.append(piece)
                 else:
+                    turn.timer.note_first_token()
                     turn.append(*OPENING, piece)
                 length += len(piece)
                 if length > limit:

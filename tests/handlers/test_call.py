@@ -30,7 +30,7 @@ def make_call(*messages: Message | None) -> Call:
     async def send(_: Message) -> None:
         raise AssertionError
 
-    return Call({"type": "http", "headers": []}, receive, send, "id", "")
+    return Call({"type": "http", "headers": []}, receive, send, "id", "", 0.0)
 
 
 def part(body: bytes, *, more: bool) -> Message:

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from jarvis_core.errors import Conflict, DeadlineExceeded, NotFound, Unavailable
-from jarvis_core.models import IdempotencyKey, Status, Utterance, new_id
+from jarvis_core.models import IdempotencyKey, Receipt, Status, Utterance, new_id
 from jarvis_core.processes.child import own_identity
 from jarvis_core.settings import Database
 from jarvis_core.store.conversations import ConversationStore
@@ -305,6 +305,21 @@ async def test_end(store: TurnStore, conversations: ConversationStore) -> None:
     after = await conversations.fetch(OWNER, turn.conversation_id)
     assert after.message_count == 2
     assert after.updated_at > before.updated_at
+
+
+async def test_receipt(store: TurnStore) -> None:
+    """A turn's times are stored with its end; those of a voice that begins later are added, and a new run has none of them."""
+    turn = beginning()
+    await store.begin(turn)
+    assert (await store.fetch(OWNER, turn.turn_id)).receipt == Receipt()
+    receipt = Receipt(first_token_ms=12.5, total_ms=40.1)
+    await store.end(turn.turn_id, TurnEnd(Status.FAILED, "timeout", receipt=receipt), "")
+    assert (await store.fetch(OWNER, turn.turn_id)).receipt == receipt
+    await store.add_receipt(turn.turn_id, Receipt(voice_ms=90.0))
+    whole = Receipt(first_token_ms=12.5, total_ms=40.1, voice_ms=90.0)
+    assert (await store.fetch(OWNER, turn.turn_id)).receipt == whole
+    await store.begin_again(turn)
+    assert (await store.fetch(OWNER, turn.turn_id)).receipt == Receipt()
 
 
 @pytest.mark.parametrize(

@@ -178,6 +178,9 @@ async def test_followed_through_mail_that_gets_lost(make: Make, post: Post, lost
     assert (remote.status, remote.reason, remote.tokens, remote.model) == (Status.COMPLETED, "stop", 41, "m")
     assert (remote.id, remote.user_message_id) == (turn.id, turn.user_message_id)
     assert remote.ended_at == turn.ended_at
+    # Only whole turns have times, and they are those of the worker that took them.
+    assert remote.timer.receipt == turn.timer.receipt
+    assert (turn.timer.receipt.first_token_ms or -1) <= (turn.timer.receipt.total_ms or -1)
 
 
 @pytest.mark.parametrize("early", [True, False], ids=["followed before", "followed after"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from jarvis_core.metrics import BUCKETS_S, Metrics
+from jarvis_core.metrics import BUCKETS_S, Counts, Histogram, Metrics
 
 
 def read(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -50,6 +50,24 @@ def test_durations_are_a_histogram() -> None:
     assert samples[(f"{name}_count", labels)] == 6
     assert samples[(f"{name}_sum", labels)] == pytest.approx(1299.3021)
     assert sum(1 for sample, _ in samples if sample == f"{name}_bucket") == len(BUCKETS_S) + 1
+
+
+def test_histograms_of_workers_add_up() -> None:
+    """A histogram is shown by the values of its label, those of other workers with it."""
+    ours, others = Histogram(), Histogram()
+    ours.observe("voice", 0.2)
+    others.observe("voice", 0.3)
+    others.observe("total", 7.0)
+    metrics, elsewhere = Metrics(), Metrics()
+    metrics.histogram("turn", "Parts of turns.", "part", ours)
+    elsewhere.histogram("turn", "Parts of turns.", "part", others)
+    metrics.others = lambda: [elsewhere.take(), Counts([], [])]
+    for _ in range(2):
+        samples = read(metrics)
+        assert samples[("jarvis_turn_seconds_bucket", (("le", "0.25"), ("part", "voice")))] == 1
+        assert samples[("jarvis_turn_seconds_count", (("part", "voice"),))] == 2
+        assert samples[("jarvis_turn_seconds_sum", (("part", "voice"),))] == pytest.approx(0.5)
+        assert samples[("jarvis_turn_seconds_count", (("part", "total"),))] == 1
 
 
 def test_routes_that_nobody_asked_for_are_left_out() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import aclosing
 
 from msgspec import Struct
@@ -25,6 +26,7 @@ from jarvis_core.handlers.realtime.wire import (
     TurnDetection,
 )
 from jarvis_core.models import Caller, new_id
+from jarvis_core.turns.receipt import TurnTimer
 
 
 class Answering(Struct, frozen=True):
@@ -97,6 +99,7 @@ class AudioInput:
 
     async def commit(self, config: SessionBody, answering: Answering) -> None:
         """Make an item of what came since the last one; raises ``CommitEmpty`` or ``Overloaded``."""
+        timer = TurnTimer(time.perf_counter())
         self._transcriptions.admit()
         given = config.audio.input
         if given.turn_detection is None:
@@ -104,7 +107,7 @@ class AudioInput:
         else:
             recording, item_id = self._hearing.commit(), self._hearing.item_id or new_id()
             self._hearing.clear()
-        await self._add(item_id, recording, None, config, answering, answer=given.create_response)
+        await self._add(item_id, recording, None, config, answering, answer=given.create_response, timer=timer)
 
     def clear(self) -> None:
         """Drop all sound that is no item yet."""
@@ -140,6 +143,9 @@ class AudioInput:
 
     async def _end_speech(self, action: Action, config: SessionBody, answering: Answering) -> None:
         """Make a turn of speech an item, and begin to answer it where it is over."""
+        timer = TurnTimer(time.perf_counter())
+        if action.kind is Kind.COMMIT:
+            timer.receipt.end_of_turn_ms = action.silence_ms
         recording = self._hearing.recording(action.start_ms, action.end_ms)
         if action.kind is Kind.CUT:
             # It is of the turn up to its last pause, and not up to the cut.
@@ -149,7 +155,7 @@ class AudioInput:
         await self._socket.emit(lambda seq: SpeechStoppedEvent(f"event_{seq}", seq, action.end_ms, item_id))
         detection = config.audio.input.turn_detection
         answer = action.kind is Kind.COMMIT and detection is not None and detection.create_response
-        await self._add(item_id, recording, early, config, answering, answer=answer)
+        await self._add(item_id, recording, early, config, answering, answer=answer, timer=timer)
 
     async def _add(
         self,
@@ -160,6 +166,7 @@ class AudioInput:
         answering: Answering,
         *,
         answer: bool,
+        timer: TurnTimer,
     ) -> None:
         """Show *recording* as an item, and begin to transcribe it."""
         previous = self._dialogue.last_item_id
@@ -168,5 +175,5 @@ class AudioInput:
             self._socket, Item(item_id, "user", [ContentPart("input_audio", transcript=None)], "completed")
         )
         self._transcriptions.begin(
-            item_id, recording, early, config, answering.respond, answering.answer if answer else None
+            item_id, recording, early, config, answering.respond, answering.answer if answer else None, timer
         )

@@ -9,6 +9,7 @@ from jarvis_core.handlers.realtime.socket import Socket
 from jarvis_core.handlers.realtime.wire import ConversationItemEvent
 from jarvis_core.models import Role
 from jarvis_core.turns.conversations import Conversations
+from jarvis_core.turns.receipt import TurnTimer
 
 MESSAGE_LIMIT_CHARS = 10_000
 HEARD = "input_audio"
@@ -25,6 +26,8 @@ class Dialogue:
         self.last_item_id: str | None = None
         self.pending: tuple[str, str] | None = None
         """(id, text) of the user's last message while no response answers it."""
+        self.timer: TurnTimer | None = None
+        """Takes the times of the turn that will answer ``pending``, from the end of the speech; None for what was written."""
         self.asked: tuple[str, str] | None = None
         """(id, text) of the message that the current or last response answers."""
         self._conversations = conversations
@@ -46,7 +49,7 @@ class Dialogue:
             raise DuplicateItem(item_id)
         self._claimed.add(item_id)
 
-    async def store(self, role: Role, text: str, message_id: str | None = None) -> str:
+    async def store(self, role: Role, text: str, message_id: str | None = None, timer: TurnTimer | None = None) -> str:
         """Store a message and return its id; a user's message becomes ``pending``."""
         conversation_id, message_id = await self._conversations.add_message(
             self._user_id, self.conversation_id, role, text, message_id=message_id
@@ -54,7 +57,7 @@ class Dialogue:
         if self.conversation_id is None:
             self.conversation_id = conversation_id
         if role == "user":
-            self.pending = (message_id, text)
+            self.pending, self.timer = (message_id, text), timer
         return message_id
 
     async def find(self, item_id: str) -> Item:

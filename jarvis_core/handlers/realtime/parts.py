@@ -116,7 +116,7 @@ def assemble(
     dialogue = Dialogue(shared.conversations, caller.user_id, config.conversation_id)
     tell_lost = partial(_tell_lost, shared, socket)
     buffer, hearing = InputBuffer(transcriber, tell_lost), Hearing(transcriber, tell_lost)
-    response = ResponseStream(socket, dialogue, config, hearing)
+    response = ResponseStream(turns, socket, dialogue, config, hearing)
     interrupter = Interrupter(turns, caller, socket, response, hearing)
     transcriptions = PendingTranscriptions(transcriber, caller, socket, dialogue, handling)
     return Parts(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 
 from msgspec import UNSET
@@ -24,6 +25,7 @@ from jarvis_core.handlers.realtime.wire import ResponseCancel, ResponseCreate, S
 from jarvis_core.models import Caller
 from jarvis_core.speech.synthesis import SpeechOptions, Synthesizer
 from jarvis_core.turns.log import Turn
+from jarvis_core.turns.receipt import TurnTimer
 from jarvis_core.turns.turns import Ask, Turns
 
 OnTurn = Callable[[Turn, Turn | None], None]
@@ -74,6 +76,7 @@ class Responder:
 
         Raises ``AlreadyActive`` or ``InvalidRequest``, and as ``Turns.start`` does.
         """
+        arrived_s = time.perf_counter()
         if self._response.active:
             raise AlreadyActive("A response is active; wait for response.done or cancel it.")
         config, metadata = self._settings.body, None
@@ -93,7 +96,8 @@ class Responder:
             max_tokens=None if config.max_output_tokens == "inf" else config.max_output_tokens,
             stored_message_id=message_id,
         )
-        turn = await self._turns.start(ask, self._caller)
+        timer, self._dialogue.timer = self._dialogue.timer or TurnTimer(arrived_s), None
+        turn = await self._turns.start(ask, self._caller, timer=timer)
         self._turns.attach(turn)
         last = self._response.turn
         self._dialogue.pending = None

@@ -17,6 +17,7 @@ from jarvis_core.handlers.realtime.socket import CLOSE_TIMEOUT_S, DEFECT, GOING_
 from jarvis_core.handlers.realtime.wire import SessionBody
 from jarvis_core.speech.narration import START, Cursor
 from jarvis_core.turns.log import Step, Turn
+from jarvis_core.turns.turns import Turns
 
 logger = log.get(__name__)
 
@@ -31,7 +32,8 @@ class ResponseStream:
     Owns the task that sends the events.
     """
 
-    def __init__(self, socket: Socket, dialogue: Dialogue, config: SessionBody, hearing: Hearing) -> None:
+    def __init__(self, turns: Turns, socket: Socket, dialogue: Dialogue, config: SessionBody, hearing: Hearing) -> None:
+        self._turns = turns
         self.turn: Turn | None = None
         self.output: Output | None = None
         self.config = config
@@ -133,6 +135,7 @@ class ResponseStream:
                 async for event in events:
                     if event.step is Step.ENDED:
                         await self._end_free.wait()
+                        await self._turns.store_receipt(output.turn)
                     if not socket.is_free:
                         await sends.wait(socket.free())
                     socket.seq += 1
@@ -143,6 +146,7 @@ class ResponseStream:
                         # Before it is sent: a client that has seen it may ask for the next response.
                         self._end(output.turn)
                     if event.sound_ms and output.ledger is not None:
+                        self._turns.note_first_sound(output.turn)
                         output.ledger.send(event.sound_ms)
                         self._hearing.conversation.send_sound(event.sound_ms, self._hearing.time_ms)
                     socket.begin(event.write(socket.seq).decode())

@@ -30,6 +30,7 @@ from jarvis_core.handlers.realtime.wire import (
 )
 from jarvis_core.models import Caller
 from jarvis_core.speech.transcription import Heard, Transcriber
+from jarvis_core.turns.receipt import TurnTimer
 
 logger = log.get(__name__)
 
@@ -74,6 +75,7 @@ class PendingTranscriptions:
         config: SessionBody,
         respond: Respond,
         answer: Respond | None,
+        timer: TurnTimer,
     ) -> None:
         """
         Transcribe *recording* in a task, unless it was *early*; the transcript becomes the message *item_id*.
@@ -83,7 +85,9 @@ class PendingTranscriptions:
         """
         before = self._tasks[-1] if self._tasks else None
         words = self._words(recording, early, config)
-        task = asyncio.get_running_loop().create_task(self._finish(item_id, words, config, respond, answer, before))
+        task = asyncio.get_running_loop().create_task(
+            self._finish(item_id, words, config, respond, answer, timer, before)
+        )
         self._tasks.append(task)
 
     def defer(self, event: ResponseCreate) -> bool:
@@ -131,6 +135,7 @@ class PendingTranscriptions:
         config: SessionBody,
         respond: Respond,
         answer: Respond | None,
+        timer: TurnTimer,
         before: asyncio.Task[None] | None,
     ) -> None:
         """
@@ -140,6 +145,7 @@ class PendingTranscriptions:
         failure: RequestError | None = None
         try:
             heard = await words
+            timer.note_words()
         except RequestError as exc:
             failure = exc.bare()
         except Exception:
@@ -150,7 +156,7 @@ class PendingTranscriptions:
         async with self._handling:
             try:
                 if heard is not None:
-                    await self._store_transcript(item_id, heard)
+                    await self._store_transcript(item_id, heard, timer)
             except RequestError as exc:
                 failure = exc.bare()
             except Exception:
@@ -169,13 +175,13 @@ class PendingTranscriptions:
             elif heard is not None and heard.text and failure is None and answer is not None:
                 await answer(ResponseCreate())
 
-    async def _store_transcript(self, item_id: str, heard: Heard) -> None:
+    async def _store_transcript(self, item_id: str, heard: Heard, timer: TurnTimer) -> None:
         """Store the transcript as the user's message, and tell the client."""
         text = text_without_nul(heard.text)
         if len(text) > MESSAGE_LIMIT_CHARS:
             raise InvalidRequest(f"The recording says more than {MESSAGE_LIMIT_CHARS} characters.")
         if text:
-            await self._dialogue.store("user", text, item_id)
+            await self._dialogue.store("user", text, item_id, timer)
             self.language = heard.language or self.language
         conversation_id = self._dialogue.conversation_id
         await self._socket.emit(

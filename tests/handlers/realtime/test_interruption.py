@@ -61,7 +61,7 @@ class Ears:
 async def check(*, ended: bool) -> None:
     """Interrupt a turn, and look at what holds while the store has not answered."""
     store, voice, ears = SlowStore(), Voice(SpokenTurn(ended=ended)), Ears()
-    response = ResponseStream(cast("Any", None), cast("Any", None), cast("Any", None), cast("Any", ears))
+    response = ResponseStream(*(cast("Any", None),) * 4, cast("Any", ears))
     response.output = cast("Any", voice)
     interrupter = Interrupter(cast("Any", store), Caller("alice"), cast("Any", None), response, cast("Any", ears))
     task = asyncio.create_task(interrupter.interrupt("turn_detected"))

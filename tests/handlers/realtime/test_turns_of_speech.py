@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import pytest
 
 from tests.fakes.python_bridges import BridgesMode, FakeBridges
 from tests.handlers.conftest import ALICE
@@ -146,6 +147,37 @@ async def test_speech_interrupts(server: Server, bridges: FakeBridges, alice: ai
     async with alice.get(f"/api/chat/response/{response_id}") as response:
         state = await response.json()
     assert (state["content"], state["heard_ms"]) == (answer["content"], answer["heard_ms"])
+    assert state["receipt"] == {**done["receipt"], "heard_ms": answer["heard_ms"]}
+
+
+async def test_receipt(server: Server, bridges: FakeBridges, alice: aiohttp.ClientSession) -> None:
+    """The times of a spoken turn are stored before they are told, also where the voice begins after the text is whole."""
+    bridges.mode = speaking(answer="Bonjour. Au revoir.", hold_text="Bonjour")
+    async with conversing(server) as socket:
+        await play(socket, silence(0.5), clip("fx16k_fr_1"), silence(0.8))
+        response_id = (await socket.created())["id"]
+        await bridges.gate.reached()
+        state: Event = {"status": "running"}
+        while state["status"] == "running":
+            async with alice.get(f"/api/chat/response/{response_id}") as response:
+                state = await response.json()
+        assert state["receipt"]["voice_ms"] is None
+        bridges.gate.release()
+        receipt = (await socket.done())["receipt"]
+        # All of it was heard. From now on it is read from the store.
+        await socket.send("conversation.item.truncate", item_id=response_id, content_index=0, audio_end_ms=60_000)
+        await socket.until("conversation.item.truncated")
+    # Half a second of silence ends a turn of speech, in steps of 32 ms.
+    assert receipt["end_of_turn_ms"] == 512
+    assert receipt["voice_to_voice_ms"] == pytest.approx(receipt["end_of_turn_ms"] + receipt["voice_ms"])
+    for order in (("transcription", "first_token", "first_sentence", "voice"), ("first_token", "total", "voice")):
+        times = [receipt[f"{part}_ms"] for part in order]
+        assert times == sorted(times)
+    assert state["receipt"] == {**receipt, "voice_ms": None, "voice_to_voice_ms": None}
+    async with alice.get(f"/api/chat/response/{response_id}") as response:
+        stored = await response.json()
+    assert stored["receipt"] == {**receipt, "heard_ms": stored["heard_ms"]}
+    assert stored["heard_ms"] > 0
 
 
 async def test_client_corrects(server: Server, bridges: FakeBridges, alice: aiohttp.ClientSession) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import uuid
 from typing import Any
 
@@ -48,6 +49,31 @@ async def test_completed(api: Api, bridges: FakeBridges, shape: Any) -> None:
         ("user", "un deux trois", "completed"),
         ("assistant", "You said: un deux trois", "completed"),
     ]
+
+
+async def test_receipt(api: Api, bridges: FakeBridges) -> None:
+    """An answer's head, its state, its events and the metrics tell the same times of it."""
+
+    async def counted(part: str) -> float:
+        text = (await api.get("/metrics")).body.decode()
+        found = re.search(rf'jarvis_turn_seconds_count{{part="{part}"}} (\S+)', text)
+        return float(found[1]) if found else 0.0
+
+    before = await counted("total")
+    bridges.mode = BridgesMode(hold_after=1)
+    asking = asyncio.create_task(api.post("/api/chat", {"content": "un deux trois"}))
+    await bridges.gate.reached()
+    bridges.gate.release()
+    answer = await asking
+    assert answer.status == 200
+    receipt = (await api.state(answer.json["id"]))["receipt"]
+    told = dict(re.findall(r"(\w+);dur=([\d.]+)", answer.headers["Server-Timing"]))
+    assert told == {name: str(receipt[f"{name}_ms"]) for name in ("first_token", "total")}
+    assert 0 < receipt["first_token_ms"] <= receipt["total_ms"]
+    nothing = {"end_of_turn_ms", "transcription_ms", "recall_ms", "first_sentence_ms", "voice_ms", "voice_to_voice_ms"}
+    assert {name for name, value in receipt.items() if value is None} == {*nothing, "end_probability", "heard_ms"}
+    assert (await api.follow(answer.json["id"]))[-1].data["response"]["receipt"] == receipt
+    assert await counted("total") == before + 1
 
 
 async def test_asked_as_told(api: Api, bridges: FakeBridges) -> None:
