@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 FAILURE_MARK = "Error:"
 """How the text of a failure of the bridges starts, in an answer with status 200 and without counts or segments."""
@@ -18,11 +18,31 @@ Seconds = Annotated[float, Meta(ge=-1_000_000, le=1_000_000)]
 """A time in a clip; speech models are known to be a little early or late, but none is off by days."""
 
 
+class CalledFunction(Struct):
+    """What a call is of."""
+
+    name: str
+    arguments: str
+    """JSON."""
+
+
+class MessageCall(Struct):
+    """A call in an assistant's message."""
+
+    id: str
+    function: CalledFunction
+    type: Literal["function"] = "function"
+
+
 class ChatMessage(Struct):
     """One message of a chat prompt (OpenAI's vocabulary)."""
 
-    role: Literal["system", "user", "assistant"]
+    role: Literal["system", "user", "assistant", "tool"]
     content: str
+    tool_calls: list[MessageCall] | UnsetType = UNSET
+    """An assistant's."""
+    tool_call_id: str | UnsetType = UNSET
+    """A tool's."""
 
 
 class GenerateRequest(Struct, omit_defaults=True):
@@ -62,6 +82,34 @@ class StreamOptions(Struct):
     include_usage: bool = True
 
 
+class OfferedFunction(Struct):
+    """A tool, as a model is told of it."""
+
+    name: str
+    description: str
+    parameters: Raw
+
+
+class OfferedTool(Struct):
+    """The only type of tool that these servers know."""
+
+    function: OfferedFunction
+    type: Literal["function"] = "function"
+
+
+class ChosenName(Struct):
+    """The name of a function."""
+
+    name: str
+
+
+class ChosenTool(Struct):
+    """The one that is to be called."""
+
+    function: ChosenName
+    type: Literal["function"] = "function"
+
+
 class CompletionRequest(Struct):
     """``POST /chat/completions``."""
 
@@ -73,6 +121,8 @@ class CompletionRequest(Struct):
     stream_options: StreamOptions | UnsetType = UNSET
     max_completion_tokens: int | UnsetType = UNSET
     """What newer servers call ``max_tokens``."""
+    tools: list[OfferedTool] | UnsetType = UNSET
+    tool_choice: str | ChosenTool | UnsetType = UNSET
 
 
 class Delta(Struct):

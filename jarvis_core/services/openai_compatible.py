@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import msgspec
@@ -12,11 +12,11 @@ from msgspec import UNSET, Struct
 
 from jarvis_core import log
 from jarvis_core.errors import BadGateway, RequestError
-from jarvis_core.models import Caller, Completion, Prompt
+from jarvis_core.models import Caller, Completion, Prompt, Utterance
 from jarvis_core.services.answers.completions import CompletionStream
 from jarvis_core.services.answers.finish_reasons import STOP
 from jarvis_core.services.answers.forwarded import ForwardedRequest, ForwardedStream
-from jarvis_core.services.answers.messages import BETWEEN, in_order, system_texts, without_system
+from jarvis_core.services.answers.messages import BETWEEN, in_order, system_texts, with_calls, without_system
 from jarvis_core.services.answers.server_errors import ServerError, error_in_body
 from jarvis_core.services.answers.stream import (
     CHARS_PER_TOKEN_LIMIT,
@@ -25,7 +25,17 @@ from jarvis_core.services.answers.stream import (
     refusal_error,
     request_error,
 )
-from jarvis_core.services.contract import NONSENSE, ChatMessage, CompletionRequest, Models, StreamOptions
+from jarvis_core.services.contract import (
+    NONSENSE,
+    ChatMessage,
+    ChosenName,
+    ChosenTool,
+    CompletionRequest,
+    Models,
+    OfferedFunction,
+    OfferedTool,
+    StreamOptions,
+)
 from jarvis_core.services.transport import Refused, Transport
 from jarvis_core.settings import Llm
 
@@ -37,7 +47,7 @@ TOKENS_PER_MESSAGE = 8
 """What a chat template puts around each message, at most."""
 ATTEMPTS = 6
 """Each leaves out one more of what a server refuses."""
-OPTIONAL = ("stream_options", "temperature", "max_completion_tokens", "max_tokens", "stream")
+OPTIONAL = ("stream_options", "temperature", "max_completion_tokens", "max_tokens", "tool_choice", "tools", "stream")
 """Fields that an answer can be had without, in the order in which they are tried without."""
 NO_SYSTEM = "system"
 """In place of a field's name: the system message, which goes into the user's first one then."""
@@ -45,6 +55,9 @@ NO_SYSTEM = "system"
 REPEATABLE = (400, 413, 422, 500, 501)
 """Statuses of an error that may be about a field; llama.cpp has 500 for what a template refuses."""
 CONTEXT_LEAST_TOKENS = 256
+OUTPUT_LEAST_BYTES = 64
+"""Of a tool's output that is told, however many there are."""
+CUT = " … (cut: too long for the model)"
 
 _SYSTEM_REFUSED = re.compile(
     r"system (?:role|message|prompt)s?\b.{0,40}not|roles must alternate|only user", re.IGNORECASE
@@ -56,6 +69,12 @@ _THINKS_UNTOLD = re.compile(
 )
 """Names of models whose templates open their thinking in the prompt, so that only its end is told."""
 _VERSION = re.compile(r"/v\d")
+_TOOLS_REFUSED = re.compile(r"\btools?\b|\btool[_ -]|function[_ ]call", re.IGNORECASE)
+"""In an error of a server that was offered tools, whatever is wrong with them."""
+_TOOLS_UNKNOWN = re.compile(
+    r"support|--jinja|--enable-auto-tool-choice|not permitted|unknown field|extra", re.IGNORECASE
+)
+"""In one whose server, model or template takes none."""
 
 _encoder = msgspec.json.Encoder()
 _models_decoder = msgspec.json.Decoder(Models)
@@ -127,6 +146,7 @@ class OpenAiModel:
                         limit_chars=prompt.max_tokens * CHARS_PER_TOKEN_LIMIT,
                         opened=self._opens_thinking,
                         hint=self._hint,
+                        tools=() if "tools" in asked.left_out else prompt.tools,
                     )
                     error = await answer.wait_begun()
                     if error is None:
@@ -195,7 +215,7 @@ class OpenAiModel:
 
     def _request(self, asked: Asked) -> CompletionRequest:
         prompt, left_out = asked.prompt, asked.left_out
-        messages = fit(prompt, asked.context_tokens)
+        messages = fit(prompt, asked.context_tokens, tools="tools" not in left_out)
         request = CompletionRequest(self._model, without_system(messages) if NO_SYSTEM in left_out else messages)
         if "temperature" not in left_out:
             request.temperature = prompt.temperature
@@ -207,6 +227,13 @@ class OpenAiModel:
             request.stream = True
             if "stream_options" not in left_out:
                 request.stream_options = StreamOptions()
+        if prompt.tools and "tools" not in left_out:
+            request.tools = [
+                OfferedTool(OfferedFunction(tool.name, tool.description, tool.parameters)) for tool in prompt.tools
+            ]
+            if prompt.tool_choice != "auto" and "tool_choice" not in left_out:
+                named = prompt.tool_choice not in ("none", "required")
+                request.tool_choice = ChosenTool(ChosenName(prompt.tool_choice)) if named else prompt.tool_choice
         return request
 
     def _leave_out(self, asked: Asked, error: ServerError) -> bool:
@@ -219,25 +246,30 @@ class OpenAiModel:
         refused = next((name for name in OPTIONAL if getattr(request, name) is not UNSET and error.refuses(name)), None)
         if refused is None and NO_SYSTEM not in asked.left_out and _SYSTEM_REFUSED.search(error.words):
             refused = NO_SYSTEM
+        if refused is None and request.tools is not UNSET and _TOOLS_REFUSED.search(error.words):
+            refused = "tools"
         if refused is None:
             return False
         names = {refused}
         if refused == "max_tokens" and (error.is_about_value or "max_completion_tokens" not in error.words):
             names.add("max_completion_tokens")
         asked.left_out |= names
-        if not error.is_about_value:
+        # One tool with a schema that it does not take says nothing of the next ones.
+        once = error.is_about_value or (refused == "tools" and not _TOOLS_UNKNOWN.search(error.words))
+        if not once:
             asked.lasting |= names
         return True
 
     def _shorten(self, asked: Asked, error: ServerError) -> bool:
         """Have *asked* be without the oldest of its history, or at last without ``max_tokens``, which some count as used."""
-        before = fit(asked.prompt, asked.context_tokens)
+        tools = "tools" not in asked.left_out
+        before = fit(asked.prompt, asked.context_tokens, tools=tools)
         if CONTEXT_LEAST_TOKENS <= error.context_tokens < asked.context_tokens:
             asked.context_tokens = self._context_tokens = error.context_tokens
         else:
             asked.context_tokens //= 2
         while asked.context_tokens:
-            if len(fit(asked.prompt, asked.context_tokens)) < len(before):
+            if len(fit(asked.prompt, asked.context_tokens, tools=tools)) < len(before):
                 return True
             asked.context_tokens //= 2
         if "max_tokens" in asked.left_out and "max_completion_tokens" in asked.left_out:
@@ -281,17 +313,24 @@ class OpenAiModel:
         return models.data[0].id
 
 
-def fit(prompt: Prompt, context_tokens: int) -> list[ChatMessage]:
+def fit(prompt: Prompt, context_tokens: int, *, tools: bool = True) -> list[ChatMessage]:
     """
     Return the chat messages for *prompt*: as many of the latest of its history as fit, by estimate.
 
-    What the model may write is left free, but never more than half of the context for it.
+    What the model may write is left free, but never more than half of the context for it. Calls and outputs are there where
+    *tools* are offered.
     """
     room = context_tokens - min(prompt.max_tokens, context_tokens // 2)
     room -= estimate_tokens(prompt.system) + estimate_tokens(prompt.content)
+    tools = tools and bool(prompt.tools)
+    followed = prompt.followed
+    if tools:
+        room -= sum(estimate_tokens(tool.description) + len(bytes(tool.parameters)) // 3 for tool in prompt.tools)
+        followed = _shortened(prompt.followed, max(room, 0) * BYTES_PER_TOKEN)
+        room -= sum(map(_tokens_of, followed))
     kept = 0
     for utterance in reversed(prompt.history):
-        room -= estimate_tokens(utterance.content)
+        room -= _tokens_of(utterance) if tools else estimate_tokens(utterance.content)
         if room < 0:
             break
         kept += 1
@@ -299,7 +338,26 @@ def fit(prompt: Prompt, context_tokens: int) -> list[ChatMessage]:
     system = prompt.system
     if history and (texts := system_texts(history)):
         system = BETWEEN.join([system, *texts] if system else texts)
-    return [*([ChatMessage("system", system)] if system else []), *in_order(history, prompt.content)]
+    messages = with_calls(history, prompt.content, followed) if tools else in_order(history, prompt.content)
+    return [ChatMessage("system", system), *messages] if system else messages
+
+
+def _shortened(followed: Sequence[Utterance], room_bytes: int) -> Sequence[Utterance]:
+    """Return what *followed* with its outputs cut alike, where all together are more than *room_bytes*."""
+    outputs = [len(one.content.encode()) for one in followed if one.role == "tool"]
+    if not outputs or sum(outputs) <= room_bytes:
+        return followed
+    share = max(room_bytes // len(outputs), OUTPUT_LEAST_BYTES)
+    return [
+        msgspec.structs.replace(one, content=one.content.encode()[:share].decode(errors="ignore") + CUT)
+        if one.role == "tool" and len(one.content.encode()) > share
+        else one
+        for one in followed
+    ]
+
+
+def _tokens_of(utterance: Utterance) -> int:
+    return estimate_tokens(utterance.content) + sum(estimate_tokens(call.arguments) for call in utterance.calls)
 
 
 def estimate_tokens(text: str) -> int:

@@ -75,6 +75,47 @@ class ModelServerMode(StreamMode, frozen=True, kw_only=True):
     """
 
 
+class ModelCalls(msgspec.Struct, frozen=True):
+    """An answer that calls tools, after some text or none; in OpenAI's own shape."""
+
+    calls: tuple[tuple[str, str], ...]
+    """(name, arguments) of each."""
+    text: str = ""
+
+    def message(self) -> dict[str, object]:
+        """Return it as a whole message."""
+        calls = [
+            {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
+            for call_id, name, arguments in self.numbered()
+        ]
+        return {"role": "assistant", "content": self.text or None, "tool_calls": calls}
+
+    def events(self, model: str, *, with_usage: bool) -> tuple[str, ...]:
+        """Return it as the data of events: each call's arguments come in two pieces."""
+        deltas: list[dict[str, object]] = [{"role": "assistant", "content": None}]
+        deltas += [{"content": word} for word in split_words(self.text)]
+        for index, (call_id, name, arguments) in enumerate(self.numbered()):
+            half = len(arguments) // 2
+            begun = {"id": call_id, "type": "function", "function": {"name": name, "arguments": ""}}
+            deltas.append({"tool_calls": [{"index": index, **begun}]})
+            deltas += [
+                {"tool_calls": [{"index": index, "function": {"arguments": part}}]}
+                for part in (arguments[:half], arguments[half:])
+            ]
+        choices: list[dict[str, object]] = [{"index": 0, "delta": delta, "finish_reason": None} for delta in deltas]
+        choices.append({"index": 0, "delta": {}, "finish_reason": "tool_calls"})
+        chunks: list[dict[str, object]] = [{"choices": [choice]} for choice in choices]
+        if with_usage:
+            chunks.append({"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}})
+        head = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": model}
+        return tuple(msgspec.json.encode(head | chunk).decode() for chunk in chunks)
+
+    def numbered(self) -> list[tuple[str, str, str]]:
+        """Return (id, name, arguments) of each; the ids of another answer are others."""
+        head = f"call_{id(self):x}"
+        return [(f"{head}_{number}", name, arguments) for number, (name, arguments) in enumerate(self.calls)]
+
+
 _ERROR_TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -92,7 +133,7 @@ class FakeModelServer(FakeServer[ModelServerMode]):
     def __init__(self, api_key: str | None = None, *, mode: ModelServerMode | None = None, port: int = 0) -> None:
         super().__init__(mode or ModelServerMode(), port=port)
         self.api_key = api_key
-        self.reply: Callable[[dict[str, Any]], str] | None = None
+        self.reply: Callable[[dict[str, Any]], str | ModelCalls] | None = None
         """Makes the answer from the request body; the mode's ``answer`` and "You said: " stand behind it."""
 
     @property
@@ -141,8 +182,11 @@ class FakeModelServer(FakeServer[ModelServerMode]):
         prompt_tokens = sum(len(split_words(content_text(message))) for message in messages)
         if mode.context_tokens is not None and prompt_tokens > mode.context_tokens:
             return exceed_context(prompt_tokens, mode.context_tokens, mode.context_refusal)
-        text = self._answer_text(body, messages)
+        answer = self._answer_text(body, messages)
         model = str(body.get("model", mode.models[0]))
+        text = answer if isinstance(answer, str) else answer.text
+        if isinstance(answer, ModelCalls):
+            mode = msgspec.structs.replace(mode, events=answer.events(model, with_usage=_asks_usage(body)))
         if body.get("stream") is True and mode.shape in ("sse", "ndjson"):
             script = ChunkScript(mode, model, prompt_tokens, asked_usage=_asks_usage(body))
             if mode.events is not None:
@@ -158,6 +202,8 @@ class FakeModelServer(FakeServer[ModelServerMode]):
         message: dict[str, object] = {"role": "assistant", "content": content_of(mode, text)}
         if mode.reasoning is not None:
             message |= reasoning_of(mode, mode.reasoning, text)
+        if isinstance(answer, ModelCalls):
+            message = answer.message()
         completion = {
             "id": "chatcmpl-1",
             "object": "chat.completion",
@@ -172,7 +218,7 @@ class FakeModelServer(FakeServer[ModelServerMode]):
             )
         return json_response(completion)
 
-    def _answer_text(self, body: dict[str, Any], messages: list[Any]) -> str:
+    def _answer_text(self, body: dict[str, Any], messages: list[Any]) -> str | ModelCalls:
         if self.reply is not None:
             return self.reply(body)
         if self.mode.answer is not None:

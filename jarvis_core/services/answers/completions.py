@@ -8,13 +8,16 @@ skipped, but for what sounds like an error.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any, Literal, cast
 
 import msgspec
 from msgspec import Struct
 
 from jarvis_core.errors import RequestError
+from jarvis_core.models import Tool, ToolCall
 from jarvis_core.services.answers.finish_reasons import STOP, end_named
+from jarvis_core.services.answers.native_calls import NativeCalls
 from jarvis_core.services.answers.server_errors import ServerError, error_in, error_of
 from jarvis_core.services.answers.stream import AnswerStream, request_error
 from jarvis_core.services.contract import NONSENSE, Choice, Completion, Delta
@@ -73,9 +76,15 @@ class CompletionStream(AnswerStream):
         limit_chars: int,
         opened: bool = False,
         hint: str = "",
+        tools: Sequence[Tool] = (),
     ) -> None:
         super().__init__(transport, stream, model=model, limit_chars=limit_chars, opened=opened)
         self._hint = hint
+        self._told: NativeCalls | None = None
+        """The calls that are told beside the text; None where no *tools* were offered."""
+        if tools:
+            self.offered = True
+            self._told = NativeCalls({tool.name for tool in tools})
         self._refused = False
         """Whether the model itself refused to answer."""
         self._doubtful = False
@@ -149,7 +158,7 @@ class CompletionStream(AnswerStream):
                 ):
                     text += self._take_rest(delta)
             if choice.message is not None:
-                text += self._take_content(choice.message.content) + self._take_rest(choice.message)
+                text += self._take_content(choice.message.content) + self._take_rest(choice.message, whole=True)
             if choice.text:
                 text += self._take_content(choice.text)
             if choice.message is not None:
@@ -199,8 +208,8 @@ class CompletionStream(AnswerStream):
             return self._take_content(part.get("refusal"), depth + 1)
         return self._take_content(part.get("text") or part.get("content"), depth + 1) if "text" in kind else ""
 
-    def _take_rest(self, delta: Delta) -> str:
-        """Take what a delta has beside its content."""
+    def _take_rest(self, delta: Delta, *, whole: bool = False) -> str:
+        """Take what a delta, or a *whole* message, has beside its content."""
         text = ""
         for thinking in (delta.reasoning_content, delta.reasoning, delta.thinking):
             if thinking:
@@ -211,7 +220,15 @@ class CompletionStream(AnswerStream):
             text += self._take_content(delta.refusal)
         if delta.tool_calls or delta.function_call:
             self.called = True
+            if self._told is not None:
+                told = self._told.take(delta.tool_calls, whole=whole)
+                self.note_hidden(told or self._told.take(delta.function_call, whole=whole))
         return text
+
+    def made_calls(self, *, cut: bool) -> list[ToolCall]:
+        """Return the calls of tools: those that were told, else those that stand in the text."""
+        told = [] if self._told is None else self._told.calls(cut=cut)
+        return told or super().made_calls(cut=cut)
 
     def _think(self, thinking: object) -> str:
         return self.think(_length(thinking)) if thinking else ""

@@ -15,16 +15,12 @@ import enum
 import re
 
 from jarvis_core.services.answers import template_marks as marks
-from jarvis_core.services.answers.template_marks import Mark
+from jarvis_core.services.answers.template_marks import FENCE, NEVER, TICKS_LIMIT, Mark
 from jarvis_core.services.answers.tool_calls import CALL_LIMIT_CHARS, JsonEnd, begins_call, is_call, names_tool
 
 HEADER_CHARS = 120
 """Of whose message it is, or the name of its channel; longer is none."""
 THINKING_ENDS = (marks.THINKING_CLOSED, marks.CHANNEL_CLOSED, marks.BARE_FINAL)
-FENCE = 3
-"""So many backticks and more are a fence, fewer are code within a line."""
-TICKS_LIMIT = 64
-"""Backticks that are looked at as one run."""
 PARTIAL_CHARS = 3
 """What has so many characters of a mark when the text ends was to be one."""
 PART_CHARS = 2_048
@@ -32,10 +28,6 @@ PART_CHARS = 2_048
 _search_special = re.compile(r"[<{\[`◁]").search
 _search_in_line = re.compile(r"[<`\n]").search
 _search_in_fence = re.compile(r"[<`]").search
-_ticks = re.compile(f"`{{1,{TICKS_LIMIT}}}")
-_fence_before_call = re.compile(r"`{3,64}[ \t]{0,4}[A-Za-z_]{0,12}[ \t]{0,4}\n?\s{0,20}")
-_fence_closed = re.compile(r"```")
-_never = re.compile(r"(?!)")
 
 
 class _State(enum.Enum):
@@ -51,8 +43,8 @@ class AnswerFilter:
     """Gives a model's answer without what is not the answer."""
 
     __slots__ = (
-        "_buffer", "_closed", "_code", "_fence", "_fresh", "_hid", "_json", "_last", "_lead", "_out", "_plain",
-        "_quoting", "_state", "_struck", "_thought", "called", "given", "over", "thinking_chars", "unopened",
+        "_buffer", "_calling", "_closed", "_code", "_fence", "_fresh", "_hid", "_json", "_last", "_lead", "_out", "_plain",
+        "_quoting", "_state", "_struck", "_thought", "called", "calls", "given", "over", "thinking_chars", "unopened",
         "withdrawals",
     )  # fmt: skip
 
@@ -63,6 +55,8 @@ class AnswerFilter:
         """How much thinking was left out."""
         self.called = False
         """Whether a tool was called."""
+        self.calls: list[str] = []
+        """What was left out as calls, each with the mark that began it; its beginning, where it is long."""
         self.over = False
         """Whether the end of the message stood in the text."""
         self.unopened = False
@@ -78,8 +72,10 @@ class AnswerFilter:
         """Whether nothing has come."""
         self._code = 0
         """How many backticks began the code that the text is in."""
-        self._closed = _never
+        self._closed = NEVER
         """What ends that which is hidden."""
+        self._calling = False
+        """Whether that is a call."""
         self._quoting = False
         """Whether a closing tag between backticks ends nothing."""
         self._json: JsonEnd | None = None
@@ -179,8 +175,11 @@ class AnswerFilter:
         taken, self._buffer = self._buffer[:length], self._buffer[length:]
         return taken
 
-    def _hide_until(self, closed: re.Pattern[str], *, quoting: bool = False) -> None:
+    def _hide_until(self, closed: re.Pattern[str], *, quoting: bool = False, call: str = "") -> None:
         self._state, self._closed, self._quoting = _State.HIDDEN, closed, quoting
+        self._calling = bool(call)
+        if call:
+            self.calls.append(call)
         self._thought = self._thought or closed in THINKING_ENDS
         if not self.given:
             self._hid = True
@@ -223,12 +222,12 @@ class AnswerFilter:
         return found is not None
 
     def _read_ticks(self, *, final: bool) -> bool:
-        run = _ticks.match(self._buffer)
+        run = marks.TICKS.match(self._buffer)
         count = run.end() if run is not None else 1
         if count == len(self._buffer) and count < TICKS_LIMIT and not final:
             return False
         if not self._code and count >= FENCE and not self.given:
-            fence = _fence_before_call.match(self._buffer)
+            fence = marks.FENCE_BEFORE_CALL.match(self._buffer)
             if fence is not None:
                 behind = self._buffer[fence.end() :]
                 if not behind and not final:
@@ -290,7 +289,7 @@ class AnswerFilter:
             self._struck = kind is Mark.STRUCK
             self._give(self._take(length))
             return True
-        self._take(length)
+        begun = self._take(length)
         if not self.given:
             self._hid = True
         match kind:
@@ -298,12 +297,9 @@ class AnswerFilter:
                 self._hide_until(marks.THINKING_CLOSED, quoting=True)
             case Mark.THINKING_END:
                 self._withdraw()
-            case Mark.CALL:
+            case Mark.CALL | Mark.CALL_TO_END:
                 self.called = True
-                self._hide_until(marks.CALL_CLOSED)
-            case Mark.CALL_TO_END:
-                self.called = True
-                self._hide_until(_never)
+                self._hide_until(marks.CALL_CLOSED if kind is Mark.CALL else NEVER, call=begun)
             case Mark.HEADER:
                 self._state = _State.HEADER
             case Mark.CHANNEL:
@@ -332,10 +328,12 @@ class AnswerFilter:
             end -= 1  # it may quote what follows
         if self._closed in THINKING_ENDS:
             self.thinking_chars += end
+        hidden = self._take(end)
+        if self._calling and len(self.calls[-1]) < CALL_LIMIT_CHARS:
+            self.calls[-1] += hidden
         if found is None:
-            self._take(end)
             return
-        closing = self._take(found[1])[found[0] :]
+        closing = self._take(found[1] - end)
         if self._closed is not marks.CHANNEL_CLOSED:
             self._state = _State.TEXT
         elif marks.NEXT_MESSAGE.fullmatch(closing):
@@ -363,11 +361,12 @@ class AnswerFilter:
         if named is None and len(self._buffer) <= HEADER_CHARS and not final:
             return
         name = self._take(len(self._buffer) if named is None else named.end()).partition("<|message|>")[0].strip()
-        self.called = self.called or "to=" in name
+        to_tool = "to=" in name
+        self.called = self.called or to_tool
         if name.startswith("final"):
             self._state = _State.TEXT
         else:
-            self._hide_until(marks.CHANNEL_CLOSED)
+            self._hide_until(marks.CHANNEL_CLOSED, call=name if to_tool else "")
 
     def _read_call(self, *, final: bool) -> None:
         end = self._json.find(self._buffer) if self._json is not None else 0
@@ -380,11 +379,11 @@ class AnswerFilter:
             self.called = True
             if not self.given:
                 self._hid = True
-            self._take(length)
+            self.calls.append(self._take(length))
             if not end:
-                self._hide_until(_never)
+                self._hide_until(NEVER)
             elif fence:
-                self._hide_until(_fence_closed)
+                self._hide_until(marks.FENCE_CLOSED)
         elif fence:
             self._code = len(fence) - len(fence.lstrip("`"))
             self._give(fence)

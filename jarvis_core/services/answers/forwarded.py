@@ -104,7 +104,7 @@ class ForwardedStream(CompletionStream):
         calls = [self._calls[index] for index in sorted(self._calls)]
         return [ToolCall(call.id or f"call_{place}", call.name, call.arguments) for place, call in enumerate(calls)]
 
-    def _take_rest(self, delta: Delta) -> str:
+    def _take_rest(self, delta: Delta, *, whole: bool = False) -> str:
         told = delta.tool_calls
         if isinstance(told, list):
             for place, one in enumerate(cast("list[object]", told)):
@@ -112,7 +112,7 @@ class ForwardedStream(CompletionStream):
                     self._take_call(cast("dict[str, Any]", one), place)
         elif isinstance(delta.function_call, dict):
             self._take_call({"function": delta.function_call}, 0)
-        return super()._take_rest(delta)
+        return super()._take_rest(delta, whole=whole)
 
     def _take_call(self, told: dict[str, Any], place: int) -> None:
         """Take a piece of a call, or a whole one; servers that send whole ones may leave out the index."""

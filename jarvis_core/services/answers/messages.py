@@ -12,10 +12,11 @@ from collections.abc import Iterable, Sequence
 from jarvis_core.models import Utterance
 from jarvis_core.services.answers.filter import AnswerFilter
 from jarvis_core.services.answers.template_marks import MAY_HAVE_MARKS
-from jarvis_core.services.contract import ChatMessage
+from jarvis_core.services.contract import CalledFunction, ChatMessage, MessageCall
 
 BETWEEN = "\n\n"
 """What stands between messages that are sent as one."""
+UNKNOWN_OUTPUT = "Outcome unknown: the call may have been made, and its output was lost."
 
 
 def in_order(history: Sequence[Utterance], content: str) -> list[ChatMessage]:
@@ -27,16 +28,51 @@ def in_order(history: Sequence[Utterance], content: str) -> list[ChatMessage]:
     """
     messages: list[ChatMessage] = []
     for utterance in history:
-        role, text = utterance.role, utterance.content
-        if role == "system" or role == "tool":
-            continue
-        if role == "assistant":
-            text = answer_in(text)
-        if not text.strip() or (role == "assistant" and not messages):
-            continue
-        _append(messages, ChatMessage(role, text))
+        _add(messages, utterance)
     _append(messages, ChatMessage("user", content))
     return messages
+
+
+def with_calls(history: Sequence[Utterance], content: str, followed: Sequence[Utterance]) -> list[ChatMessage]:
+    """
+    Return ``in_order``'s messages, and the calls and outputs of tools where they belong; *followed* comes after *content*.
+
+    Each call has its output: one that is missing is told to be unknown. An output without a call is left out.
+    """
+    messages: list[ChatMessage] = []
+    waiting: list[str] = []
+    for utterance in (*history, Utterance("user", content), *followed):
+        if utterance.role == "tool":
+            if utterance.call_id in waiting:
+                waiting.remove(utterance.call_id)
+                messages.append(ChatMessage("tool", utterance.content, tool_call_id=utterance.call_id))
+            continue
+        if utterance.role == "system":
+            continue
+        _tell_unknown(messages, waiting)
+        if not utterance.calls:
+            _add(messages, utterance)
+        elif messages:
+            calls = [MessageCall(call.id, CalledFunction(call.name, call.arguments)) for call in utterance.calls]
+            messages.append(ChatMessage("assistant", answer_in(utterance.content), tool_calls=calls))
+            waiting = [call.id for call in utterance.calls]
+    _tell_unknown(messages, waiting)
+    return messages
+
+
+def _tell_unknown(messages: list[ChatMessage], waiting: list[str]) -> None:
+    messages.extend(ChatMessage("tool", UNKNOWN_OUTPUT, tool_call_id=call_id) for call_id in waiting)
+    waiting.clear()
+
+
+def _add(messages: list[ChatMessage], utterance: Utterance) -> None:
+    role, text = utterance.role, utterance.content
+    if role == "system" or role == "tool":
+        return
+    if role == "assistant":
+        text = answer_in(text)
+    if text.strip() and (role == "user" or messages):
+        _append(messages, ChatMessage(role, text))
 
 
 def system_texts(history: Iterable[Utterance]) -> list[str]:
@@ -53,7 +89,7 @@ def without_system(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
 
 
 def _append(messages: list[ChatMessage], message: ChatMessage) -> None:
-    if messages and messages[-1].role == message.role:
+    if messages and messages[-1].role == message.role and not messages[-1].tool_calls:
         messages[-1] = ChatMessage(message.role, messages[-1].content + BETWEEN + message.content)
     else:
         messages.append(message)

@@ -14,11 +14,12 @@ import msgspec
 
 from jarvis_core import log
 from jarvis_core.errors import BadGateway, InvalidRequest, RateLimited, RequestError, Unavailable
-from jarvis_core.models import Discard, Finish
+from jarvis_core.models import Discard, Finish, ToolCall
 from jarvis_core.services.answers.filter import AnswerFilter
 from jarvis_core.services.answers.finish_reasons import LENGTH, STOP
 from jarvis_core.services.answers.server_errors import ServerError, clean, error_in, error_in_body, error_of
 from jarvis_core.services.answers.untold_thinking import UntoldThinking
+from jarvis_core.services.answers.written_calls import read_calls
 from jarvis_core.services.contract import NONSENSE
 from jarvis_core.services.lines import LineBuffer
 from jarvis_core.services.stream import Stream
@@ -46,6 +47,8 @@ SOUNDS_BAD = re.compile(rb"error|exception|fail|denied|unavailable|exceeded", re
 _ESCAPED_BYTES = re.compile(r"(?<![\ud800-\udbff])[\udc80-\udcff]+")
 _HALF_AT_END = re.compile(r"(?:[\ud800-\udbff]|[\udc80-\udcff]{1,3})\Z")
 
+MAY_HAVE_CALLED = (STOP, LENGTH, "tool_calls")
+
 Piece = str | Discard | Finish
 
 
@@ -67,6 +70,8 @@ class AnswerStream:
         """Whether the server has said that nothing follows."""
         self.called = False
         """Whether a tool was called."""
+        self.offered = False
+        """Whether there are tools that it may call."""
         self.plain = True
         """Whether a piece of text is nothing but the next piece of text."""
         self.odd = False
@@ -182,6 +187,13 @@ class AnswerStream:
         held, self._untold = self._untold.end(cut=False), None
         return self.filter.feed(held)
 
+    def note_hidden(self, chars: int) -> None:
+        """Take note of so much that is neither the answer nor thinking."""
+        self._brought += 1
+        if not self._begun:
+            self._begin()
+        self._hide(chars)
+
     def _whole_characters(self, text: str) -> str:
         """
         Return *text*, which may have halves of characters, with these joined, or else replaced.
@@ -280,12 +292,21 @@ class AnswerStream:
         reason = self.reason or STOP
         if reason == LENGTH and found.over:
             reason = STOP  # it went on after the end of its message
-        if reason == STOP:
+        if self.offered and reason in MAY_HAVE_CALLED:
+            # Whatever it was said to have ended with: a call that is whole is one, and without any nothing was called.
+            calls = tuple(self.made_calls(cut=reason == LENGTH))
+            if calls or reason == "tool_calls":
+                return Finish("tool_calls" if calls else STOP, self.tokens, self.model, calls)
+        elif reason == STOP:
             if found.called or self.called:
                 reason = "tool_calls"
             elif found.thinking or (found.thinking_chars and not found.given):
                 reason = "thinking"
         return Finish(reason, self.tokens, self.model)
+
+    def made_calls(self, *, cut: bool) -> list[ToolCall]:
+        """Return the calls of tools; where the answer was *cut*, those that are whole."""
+        return read_calls(self.filter.calls)
 
     def no_answer(self) -> BadGateway:
         """Return the error for a body in which there was nothing of an answer."""

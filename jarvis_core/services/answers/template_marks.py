@@ -179,6 +179,15 @@ MAY_HAVE_MARKS = re.compile(
 LONGEST_CHARS = 120
 """Of what closes something."""
 
+FENCE = 3
+"""So many backticks and more are a fence, fewer are code within a line."""
+TICKS_LIMIT = 64
+"""Backticks that are looked at as one run."""
+TICKS = re.compile(f"`{{1,{TICKS_LIMIT}}}")
+FENCE_BEFORE_CALL = re.compile(r"`{3,64}[ \t]{0,4}[A-Za-z_]{0,12}[ \t]{0,4}\n?\s{0,20}")
+FENCE_CLOSED = re.compile(r"```")
+NEVER = re.compile(r"(?!)")
+
 
 def bare_channel(text: str, *, final: bool) -> tuple[re.Pattern[str] | None, int] | None:
     """
