@@ -286,6 +286,8 @@ class Local(Struct, frozen=True, forbid_unknown_fields=True):
     """``whisper-base``, or the directory of a Whisper model for CTranslate2."""
     tts_model: Annotated[str, Meta(min_length=1, extra={"env": "LOCAL_TTS_MODEL"})] = "kokoro-82m"
     """``kokoro-82m``, or the directory of a Kokoro model (ONNX) and its voices."""
+    turn_model: Annotated[str, Meta(min_length=1, extra={"env": "LOCAL_TURN_MODEL"})] = "smart-turn-v3.2"
+    """``smart-turn-v3.2``, the path of another Smart Turn model (ONNX), or ``none``: what knows whether a turn of speech is over (``semantic_vad``)."""
 
 
 class Settings(Struct, frozen=True, forbid_unknown_fields=True):

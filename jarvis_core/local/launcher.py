@@ -48,6 +48,7 @@ class LocalBridges:
         threads: int | None = None,
         ears_path: Path | None = None,
         mouth_path: Path | None = None,
+        turn_end_path: Path | None = None,
         embeddings: bool = False,
         audio_engine: bool = False,
         secret: str | None = None,
@@ -61,6 +62,8 @@ class LocalBridges:
             self._arguments += ["--stt", ears_path]
         if mouth_path is not None:
             self._arguments += ["--tts", mouth_path]
+        if turn_end_path is not None:
+            self._arguments += ["--turn-end", turn_end_path]
         if embeddings:
             self._arguments += ["--embeddings"]
         if audio_engine:

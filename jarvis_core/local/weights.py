@@ -18,7 +18,8 @@ from jarvis_core.local.catalogue import CATALOGUE, EVERYWHERE, LANGUAGE_MODEL, K
 from jarvis_core.local.checksums import is_verified, verify
 from jarvis_core.local.progress import Progress, quietly
 
-GGUF_MAGIC = b"GGUF"
+FORMATS = {b"GGUF": "a GGUF", b"\x08": "an ONNX"}
+"""By how its files begin: an ONNX model is a protocol buffer whose first field is its version."""
 
 
 def resolve(
@@ -46,13 +47,13 @@ def resolve(
         return path
     try:
         with path.open("rb") as file:
-            magic = file.read(len(GGUF_MAGIC))
+            magic = file.read(len(kind.magic))
     except OSError as exc:
         raise StartError(
             f"{kind.setting}={model} is neither a file that can be read ({exc.strerror}) nor one of {names}"
         ) from exc
-    if magic != GGUF_MAGIC:
-        raise StartError(f"{kind.setting}={model} is not a GGUF model file; use one, or one of {names}")
+    if magic != kind.magic:
+        raise StartError(f"{kind.setting}={model} is not {FORMATS[kind.magic]} model file; use one, or one of {names}")
     return path
 
 
