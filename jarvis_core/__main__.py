@@ -114,7 +114,7 @@ def serve(settings: Settings) -> int:
                 # Imported here, because with several workers the parent process does not need it.
                 from jarvis_core.server import run
 
-                code = run(settings, group, on_ready=lambda: announce(settings, host, remarks))
+                code = run(settings, group, on_ready=lambda more: announce(settings, host, [*remarks, *more]))
             arm()
     except KeyboardInterrupt:
         if code is None:
@@ -162,7 +162,9 @@ def run_workers(settings: Settings, group: WorkerGroup, host: str, remarks: list
         group.workers,
         drain_timeout_s=settings.server.drain_timeout_s,
         pulse=lambda number: pulse_of(counters[number]),
-        on_ready=lambda: announce(settings, host, [*remarks, f"serving:  {group.workers} worker processes"]),
+        on_ready=lambda: announce(
+            settings, host, [*remarks, *supervisor.told, f"serving:  {group.workers} worker processes"]
+        ),
     )
     return supervisor.run()
 
@@ -174,14 +176,18 @@ def announce(settings: Settings, host: str, remarks: list[str]) -> None:
     address = f"{'https' if tls else 'http'}://{authority(shown, settings.server.port)}"
     lines = [f"Jarvis Core {__version__} listens on {address}"]
     lines += [f"  {remark}" for remark in sorted(remarks, key=lambda remark: not remark.startswith("embedded"))]
-    credentials_are_open = settings.auth.jwt_secret is None and settings.auth.api_keys is None
-    if credentials_are_open:
+    if settings.auth.open:
         lines.append("  open:     no credentials are asked for (JWT_SECRET or API_KEYS change that)")
+        moves = " and may move what is in the house" if settings.moves_things else ""
         if not is_loopback(settings.server.host):
             log.get("jarvis_core").warning(
-                "the server is open to whoever reaches it: everybody is the same user and may read everything; "
-                "set JWT_SECRET or API_KEYS, or HOST=127.0.0.1",
+                "the server is open to whoever reaches it: everybody is the same user, may read everything"
+                f"{moves}; set JWT_SECRET or API_KEYS, or HOST=127.0.0.1",
                 host=host,
+            )
+        elif moves:
+            lines.append(
+                "  alone:    only this machine reaches it, because whoever does may move the house (HOST changes that)"
             )
     short = sorted({user for key, user in parse_api_keys(settings.auth.api_keys).items() if len(key) < SOUND_KEY_CHARS})
     if short:
@@ -189,7 +195,7 @@ def announce(settings: Settings, host: str, remarks: list[str]) -> None:
             f"API keys of fewer than {SOUND_KEY_CHARS} characters can be guessed (try: openssl rand -hex 20)", of=short
         )
     content = '{"content": "Bonjour Jarvis, qui es-tu ?"}'
-    credentials = "" if credentials_are_open else " -H 'authorization: Bearer …'"
+    credentials = "" if settings.auth.open else " -H 'authorization: Bearer …'"
     # curl does not trust a self-signed certificate.
     curl = "curl -sk" if tls else "curl -s"
     lines.append(

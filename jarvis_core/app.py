@@ -13,12 +13,13 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
+from msgspec import UNSET, UnsetType
 from starlette.applications import Starlette
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from jarvis_core import log
 from jarvis_core.codec.request import TranscribeRequest
-from jarvis_core.container import Container, open_container
+from jarvis_core.container import HOUSE_SERVER, Container, open_container
 from jarvis_core.handlers import openapi, query
 from jarvis_core.handlers.admission import Admission
 from jarvis_core.handlers.call import Call, Reply
@@ -55,6 +56,7 @@ from jarvis_core.handlers.wire import (
     StoredMemory,
     SynthesizeReply,
     SynthesizeRequest,
+    ToolServer,
     TranscribeReply,
     VoiceBody,
 )
@@ -83,7 +85,7 @@ class _Started(NamedTuple):
 class Application(Starlette):
     """Starlette with our router in place of its middleware stack."""
 
-    def __init__(self, settings: Settings, group: WorkerGroup, on_ready: Callable[[], None]) -> None:
+    def __init__(self, settings: Settings, group: WorkerGroup, on_ready: Callable[[list[str]], None]) -> None:
         super().__init__(lifespan=self._lifespan)
         self._settings = settings
         self._group = group
@@ -156,7 +158,7 @@ class Application(Starlette):
                 gc.set_threshold(*GC_THRESHOLDS)
                 self.middleware_stack = routes
                 self._started = _Started(container, realtime, routes)
-                self._on_ready()
+                self._on_ready(container.remarks())
                 yield
         except asyncio.CancelledError:
             # By ``close``: it is a stop like any other, and told as such.
@@ -169,11 +171,11 @@ class Application(Starlette):
 
 
 def create_app(
-    settings: Settings, group: WorkerGroup | None = None, *, on_ready: Callable[[], None] = lambda: None
+    settings: Settings, group: WorkerGroup | None = None, *, on_ready: Callable[[list[str]], None] = lambda _: None
 ) -> Application:
     """
     Return the application of one worker of *group*, or of the only worker. It opens its parts when the server starts
-    the lifespan, and then calls *on_ready*; ``failure`` is set where that fails.
+    the lifespan, and then calls *on_ready* with lines for the banner; ``failure`` is set where that fails.
     """
     return Application(settings, group or WorkerGroup(), on_ready)
 
@@ -236,7 +238,12 @@ def realtime_for(container: Container, admission: Admission) -> Realtime:
 
 def routes_for(container: Container) -> list[Route]:
     """Return the route table, but for the document that is made from it."""
-    health = HealthHandlers(container.metrics, lambda: service_states(container), lambda: not_ready_reasons(container))
+    health = HealthHandlers(
+        container.metrics,
+        lambda: service_states(container),
+        lambda: not_ready_reasons(container),
+        lambda: tool_servers(container),
+    )
     chat = ChatHandlers(
         container.turns, container.conversations, body_limit_bytes=container.settings.server.body_limit_bytes
     )
@@ -333,6 +340,13 @@ def service_states(container: Container) -> ServiceStates:
         audio_engine=state("audio_engine"),
         cache=container.cache.state,
     )
+
+
+def tool_servers(container: Container) -> dict[str, ToolServer] | UnsetType:
+    """Return how each part is that acts; unset where there is none."""
+    if container.house is None:
+        return UNSET
+    return {HOUSE_SERVER: ToolServer(container.neighbours[HOUSE_SERVER].health.state)}
 
 
 def not_ready_reasons(container: Container) -> list[str]:

@@ -14,13 +14,13 @@ from typing import NamedTuple
 
 import msgspec
 
-from jarvis_core import log
+from jarvis_core import cancellation, log
 from jarvis_core.access.credentials import Credentials
 from jarvis_core.access.rate_limit import InProcessLimiter, RateLimiter, SharedLimiter
 from jarvis_core.codec.client import Codec
 from jarvis_core.errors import RequestError, StartError
 from jarvis_core.fair_queue import FairQueue, reserved
-from jarvis_core.memory import Memories
+from jarvis_core.memory import NOBODY, Memories
 from jarvis_core.metrics import Histogram, Metrics
 from jarvis_core.models import CompletionModel, Embedder, new_id
 from jarvis_core.processes.child import own_identity, trim_heap
@@ -29,12 +29,13 @@ from jarvis_core.services.audio_engine import AudioEngine
 from jarvis_core.services.breaker import FAILURES
 from jarvis_core.services.bridges_speech import BridgesSpeech
 from jarvis_core.services.embeddings import BridgesEmbedder, OpenAiEmbedder
+from jarvis_core.services.home_assistant import HomeAssistant
 from jarvis_core.services.openai_compatible import OpenAiModel
 from jarvis_core.services.python_bridges import BridgesModel
 from jarvis_core.services.speech_unavailable import NoSpeech
 from jarvis_core.services.tokens import TokenMint
 from jarvis_core.services.transport import Transport
-from jarvis_core.settings import Database, Settings, WorkerGroup
+from jarvis_core.settings import Database, Settings, WorkerGroup, without_userinfo
 from jarvis_core.shared.cache import Cache, LocalCache, SharedCache
 from jarvis_core.shared.mailbox import Mailbox, NoMailbox
 from jarvis_core.shared.worker_stats import WorkerStats
@@ -48,6 +49,7 @@ from jarvis_core.store.memories import MemoryStore
 from jarvis_core.store.migrations import migrate
 from jarvis_core.store.pool import Pool
 from jarvis_core.store.turns import TurnStore
+from jarvis_core.tools.house import House
 from jarvis_core.turns.conversations import Conversations
 from jarvis_core.turns.heartbeats import Heartbeats
 from jarvis_core.turns.queued_model import QueuedCompletions, QueuedModel
@@ -60,6 +62,10 @@ PROBED = ("python_bridges", "audio_engine")
 """The neighbours that are asked how they are; of the others their answers tell."""
 START_DEADLINE_S = 30.0
 """How long a start waits for a database that is starting too."""
+HOUSE_SERVER = "home_assistant"
+"""The house among the neighbours."""
+FIRST_LOOK_S = 1.0
+"""How long a start waits to learn how the house is."""
 HOUSEKEEPING_INTERVAL_S = 1.0
 EMBEDDED_PROBE_INTERVAL_S = 1.0
 """Between two questions to a neighbour that was started here: it does not count them as the real ones do."""
@@ -83,6 +89,8 @@ class Container:
     turns: Turns
     completions: CompletionModel
     """The model of the turns, for what a client asks of itself."""
+    house: House | None
+    """None where none is configured."""
     conversations: Conversations
     memories: Memories
     transcriber: Transcriber
@@ -101,6 +109,15 @@ class Container:
     """None where no other worker can be."""
     draining: bool = False
     """Whether a stop was asked for."""
+
+    def remarks(self) -> list[str]:
+        """Return the lines of the banner about what acts."""
+        if self.house is None or self.settings.home.url is None:
+            return []
+        address = without_userinfo(self.settings.home.url)
+        if self.house.trouble:
+            return [f"missing:  Home Assistant at {address}, which is looked for again: {self.house.trouble}"]
+        return [f"yours:    Home Assistant at {address}, asked before the language model"]
 
 
 @asynccontextmanager
@@ -128,6 +145,8 @@ async def open_container(settings: Settings, group: WorkerGroup) -> AsyncIterato
             open_s=settings.neighbours.breaker_open_s,
         )
         model, completions = _queued_model(settings, group, neighbours, mint)
+        speech = _open_speech(settings, group, neighbours, mint, storage.cache, stack)
+        house = _house(settings, neighbours, speech.voices)
         durations = Histogram()
         turns = Turns(
             storage.turns,
@@ -135,18 +154,19 @@ async def open_container(settings: Settings, group: WorkerGroup) -> AsyncIterato
             settings.llm,
             memories,
             storage.remote_turns,
+            house=house,
             limit=settings.server.turn_limit,
             durations=durations,
         )
         if storage.remote_turns is not None:
             storage.remote_turns.serve(turns)
             stack.push_async_callback(_quietly, "the other workers' turns", storage.remote_turns.close)
-        speech = _open_speech(settings, group, neighbours, mint, storage.cache, stack)
         container = Container(
             settings=settings,
             pool=storage.pool,
             turns=turns,
             completions=completions,
+            house=house,
             conversations=Conversations(_conversations(settings, storage.pool), turns),
             memories=memories,
             transcriber=speech.transcriber,
@@ -172,6 +192,8 @@ async def open_container(settings: Settings, group: WorkerGroup) -> AsyncIterato
             together="sum",
         )
         _start_background(container, group, storage, stack)
+        if house is not None:
+            await _first_look(house)
         try:
             yield container
         finally:
@@ -216,6 +238,7 @@ def _open_neighbours(settings: Settings, stack: AsyncExitStack) -> dict[str, Tra
         ("audio_engine", settings.neighbours.audio_engine_url),
         ("llm", settings.llm.url),
         ("embeddings", settings.memory.embeddings_url),
+        (HOUSE_SERVER, settings.home.url),
     ):
         if url is not None:
             failures = audio_engine.FAILURES if name == "audio_engine" else FAILURES
@@ -277,6 +300,7 @@ def _start_background(container: Container, group: WorkerGroup, storage: _Storag
         container.memories.keep_embedded(),
         container.memories.keep_indexed(),
         storage.heartbeats.keep(),
+        *([container.house.keep()] if container.house is not None else []),
         *([_share_stats(container, stats)] if stats is not None else []),
     ):
         stack.push_async_callback(_cancel, asyncio.get_running_loop().create_task(work))
@@ -305,6 +329,33 @@ def _language_model(
     if "python_bridges" in neighbours:
         return BridgesModel(neighbours["python_bridges"], settings.llm, mint)
     raise StartError("PYTHON_BRIDGES_URL or LLM_URL: no language model was given, and none was started")
+
+
+def _house(settings: Settings, neighbours: dict[str, Transport], voices: Voices) -> House | None:
+    transport = neighbours.get(HOUSE_SERVER)
+    if transport is None:
+        return None
+
+    async def spoken() -> list[str]:
+        try:
+            return [language.code for language in await voices.languages(NOBODY)]
+        except RequestError:
+            return []
+
+    return House(
+        HomeAssistant(transport, settings.home),
+        settings.home,
+        settings.speech,
+        spoken=spoken,
+        is_well=lambda: transport.health.state == "healthy",
+    )
+
+
+async def _first_look(house: House) -> None:
+    """Wait until it is known how the house is, which the banner tells, but not for long."""
+    with contextlib.suppress(TimeoutError):
+        async with cancellation.timeout(FIRST_LOOK_S):
+            await house.looked.wait()
 
 
 def _conversations(settings: Settings, pool: Pool) -> ConversationStore:
@@ -466,6 +517,9 @@ def _describe(container: Container, kept: SpeechCache) -> None:
     metrics.states(
         "breaker_open", "1 while a neighbour is left alone.", each(lambda one: not one.breaker.closed), together="most"
     )
+    if container.house is not None:
+        outcomes = container.house.outcomes
+        metrics.counts("house_sentences", "Sentences that the house was asked, by what came of them.", lambda: outcomes)
     metrics.counter("speech_kept", "Times that speech was not made anew.", lambda: kept.hits)
     metrics.states("service_up", "1 where a service was well when it was last seen, else 0.", up)
 

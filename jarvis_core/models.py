@@ -327,16 +327,35 @@ class ToolServer(Protocol):
         ...
 
 
-class House(Protocol):
-    """A house that understands sentences by itself: an adapter under ``services/``, asked before any model."""
+class HouseAnswer(Struct, frozen=True):
+    """What the house made of a sentence."""
 
-    @property
-    def state(self) -> HealthState:
-        """How it is, from memory."""
+    outcome: Literal["done", "told", "unmatched", "failed", "unclear"]
+    """
+    ``done`` did it, ``told`` answers a question, ``unmatched`` is no sentence of the house's, ``failed`` is one that could not be
+    done, ``unclear`` that no answer came although it may have been done.
+    """
+    speech: str = ""
+    """In the house's own words; may be empty."""
+    conversation_id: str | None = None
+    """The house's own name of the conversation, where it has one."""
+
+
+class HouseControl(Protocol):
+    """What controls the house and understands sentences without a model: an adapter under ``services/``."""
+
+    async def check(self, timeout_s: float) -> None:
+        """Return if it is there and takes the token; raises ``RequestError``."""
         ...
 
-    async def answer(self, text: str, conversation_id: str, caller: Caller) -> str | None:
-        """Do what *text* says, and return the house's answer; None where the model is to be asked, also of a house that is away."""
+    async def process(
+        self, text: str, language: str, conversation_id: str | None = None, *, timeout_s: float
+    ) -> HouseAnswer:
+        """
+        Have the house do or answer what *text* says, at most once.
+
+        Raises ``RequestError`` where it was not done: the house was not reached, or refused.
+        """
         ...
 
 

@@ -73,8 +73,12 @@ def connection_limit(open_files: int, memory_bytes: int) -> int:
     return min(CONNECTION_LIMIT, files, memory_bytes // MEMORY_SHARE // CONNECTION_BYTES)
 
 
-def run(settings: Settings, group: WorkerGroup, *, on_ready: Callable[[], None]) -> int:
-    """Serve until a signal; return the exit code. Raises ``StartError``."""
+def run(settings: Settings, group: WorkerGroup, *, on_ready: Callable[[list[str]], None]) -> int:
+    """
+    Serve until a signal; return the exit code. Raises ``StartError``.
+
+    Gives *on_ready* the lines of the banner that only this process knows.
+    """
     give_memory_back()
     return uvloop.run(_serve(settings, group, on_ready))
 
@@ -87,7 +91,11 @@ def main() -> int:
         # Subprocesses of this worker must not inherit the control socket.
         control.set_inheritable(False)
         try:
-            return run(assignment.settings, assignment.group, on_ready=lambda: control.sendall(b"ready\n"))
+            return run(
+                assignment.settings,
+                assignment.group,
+                on_ready=lambda remarks: control.sendall(("ready " + "\t".join(remarks) + "\n").encode()),
+            )
         except StartError as exc:
             with contextlib.suppress(OSError):
                 control.sendall(b"failed " + str(exc).replace("\n", " ").encode() + b"\n")
@@ -203,7 +211,7 @@ def _watch_of(app: Application, settings: Settings) -> ConnectionWatch:
     )
 
 
-async def _serve(settings: Settings, group: WorkerGroup, on_ready: Callable[[], None]) -> int:
+async def _serve(settings: Settings, group: WorkerGroup, on_ready: Callable[[list[str]], None]) -> int:
     app = create_app(settings, group, on_ready=on_ready)
     server = _server_of(app, settings, group)
     log.set_up(settings.log)

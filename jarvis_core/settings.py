@@ -35,6 +35,8 @@ SWITCHES = {"on": True, "yes": True, "off": False, "no": False}
 WEB_PORTS = {"http": 80, "https": 443}
 """The ports that browsers leave out of an origin."""
 
+LOOPBACK = "127.0.0.1"
+
 DEFAULT_SYSTEM_PROMPT = (
     "You are Jarvis, the voice assistant of this home. Reply in the language of the question with one to three short "
     "spoken sentences, never a list.\n"
@@ -63,7 +65,10 @@ class Server(Struct, frozen=True, forbid_unknown_fields=True):
     """Where and how the core listens."""
 
     host: Annotated[str, Meta(min_length=1, extra={"env": "HOST"})] = "0.0.0.0"  # noqa: S104 - the product's contract
-    """Address to listen on, or a name of this machine; 127.0.0.1 is this machine alone."""
+    """
+    Address to listen on, or a name of this machine; 127.0.0.1 is this machine alone, and the default where ``home.url`` is set
+    and no credentials are.
+    """
     port: Annotated[Port, Meta(extra={"env": "PORT"})] = 8100
     """TCP port; 0 takes a free one."""
     workers: Annotated[int, Meta(ge=1, le=64, extra={"env": "WORKERS"})] = 1
@@ -190,6 +195,19 @@ class Llm(Struct, frozen=True, forbid_unknown_fields=True):
     """Most answers that the model is asked for at a time, from one worker; the others wait, the users in turn. 0 is one of the embedded model, and of another's server nearly ``neighbours.connection_limit``: set what it does at a time."""
 
 
+class Home(Struct, frozen=True, forbid_unknown_fields=True):
+    """The house: what the user says goes to Home Assistant first, and to the language model where that does not understand it."""
+
+    url: Annotated[
+        str | None, Meta(examples=["http://homeassistant.local:8123"], extra={"env": "HOME_ASSISTANT_URL"})
+    ] = None
+    """Base address of Home Assistant, without a path; unset: only the language model answers."""
+    token: Annotated[Secret | None, Meta(examples=["eyJhbGciOi…"], extra={"env": "HOME_ASSISTANT_TOKEN"})] = None
+    """A long-lived access token of Home Assistant (your profile there, Security); needed with ``home.url``."""
+    timeout_s: Annotated[Seconds, Meta(extra={"env": "HOME_TIMEOUT_S"})] = 2.0
+    """Longest wait for Home Assistant in one turn, all its calls together; then the language model is asked."""
+
+
 class Speech(Struct, frozen=True, forbid_unknown_fields=True):
     """Spoken language."""
 
@@ -249,6 +267,11 @@ class Auth(Struct, frozen=True, forbid_unknown_fields=True):
     ] = None
     """``name:key,name:key``; the name is the user, a key has at least 8 characters (better 30 that nobody can guess)."""
 
+    @property
+    def open(self) -> bool:
+        """Whether nobody is asked for credentials."""
+        return self.jwt_secret is None and self.api_keys is None
+
 
 class Limits(Struct, frozen=True, forbid_unknown_fields=True):
     """Limits for one user, and where the server is open for one address where nothing else is said."""
@@ -299,11 +322,17 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     cache: Cache = Cache()
     neighbours: Neighbours = Neighbours()
     llm: Llm = Llm()
+    home: Home = Home()
     speech: Speech = Speech()
     memory: Memory = Memory()
     auth: Auth = Auth()
     limits: Limits = Limits()
     local: Local = Local()
+
+    @property
+    def moves_things(self) -> bool:
+        """Whether the assistant can do more than talk."""
+        return self.home.url is not None
 
     def with_values(self, section: str, **values: Any) -> Settings:
         """
@@ -366,6 +395,10 @@ def load(environment: Mapping[str, str], file: Path | None = None) -> Settings:
     values = {name: _section(name, field.type, sections, file, environment) for name, field in known.items()}
     settings = msgspec.structs.replace(Settings(), **values)
     _check(settings)
+    given = environment.get("HOST") or "host" in sections.get("server", {})
+    if settings.moves_things and settings.auth.open and not given:
+        # Whoever reaches it may move the house: that has to be wanted.
+        settings = settings.with_values("server", host=LOOPBACK)
     return settings
 
 
@@ -436,11 +469,13 @@ def _check(settings: Settings) -> None:
         ("AUDIO_ENGINE_URL", neighbours.audio_engine_url, "", None),
         ("LLM_URL", llm.url, "LLM_API_KEY", llm.api_key),
         ("EMBEDDINGS_URL", memory.embeddings_url, "EMBEDDINGS_API_KEY", memory.embeddings_api_key),
+        ("HOME_ASSISTANT_URL", settings.home.url, "HOME_ASSISTANT_TOKEN", settings.home.token),
     ):
         if url is not None:
             _check_url(name, url)
             if token is not None and "@" in urlsplit(url).netloc:
                 raise SettingsError(f"{name}: has a user in it, and {token_name} is set: only one of them can be sent")
+    _check_home(settings.home)
     secret = settings.auth.jwt_secret
     if secret is not None and len(secret.reveal().encode()) < 32:
         raise SettingsError("JWT_SECRET: must have at least 32 bytes (try: openssl rand -hex 32)")
@@ -453,6 +488,18 @@ def _check(settings: Settings) -> None:
     if (certificate is None) != (key is None):
         missing, there = ("TLS_KEY_PATH", "TLS_CERT_PATH") if key is None else ("TLS_CERT_PATH", "TLS_KEY_PATH")
         raise SettingsError(f"{missing}: is needed, because {there} is set")
+
+
+def _check_home(home: Home) -> None:
+    if home.url is None:
+        return
+    if home.token is None:
+        raise SettingsError("HOME_ASSISTANT_TOKEN: is needed, because HOME_ASSISTANT_URL is set")
+    token = home.token.reveal()
+    if not (token.isascii() and token.isprintable() and " " not in token):
+        raise SettingsError("HOME_ASSISTANT_TOKEN: must be printable ASCII without spaces: it is sent in a header")
+    if home.url.rstrip("/").endswith("/api"):
+        raise SettingsError("HOME_ASSISTANT_URL: must be the address of Home Assistant itself, without /api")
 
 
 def _check_url(name: str, url: str) -> None:
@@ -509,6 +556,12 @@ def parse_networks(texts: tuple[str, ...]) -> tuple[Network, ...]:
         return tuple(ipaddress.ip_network(text, strict=False) for text in texts)
     except ValueError as exc:
         raise SettingsError(f"TRUSTED_PROXIES: {exc}") from exc
+
+
+def without_userinfo(url: str) -> str:
+    """Return *url* as it may be shown: without the name and password that it may have."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def data_directory(local: Local) -> Path:

@@ -10,12 +10,11 @@ import contextlib
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import urlsplit
 
 from jarvis_core import log
 from jarvis_core.errors import StartError
 from jarvis_core.processes.child import Child
-from jarvis_core.settings import Secret, Settings, data_directory
+from jarvis_core.settings import Secret, Settings, data_directory, without_userinfo
 
 SPARE_CONNECTIONS = 4
 """Connections of the embedded server beyond the pool's, for a person with psql."""
@@ -194,9 +193,3 @@ def _remarks(settings: Settings, weights: Weights, *, embeddings: bool, suppress
     if suppresses_noise:
         remarks.append("embedded: noise suppression (yours by AUDIO_ENGINE_URL)")
     return remarks
-
-
-def without_userinfo(url: str) -> str:
-    """Return *url* as it may be shown: without the name and password that it may have."""
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()

@@ -607,7 +607,7 @@ async def application(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[app_modu
         settings=settings, credentials=Credentials(settings.auth), limiter=None, metrics=Metrics(), draining=False, neighbours={},
         pool=SimpleNamespace(healthy=True), turns=SimpleNamespace(running=0), conversations=SimpleNamespace(),
         transcriber=SimpleNamespace(), synthesizer=SimpleNamespace(), voices=SimpleNamespace(), codec=SimpleNamespace(),
-        memories=SimpleNamespace(semantic=True), completions=SimpleNamespace(), embedder=None, cache=SimpleNamespace(state="disabled"), remote_turns=None,
+        memories=SimpleNamespace(semantic=True), completions=SimpleNamespace(), embedder=None, cache=SimpleNamespace(state="disabled"), remote_turns=None, house=None, remarks=list,
     )  # fmt: skip
 
     @asynccontextmanager

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from typing import Literal
 
 import msgspec
+from msgspec import UnsetType
 
 from jarvis_core import __version__
 from jarvis_core.handlers.call import Call, Reply
-from jarvis_core.handlers.wire import HealthBody, NotReadyBody, ReadyBody, ServiceStates
+from jarvis_core.handlers.wire import HealthBody, NotReadyBody, ReadyBody, ServiceStates, ToolServer
 from jarvis_core.metrics import Metrics
 
 _encoder = msgspec.json.Encoder()
@@ -24,16 +25,21 @@ class HealthHandlers:
     """
     The routes for monitoring.
 
-    *services* returns the states of the parts and *reasons* why the core is not ready; both only read what is known
-    already.
+    *services* returns the states of the parts, *reasons* why the core is not ready, and *tools* what acts; all only read what is
+    known already.
     """
 
     def __init__(
-        self, metrics: Metrics, services: Callable[[], ServiceStates], reasons: Callable[[], list[str]]
+        self,
+        metrics: Metrics,
+        services: Callable[[], ServiceStates],
+        reasons: Callable[[], list[str]],
+        tools: Callable[[], dict[str, ToolServer] | UnsetType],
     ) -> None:
         self._metrics = metrics
         self._services = services
         self._reasons = reasons
+        self._tools = tools
         self._started = time.monotonic()
         self._stale_at = 0.0
         self._reply = Reply(b"")
@@ -45,7 +51,7 @@ class HealthHandlers:
             self._stale_at = now + FRESH_S
             services = self._services()
             status = overall(services)
-            body = HealthBody(status, __version__, int(now - self._started), services)
+            body = HealthBody(status, __version__, int(now - self._started), services, self._tools())
             self._reply = Reply(_encoder.encode(body), 503 if status == "unhealthy" else 200)
         return self._reply
 

@@ -42,6 +42,14 @@ class ServiceStates(Struct, frozen=True):
     cache: ServiceState
 
 
+class ToolServer(Struct, frozen=True):
+    """How something is that acts for the assistant."""
+
+    state: ServiceState
+    tools: int | UnsetType = UNSET
+    """How many tools it offers; missing where it takes sentences."""
+
+
 class HealthBody(Struct, frozen=True):
     """How the core and its neighbours are, from memory."""
 
@@ -49,6 +57,8 @@ class HealthBody(Struct, frozen=True):
     version: str
     uptime_secs: int
     services: ServiceStates
+    tools: dict[str, ToolServer] | UnsetType = UNSET
+    """What acts, by name: ``home_assistant``; missing where nothing does."""
 
 
 class ReadyBody(Struct, frozen=True):

@@ -2,8 +2,8 @@
 Starts several worker processes, restarts those that die, and ends all together.
 
 The supervising process answers no request and has no event loop: it waits for signals, for workers that end, and for a
-line from each worker. A worker writes ``ready`` to its control socket once it serves, or ``failed`` and the reason as a
-sentence; the socket closes when the worker ends. Workers are forked from the main thread, because Linux ends them with
+line from each worker. A worker writes ``ready`` to its control socket once it serves, with lines for the banner and tabs
+between them, or ``failed`` and the reason as a sentence; the socket closes when the worker ends. Workers are forked from the main thread, because Linux ends them with
 the thread that forked them (``child.py``).
 """
 
@@ -55,6 +55,8 @@ class _Slot:
         self.control: socket.socket | None = None
         self.unread = b""
         self.ready = False
+        self.told: list[str] = []
+        """What it told when it was ready."""
         self.failure = ""
         self.started_at = 0.0
         self.backoff = Backoff(RESTART_DELAYS_S)
@@ -95,6 +97,11 @@ class WorkerSupervisor:
         """The number of signals to stop that have come."""
         self._kill_at = float("inf")
         self._selector = selectors.DefaultSelector()
+
+    @property
+    def told(self) -> list[str]:
+        """Lines of the banner, as the first worker told them when it was ready."""
+        return self._slots[0].told
 
     def run(self) -> int:
         """
@@ -192,7 +199,8 @@ class WorkerSupervisor:
         while b"\n" in slot.unread:
             line, _, slot.unread = slot.unread.partition(b"\n")
             word, _, rest = line.decode(errors="replace").partition(" ")
-            slot.ready = slot.ready or word == "ready"
+            if word == "ready":
+                slot.ready, slot.told = True, rest.split("\t") if rest else []
             slot.failure = rest if word == "failed" else slot.failure
         if not received:
             self._close_control(slot)

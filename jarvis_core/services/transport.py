@@ -14,7 +14,7 @@ Sends requests to a neighbour and translates foreign errors, which happens nowhe
 | as many requests as it may have are on their way | ``Overloaded``, at once |
 
 A request of whose answer no byte came is sent once more, within its deadline and the retry budget: neighbours close
-idle connections whenever they like, and restart; every call made here is safe to repeat. A request for a stream that
+idle connections whenever they like, and restart; every call made here is safe to repeat, but those that are made ``once``. A request for a stream that
 found a kept connection closed is sent again at once, and takes nothing from the budget. The breaker counts failures
 that kept a caller waiting or concern the neighbour as a whole (no connection, a missed deadline, 502 to 504, a broken
 answer), not a neighbour's answers to single requests.
@@ -180,8 +180,13 @@ class Transport:
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
         timeout_s: float,
+        once: bool = False,
     ) -> Answer:
-        """Send a request and return its whole answer; waits at most *timeout_s* seconds for all of it."""
+        """
+        Send a request and return its whole answer; waits at most *timeout_s* seconds for all of it.
+
+        With *once* it is not sent again where it may have arrived: ``was_sent`` tells of the error whether it may have.
+        """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
 
@@ -191,7 +196,7 @@ class Transport:
 
         probing = self.admit()
         try:
-            response = await self._request(ask, timeout_s)
+            response = await self._request(ask, timeout_s, again=NOT_CONNECTED if once else LOST_BEFORE_ANSWER)
             try:
                 async with cancellation.timeout_at(deadline):
                     answer = Answer(response.content_type, await self._read(response))
@@ -243,6 +248,13 @@ class Transport:
 
         return _Streaming(self, begin)
 
+    def was_sent(self, error: RequestError) -> bool:
+        """Whether the request that ended with *error* may have arrived, so that what it asks for may have been done."""
+        if "status" in (error.details or {}):
+            return True
+        cause = error.__cause__
+        return cause is not None and not isinstance(cause, (*NOT_CONNECTED, *LATE_CONNECTION))
+
     def lost(self, stream: Stream) -> RequestError:
         """Return the error for a *stream* that was lost before it gave anything."""
         if stream.lost is not None:
@@ -293,12 +305,19 @@ class Transport:
             retry_after_s=max(1, math.ceil(self.breaker.wait_s)),
         )
 
-    async def _request(self, ask: Callable[[], Awaitable[AnyResponse]], timeout_s: float) -> AnyResponse:
+    async def _request(
+        self,
+        ask: Callable[[], Awaitable[AnyResponse]],
+        timeout_s: float,
+        *,
+        again: tuple[type[Exception], ...] = LOST_BEFORE_ANSWER,
+    ) -> AnyResponse:
+        """Return the response to what *ask* sends, which is sent once more after an error of *again*."""
         try:
             async with cancellation.timeout(timeout_s):
                 try:
                     response = await ask()
-                except LOST_BEFORE_ANSWER as exc:
+                except again as exc:
                     # Never retry a half-open probe: its failure is the verdict.
                     if isinstance(exc, aiohttp.ClientSSLError) or not (self.breaker.closed and self.budget.take()):
                         raise

@@ -26,8 +26,9 @@ STORED_MESSAGE = """
     select %(user_message)s::uuid, id, 'user', %(content)s, 'completed' from c
 """
 STARTED_TURN = """
-    insert into turns (id, conversation_id, owner, user_message_id, status, worker)
-    select %(turn)s::uuid, id, %(owner)s, %(user_message)s::uuid, 'running', %(worker)s::uuid from c returning started_at
+    insert into turns (id, conversation_id, owner, user_message_id, status, worker, model)
+    select %(turn)s::uuid, id, %(owner)s, %(user_message)s::uuid, 'running', %(worker)s::uuid, %(asked_to_act)s from c
+    returning '' as before
 """
 
 # Whether there is anything to recall: for who has told nothing, nothing is looked for.
@@ -38,7 +39,7 @@ with c as (
     insert into conversations (id, owner, title, message_count)
     values (%(conversation)s, %(owner)s, %(title)s, 1) returning id
 ), m as ({STORED_MESSAGE}), t as ({STARTED_TURN})
-select {REMEMBERS}, null, null from t
+select {REMEMBERS}, t.before, null, null from t
 """
 
 # What a statement's parts read is as it was before the statement. The history is all that was said, also what was said
@@ -51,9 +52,7 @@ HISTORY = """
         order by position desc limit %(history_messages)s
     ) latest
 """
-WITH_HISTORY = (
-    f"select {REMEMBERS}, h.role, h.content from t left join h on h.total <= %(history_chars)s order by position"
-)
+WITH_HISTORY = f"select {REMEMBERS}, t.before, h.role, h.content from t left join h on h.total <= %(history_chars)s order by position"
 
 BEGIN_IN_EXISTING = f"""
 with c as (
@@ -73,12 +72,14 @@ with c as (
 
 # Only a turn that left no message may be begun again: what a user was given stays.
 BEGIN_AGAIN = f"""
-with t as (
+with b as (
+    select id, model from turns where id = %(turn)s and owner = %(owner)s for update
+), t as (
     update turns set status = 'running', reason = null, error = null, ended_at = null, started_at = now(),
-        receipt = null, worker = %(worker)s
-    where id = %(turn)s and owner = %(owner)s and status in ('failed', 'incomplete')
+        receipt = null, worker = %(worker)s, model = %(asked_to_act)s
+    from b where turns.id = b.id and status in ('failed', 'incomplete')
         and not exists (select from messages where messages.id = turns.id)
-    returning started_at
+    returning b.model as before
 ), h as ({HISTORY})
 {WITH_HISTORY}
 """
@@ -207,6 +208,8 @@ class Beginning(Struct, frozen=True):
     message_is_stored: bool = False
     """Whether the user's message was stored before."""
     key: IdempotencyKey | None = None
+    asked_to_act: str = ""
+    """Who is to be asked to do something in this turn, and only once; kept in the place of the model until the turn ends."""
 
 
 class Begun(Struct, frozen=True):
@@ -216,6 +219,8 @@ class Begun(Struct, frozen=True):
     """What was said before, the oldest first."""
     remembers: bool = False
     """Whether the owner has memories."""
+    before: str = ""
+    """Of a turn that is begun again: its model, or who was asked to act and has not told whether it did."""
 
 
 class TurnEnd(Struct, frozen=True):
@@ -395,6 +400,7 @@ class TurnStore:
             "title": beginning.title,
             "turn": beginning.turn_id,
             "user_message": beginning.user_message_id,
+            "asked_to_act": beginning.asked_to_act,
             "content": beginning.content,
             "asked": asked,
             "history_messages": HISTORY_MESSAGES,
@@ -419,4 +425,5 @@ def _record(row: TupleRow) -> TurnRecord:
 def _begun(rows: list[TupleRow]) -> Begun:
     if not rows:
         raise unknown_conversation()
-    return Begun([Utterance(role, text) for _, role, text in rows if role is not None], bool(rows[0][0]))
+    history = [Utterance(role, text) for _, _, role, text in rows if role is not None]
+    return Begun(history, bool(rows[0][0]), rows[0][1])

@@ -32,6 +32,8 @@ class RunningTurn(Turn):
         """Produces the turn; None before that begins, and once the turn has ended."""
         self.generating = False
         """Whether the task may be cancelled: it has taken its first step, and the end is not being stored."""
+        self.asked_to_act = ""
+        """Who was asked to do something and has not told yet whether it did; stored in the place of the model."""
         self.stop_reason: tuple[Status, str] | None = None
         """How the turn is to end; set by the first request to stop it."""
 

@@ -38,6 +38,7 @@ from jarvis_core.settings import Llm
 from jarvis_core.shares import Shares, current_user
 from jarvis_core.store.turns import Beginning, Begun, TurnEnd, TurnStore
 from jarvis_core.tasks import start_in
+from jarvis_core.tools.house import HOUSE, UNCLEAR, House
 from jarvis_core.turns.ended import EndedTurns
 from jarvis_core.turns.log import OPENING, Step, Turn
 from jarvis_core.turns.outcome import error_without_text, outcome
@@ -69,6 +70,8 @@ class Ask(Struct, frozen=True):
     use_memory: bool = True
     stored_message_id: str | None = None
     """The user's message, where it was stored before."""
+    language: str | None = None
+    """In which it was said; None where nobody knows."""
 
 
 class Turns:
@@ -86,6 +89,7 @@ class Turns:
         memories: Memories | None = None,
         remote_turns: RemoteTurns | None = None,
         *,
+        house: House | None = None,
         limit: int = 2_000,
         durations: Histogram | None = None,
     ) -> None:
@@ -97,6 +101,7 @@ class Turns:
         self._remote_turns = remote_turns
         self._model = model
         self._memories = memories
+        self._house = house
         self._settings = settings
         self._running: dict[str, RunningTurn] = {}
         self._ended = EndedTurns()
@@ -156,7 +161,8 @@ class Turns:
         """
         Store the user's message, then ask the model; returns once the message is stored.
 
-        *timer* takes its times; without one they are counted from here.
+        The house is asked before the model, where there is one. *timer* takes the turn's times; without one they are counted
+        from here.
 
         With *key*, a request that came before under it is joined instead: its turn is returned, running or ended; one
         that ended without an answer is run again. Raises ``NotFound`` for an unknown conversation, ``Conflict`` while
@@ -204,11 +210,14 @@ class Turns:
             history_chars=self._model.history_limit_chars,
             message_is_stored=ask.stored_message_id is not None,
             key=key,
+            asked_to_act="" if self._house is None else HOUSE,
         )
         begun = await self._store.begin(beginning)
         if isinstance(begun, str):
             return await self._join(ask, caller, beginning, begun, timer)
         log.bind_turn(turn.id, turn.conversation_id)
+        if self._house is not None:
+            return self._run(turn, ask, begun, None)
         return self._run(turn, ask, begun, await self._recall(ask, caller, begun, timer))
 
     async def _recall(self, ask: Ask, caller: Caller, begun: Begun, timer: TurnTimer) -> Recalled:
@@ -244,24 +253,34 @@ class Turns:
             keep_running=True,
             timer=timer,
         )
+        if begun.before == HOUSE:
+            # It may have been done when this process, or the house, was lost.
+            fresh.asked_to_act = HOUSE
+        elif self._house is not None:
+            return self._run(fresh, ask, begun, None)
         return self._run(fresh, ask, begun, await self._recall(ask, caller, begun, timer))
 
-    def _run(self, turn: RunningTurn, ask: Ask, begun: Begun, recalled: Recalled) -> Turn:
+    def _run(self, turn: RunningTurn, ask: Ask, begun: Begun, recalled: Recalled | None) -> Turn:
+        """Run *turn*; without what was *recalled* the house is asked first, and what is remembered only where it is needed."""
+        if recalled is not None:
+            turn.memories = recalled.ids
+        turn.append(Step.CREATED)
+        self._ended.remove(turn.id)
+        self._running[turn.id] = turn
+        self._shares.add(turn.user)
+        turn.task = asyncio.get_running_loop().create_task(self._produce(turn, ask, begun, recalled))
+        return turn
+
+    def _prompt(self, ask: Ask, begun: Begun, recalled: Recalled) -> Prompt:
         system = self._settings.system_prompt if ask.system_prompt is None else ask.system_prompt
-        turn.memories = recalled.ids
-        prompt = Prompt(
-            system="\n\n".join(part for part in (system, recalled.text) if part),
+        unclear = UNCLEAR if begun.before == HOUSE else ""
+        return Prompt(
+            system="\n\n".join(part for part in (system, recalled.text, unclear) if part),
             history=begun.history,
             content=ask.content,
             temperature=self._settings.temperature if ask.temperature is None else ask.temperature,
             max_tokens=self._settings.max_tokens if ask.max_tokens is None else ask.max_tokens,
         )
-        turn.append(Step.CREATED)
-        self._ended.remove(turn.id)
-        self._running[turn.id] = turn
-        self._shares.add(turn.user)
-        turn.task = asyncio.get_running_loop().create_task(self._produce(turn, prompt))
-        return turn
 
     def get(self, owner: str, turn_id: str) -> Turn | None:
         """Return a turn that runs here or ended here not long ago, if it is *owner*'s."""
@@ -349,14 +368,20 @@ class Turns:
         await asyncio.gather(*(turn.stop(Status.INCOMPLETE, "server_stopped") for turn in turns))
         await self._recorder.close(deadline)
 
-    async def _produce(self, turn: RunningTurn, prompt: Prompt) -> None:
+    async def _produce(self, turn: RunningTurn, ask: Ask, begun: Begun, recalled: Recalled | None) -> None:
         finish: Finish | None = None
         error: RequestError | None = None
         # A task that is cancelled before its first step takes none, so ``stop`` leaves it to see here that it is to stop.
         turn.generating = turn.stop_reason is None
         try:
             if turn.generating:
-                finish = await self._generate(turn, prompt)
+                if recalled is None and self._house is not None:
+                    finish = await self._ask_house(self._house, turn, ask)
+                if finish is None:
+                    if recalled is None:
+                        recalled = await self._recall(ask, turn.caller, begun, turn.timer)
+                        turn.memories = recalled.ids
+                    finish = await self._generate(turn, self._prompt(ask, begun, recalled))
             if finish is not None and not turn.text():
                 raise error_without_text(finish)
         except RequestError as exc:
@@ -374,6 +399,8 @@ class Turns:
         turn.timer.note_end()
         status, reason = outcome(finish, turn.stop_reason, error, has_text=bool(turn.text()))
         model = "" if finish is None else storable_text(finish.model)
+        if turn.asked_to_act and not turn.text():
+            model = turn.asked_to_act
         end = TurnEnd(status, reason, error, storable_tokens(finish, turn), model, receipt=turn.timer.receipt)
         observe_answer(self._durations, turn.timer.receipt)
         try:
@@ -390,6 +417,17 @@ class Turns:
         turn.task = None
         turn.end(stored)
         self._ended.add(turn)
+
+    async def _ask_house(self, house: House, turn: RunningTurn, ask: Ask) -> Finish | None:
+        """Put what the house says into the log; returns None where the model is to be asked."""
+        turn.asked_to_act = HOUSE
+        reply = await house.ask(ask.content, ask.language, turn.conversation_id)
+        if not reply.is_unclear:
+            turn.asked_to_act = ""
+        if not (speech := storable_text(reply.speech)):
+            return None
+        turn.append(*OPENING, speech)
+        return Finish("stop", 0, HOUSE)
 
     async def _generate(self, turn: RunningTurn, prompt: Prompt) -> Finish | None:
         """Read the model's stream into the log; returns None when the model was cut off here."""

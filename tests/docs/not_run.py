@@ -16,6 +16,9 @@ NOT_RUN = {
         '.venv/bin/python -m tests.fakes.python_bridges --port 8005 --mode \'{"shape": "ndjson", "delta_delay_s": 0.2}\'',
     ): "it serves until it is stopped; tests/fakes holds the fakes against what they promise",
     ("docs/develop.md", ".venv/bin/python -m perf health chat"): "it measures for half a minute and more",
+    ("docs/tools.md", "HOME_ASSISTANT_URL=http://homeassistant.local:8123 HOME_ASSISTANT_TOKEN=eyJhbGciOi… make run"): (
+        "there is no Home Assistant where it would be run"
+    ),
     ("docs/operations.md", "[Unit]"): "it is for a machine with systemd",
     ("docs/operations.md", "location / {"): "nginx is not among what tests need",
     ("docs/operations.md", "docker build -t jarvis-core:1.9.0 -f Containerfile ."): (

@@ -259,7 +259,8 @@ async def test_begin_again(store: TurnStore, pool: Pool) -> None:
     turn = following(first)
     await store.begin(turn)
     await end(store, turn, "", Status.FAILED)
-    assert await store.begin_again(turn) == Begun([Utterance("user", "Bonjour"), Utterance("assistant", "Salut")])
+    history = [Utterance("user", "Bonjour"), Utterance("assistant", "Salut")]
+    assert await store.begin_again(turn) == Begun(history, before="m")
     record = await store.fetch(OWNER, turn.turn_id)
     assert (record.status, record.reason, record.error, record.ended_at) == (Status.RUNNING, None, None, None)
     assert await store.begin_again(turn) is None

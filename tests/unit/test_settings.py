@@ -225,6 +225,41 @@ def test_bad_values_are_named(name: str, value: str) -> None:
     assert "\n" not in message
 
 
+HOME = {"HOME_ASSISTANT_URL": "http://house:8123", "HOME_ASSISTANT_TOKEN": "token"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "named"),
+    [
+        ({"HOME_ASSISTANT_URL": "http://house:8123"}, "HOME_ASSISTANT_TOKEN"),
+        (HOME | {"HOME_ASSISTANT_URL": "house:8123"}, "HOME_ASSISTANT_URL"),
+        (HOME | {"HOME_ASSISTANT_URL": "http://zoe:secret@house:8123"}, "HOME_ASSISTANT_URL"),
+        (HOME | {"HOME_ASSISTANT_URL": "http://house:8123/api/"}, "HOME_ASSISTANT_URL"),
+        (HOME | {"HOME_ASSISTANT_TOKEN": "two words"}, "HOME_ASSISTANT_TOKEN"),
+        (HOME | {"HOME_ASSISTANT_TOKEN": "tokén"}, "HOME_ASSISTANT_TOKEN"),
+        (HOME | {"HOME_TIMEOUT_S": "0"}, "HOME_TIMEOUT_S"),
+    ],
+)
+def test_bad_house_is_named(environment: dict[str, str], named: str) -> None:
+    """A house that is set by half, or by something else, stops the start with one line that names the variable, and no secret."""
+    with pytest.raises(SettingsError) as caught:
+        load(environment)
+    assert str(caught.value).startswith(named + ":")
+    assert environment.get("HOME_ASSISTANT_TOKEN", "no token") not in str(caught.value).partition(":")[2]
+
+
+def test_house_without_credentials_is_this_machines_alone(tmp_path: Path) -> None:
+    """Who can talk to the core can move the house: others are let in where somebody is asked for, or somebody wanted it."""
+    assert load({}).server.host == "0.0.0.0"
+    assert load(HOME).server.host == "127.0.0.1"
+    assert load(HOME | {"HOST": ""}).server.host == "127.0.0.1"
+    assert load(HOME | {"HOST": "0.0.0.0"}).server.host == "0.0.0.0"
+    assert load(HOME | {"JWT_SECRET": SECRET}).server.host == "0.0.0.0"
+    assert load(HOME | {"API_KEYS": "ann:12345678"}).server.host == "0.0.0.0"
+    assert load(HOME, write(tmp_path, '[server]\nhost = "0.0.0.0"\n')).server.host == "0.0.0.0"
+    assert load(HOME, write(tmp_path, "[server]\nport = 1\n")).server.host == "127.0.0.1"
+
+
 @pytest.mark.parametrize(
     ("name", "token"),
     [

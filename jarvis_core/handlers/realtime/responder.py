@@ -95,6 +95,7 @@ class Responder:
             temperature=config.temperature,
             max_tokens=None if config.max_output_tokens == "inf" else config.max_output_tokens,
             stored_message_id=message_id,
+            language=self._transcriptions.language,
         )
         timer, self._dialogue.timer = self._dialogue.timer or TurnTimer(arrived_s), None
         turn = await self._turns.start(ask, self._caller, timer=timer)
