@@ -54,7 +54,7 @@ from jarvis_core.turns.conversations import Conversations
 from jarvis_core.turns.heartbeats import Heartbeats
 from jarvis_core.turns.queued_model import QueuedCompletions, QueuedModel
 from jarvis_core.turns.remote import RemoteTurns
-from jarvis_core.turns.turns import Turns
+from jarvis_core.turns.turns import Ask, Turns
 
 logger = log.get(__name__)
 
@@ -295,6 +295,9 @@ def _start_background(container: Container, group: WorkerGroup, storage: _Storag
     stats = WorkerStats(group.stats_descriptors, group.worker) if group.stats_descriptors else None
     if stats is not None:
         container.metrics.others = stats.counts
+    if not group.worker:
+        # One is enough: what was read is the model's, whoever asks.
+        container.turns.read_ahead(NOBODY, Ask(""))
     for work in (
         _keep_house(container, storage.turns, _probe_intervals(container.settings, group)),
         container.memories.keep_embedded(),
@@ -315,19 +318,19 @@ def _queued_model(
     # The same connections are for speech and embeddings.
     most = 1 if embedded else connections - min(connections // 4, CONNECTIONS_RESERVE)
     places = settings.llm.concurrency or most
-    model = _language_model(settings, neighbours, mint)
+    model = _language_model(settings, neighbours, mint, embedded=embedded)
     queue = FairQueue(places, waiting_limit=settings.server.turn_limit, user_limit=places - reserved(places))
     timeout_s = settings.llm.first_token_timeout_s
     return QueuedModel(model, queue, timeout_s=timeout_s), QueuedCompletions(model, queue, timeout_s=timeout_s)
 
 
 def _language_model(
-    settings: Settings, neighbours: dict[str, Transport], mint: TokenMint | None
+    settings: Settings, neighbours: dict[str, Transport], mint: TokenMint | None, *, embedded: bool
 ) -> OpenAiModel | BridgesModel:
     if "llm" in neighbours:
         return OpenAiModel(neighbours["llm"], settings.llm)
     if "python_bridges" in neighbours:
-        return BridgesModel(neighbours["python_bridges"], settings.llm, mint)
+        return BridgesModel(neighbours["python_bridges"], settings.llm, mint, reads_ahead=embedded)
     raise StartError("PYTHON_BRIDGES_URL or LLM_URL: no language model was given, and none was started")
 
 

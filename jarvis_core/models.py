@@ -210,6 +210,13 @@ class Prompt(Struct, frozen=True):
     """What came of *content* in this turn until now: calls, and what tools answered."""
     conversation_id: str = ""
     """Where the turn is of a conversation of ours."""
+    context: str = ""
+    """
+    What concerns the newest message alone, such as the time and what is remembered. It stands right before that message, behind
+    all that is the same from turn to turn: a model that keeps what it has read reads no more than what is new.
+    """
+    older: int = 0
+    """Messages of the conversation that came before the history."""
 
 
 class Finish(Struct, frozen=True):
@@ -237,6 +244,8 @@ class LanguageModel(Protocol):
 
     history_limit_chars: int
     """More history than this many code points is never used."""
+    reads_ahead: bool
+    """Whether ``read_ahead`` does anything."""
 
     def generate(
         self, prompt: Prompt, caller: Caller
@@ -247,6 +256,14 @@ class LanguageModel(Protocol):
         Entering waits for the neighbour's first sign of an answer. Leaving closes the neighbour's connection unless
         the answer was read to its end. Raises ``Unavailable``, ``BadGateway``, ``DeadlineExceeded``, ``RateLimited`` or
         ``InvalidRequest``; once text has arrived a loss is a ``Finish`` instead.
+        """
+        ...
+
+    async def read_ahead(self, prompt: Prompt, caller: Caller) -> None:
+        """
+        Have the model read *prompt*, whose newest message is not known yet, so that it begins the answer to that sooner.
+
+        Returns at once; a model that is busy, away or another's does nothing.
         """
         ...
 

@@ -92,6 +92,7 @@ class GenerateRequest(msgspec.Struct, frozen=True):
     stream: bool = False
     messages: Annotated[tuple[PastMessage, ...], msgspec.Meta(max_length=1_000)] = ()
     """Oldest first, ending with the user's newest; empty means *prompt* alone."""
+    conversation_id: Annotated[str, msgspec.Meta(max_length=255)] = ""
 
     def conversation(self) -> list[ChatMessage]:
         """Return the messages to answer, without the system prompt."""
@@ -105,7 +106,18 @@ class GenerateRequest(msgspec.Struct, frozen=True):
 HEALTH_PATIENCE_S = 4.0
 """Less than the core's own deadline for the question."""
 
+
+class ReadAheadRequest(msgspec.Struct, frozen=True):
+    """The body of POST /api/llm/read-ahead, which is ours alone: what the next prompt of a conversation will begin with."""
+
+    messages: Annotated[tuple[PastMessage, ...], msgspec.Meta(min_length=1, max_length=1_000)]
+    """Oldest first, ending with what is known of the user's newest."""
+    system_prompt: Annotated[str, msgspec.Meta(max_length=5_000)] = ""
+    conversation_id: Annotated[str, msgspec.Meta(max_length=255)] = ""
+
+
 _request_decoder = msgspec.json.Decoder(GenerateRequest)
+_read_ahead_decoder = msgspec.json.Decoder(ReadAheadRequest)
 
 
 def create_app(
@@ -126,6 +138,7 @@ def create_app(
     app.router.add_get("/ready", _ready)
     app.router.add_get("/api/llm/models", model.models)
     app.router.add_post("/api/llm/generate", model.generate)
+    app.router.add_post("/api/llm/read-ahead", model.read_ahead)
     speech.add_routes(app.router)
     turn_end.add_routes(app.router)
     embeddings.add_routes(app.router)
@@ -180,8 +193,19 @@ class LanguageModel:
         conversation = asked.conversation()
         async with self._engine.slot():
             messages = await self._engine.fit(asked.system_prompt, conversation, asked.max_tokens)
-            async with aclosing(self._engine.generate(messages, asked.temperature, asked.max_tokens)) as pieces:
+            answering = self._engine.generate(messages, asked.temperature, asked.max_tokens, asked.conversation_id)
+            async with aclosing(answering) as pieces:
                 return await (_stream(request, pieces) if asked.stream else _whole(pieces))
+
+    async def read_ahead(self, request: web.Request) -> web.Response:
+        """Begin to read what the next prompt will begin with, unless the model is busy; answer at once."""
+        if self._engine is None:
+            raise absent("language model")
+        asked = await read(request, _read_ahead_decoder, BODY_LIMIT_BYTES)
+        if asked.messages[-1].role != "user":
+            raise InvalidRequest("messages: the last one must be the user's")
+        await self._engine.read_ahead(asked.system_prompt, asked.messages, asked.conversation_id)
+        return answer({"status": "reading"})
 
 
 async def _whole(pieces: AsyncIterator[Delta | Done]) -> web.Response:

@@ -49,7 +49,7 @@ class GenerateRequest(Struct, omit_defaults=True):
     """
     ``POST /api/llm/generate`` of the bridges.
 
-    ``stream`` and ``messages`` are ours: the reference ignores them, the local stand-in understands them.
+    ``stream``, ``messages`` and ``conversation_id`` are ours: the reference ignores them, the local stand-in understands them.
     """
 
     prompt: str
@@ -60,6 +60,15 @@ class GenerateRequest(Struct, omit_defaults=True):
     max_tokens: int | UnsetType = UNSET
     stream: bool | UnsetType = UNSET
     messages: list[ChatMessage] | UnsetType = UNSET
+    conversation_id: str | UnsetType = UNSET
+
+
+class ReadAheadRequest(Struct):
+    """``POST /api/llm/read-ahead`` of the local stand-in: what the next prompt of a conversation will begin with."""
+
+    system_prompt: str
+    messages: list[ChatMessage]
+    conversation_id: str
 
 
 class GenerateAnswer(Struct):

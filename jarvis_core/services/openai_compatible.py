@@ -16,7 +16,15 @@ from jarvis_core.models import Caller, Completion, Prompt, Utterance
 from jarvis_core.services.answers.completions import CompletionStream
 from jarvis_core.services.answers.finish_reasons import STOP
 from jarvis_core.services.answers.forwarded import ForwardedRequest, ForwardedStream
-from jarvis_core.services.answers.messages import BETWEEN, in_order, system_texts, with_calls, without_system
+from jarvis_core.services.answers.messages import (
+    BETWEEN,
+    first_kept,
+    in_order,
+    system_texts,
+    with_calls,
+    with_context,
+    without_system,
+)
 from jarvis_core.services.answers.server_errors import ServerError, error_in_body
 from jarvis_core.services.answers.stream import (
     CHARS_PER_TOKEN_LIMIT,
@@ -96,6 +104,8 @@ class OpenAiModel:
 
     What the server refuses is left out from then on; the limit of its context is learnt from what it says of it.
     """
+
+    reads_ahead = False
 
     def __init__(self, transport: Transport, settings: Llm) -> None:
         self._transport = transport
@@ -213,6 +223,9 @@ class OpenAiModel:
                 raise asked.complaint(error, self._refusal(error, cause)) from cause
             logger.info("a client's request is asked again", neighbour=self._transport.name, without=asked.refused)
 
+    async def read_ahead(self, prompt: Prompt, caller: Caller) -> None:
+        """Do nothing: what another's server reads may have its price."""
+
     def _request(self, asked: Asked) -> CompletionRequest:
         prompt, left_out = asked.prompt, asked.left_out
         messages = fit(prompt, asked.context_tokens, tools="tools" not in left_out)
@@ -317,28 +330,26 @@ def fit(prompt: Prompt, context_tokens: int, *, tools: bool = True) -> list[Chat
     """
     Return the chat messages for *prompt*: as many of the latest of its history as fit, by estimate.
 
-    What the model may write is left free, but never more than half of the context for it. Calls and outputs are there where
-    *tools* are offered.
+    What the model may write is left free, but never more than half of the context for it. Where something has to go, more goes
+    at once, as ``first_kept`` has it. Calls and outputs are there where *tools* are offered.
     """
     room = context_tokens - min(prompt.max_tokens, context_tokens // 2)
-    room -= estimate_tokens(prompt.system) + estimate_tokens(prompt.content)
+    room -= estimate_tokens(prompt.system) + estimate_tokens(prompt.content) + estimate_tokens(prompt.context)
     tools = tools and bool(prompt.tools)
     followed = prompt.followed
     if tools:
         room -= sum(estimate_tokens(tool.description) + len(bytes(tool.parameters)) // 3 for tool in prompt.tools)
         followed = _shortened(prompt.followed, max(room, 0) * BYTES_PER_TOKEN)
         room -= sum(map(_tokens_of, followed))
-    kept = 0
-    for utterance in reversed(prompt.history):
-        room -= _tokens_of(utterance) if tools else estimate_tokens(utterance.content)
-        if room < 0:
-            break
-        kept += 1
-    history = prompt.history[len(prompt.history) - kept :]
+    size_of = _tokens_of if tools else _text_tokens_of
+    history = prompt.history[first_kept([size_of(one) for one in prompt.history], room, prompt.older) :]
     system = prompt.system
     if history and (texts := system_texts(history)):
         system = BETWEEN.join([system, *texts] if system else texts)
-    messages = with_calls(history, prompt.content, followed) if tools else in_order(history, prompt.content)
+    if tools:
+        messages = with_calls(history, with_context(prompt.content, prompt.context), followed)
+    else:
+        messages = in_order(history, prompt.content, prompt.context)
     return [ChatMessage("system", system), *messages] if system else messages
 
 
@@ -358,6 +369,10 @@ def _shortened(followed: Sequence[Utterance], room_bytes: int) -> Sequence[Utter
 
 def _tokens_of(utterance: Utterance) -> int:
     return estimate_tokens(utterance.content) + sum(estimate_tokens(call.arguments) for call in utterance.calls)
+
+
+def _text_tokens_of(utterance: Utterance) -> int:
+    return estimate_tokens(utterance.content)
 
 
 def estimate_tokens(text: str) -> int:

@@ -18,7 +18,7 @@ from jarvis_core.errors import ContextTooLong, InvalidRequest, RequestError
 from jarvis_core.models import Caller, Completion, Prompt, Utterance
 from jarvis_core.services.answers.finish_reasons import STOP, end_named
 from jarvis_core.services.answers.forwarded import PlainAnswer, parameters_beside
-from jarvis_core.services.answers.messages import BETWEEN, answer_in, in_order, system_texts
+from jarvis_core.services.answers.messages import BETWEEN, answer_in, first_kept, in_order, system_texts, with_context
 from jarvis_core.services.answers.server_errors import ServerError, clean, error_in, error_of
 from jarvis_core.services.answers.stream import (
     CHARS_PER_TOKEN_LIMIT,
@@ -28,7 +28,7 @@ from jarvis_core.services.answers.stream import (
     refusal_error,
     request_error,
 )
-from jarvis_core.services.contract import FAILURE_MARK, NONSENSE, GenerateAnswer, GenerateRequest
+from jarvis_core.services.contract import FAILURE_MARK, NONSENSE, GenerateAnswer, GenerateRequest, ReadAheadRequest
 from jarvis_core.services.lines import DONE
 from jarvis_core.services.stream import Stream
 from jarvis_core.services.tokens import TokenMint
@@ -38,6 +38,8 @@ from jarvis_core.settings import Llm
 PROMPT_LIMIT_CHARS = 10_000
 SYSTEM_LIMIT_CHARS = 5_000
 PROBE_TIMEOUT_S = 5.0
+READ_AHEAD_TIMEOUT_S = 10.0
+"""The stand-in may still be starting."""
 STREAM_TYPES = ("application/x-ndjson", "text/event-stream")
 UNDERSTOOD = frozenset({"temperature", "max_tokens"})
 """What they can be told besides the prompt."""
@@ -52,7 +54,9 @@ class BridgesModel:
 
     history_limit_chars = PROMPT_LIMIT_CHARS
 
-    def __init__(self, transport: Transport, settings: Llm, mint: TokenMint | None) -> None:
+    def __init__(
+        self, transport: Transport, settings: Llm, mint: TokenMint | None, *, reads_ahead: bool = False
+    ) -> None:
         self._transport = transport
         self._settings = settings
         self._mint = mint
@@ -60,6 +64,7 @@ class BridgesModel:
         """Whether this neighbour has been seen to stream."""
         self._opens_thinking = False
         """Whether thinking was told by its end only."""
+        self.reads_ahead = reads_ahead
         self._name = ""
         """As the last answer had it."""
 
@@ -87,9 +92,6 @@ class BridgesModel:
         A neighbour that has not been seen to stream may be thinking up its whole answer before its first byte (the
         reference gives its own model 120 s), so it has twice the first-token deadline.
         """
-        headers = {"Content-Type": "application/json"}
-        if self._mint is not None:
-            headers["Authorization"] = "Bearer " + self._mint.token(caller)
         first_token_timeout_s = self._settings.first_token_timeout_s
         answer = None
         try:
@@ -97,7 +99,7 @@ class BridgesModel:
                 "POST",
                 "/api/llm/generate",
                 body=_encoder.encode(pack(prompt)),
-                headers=headers,
+                headers=self._headers(caller),
                 first_byte_timeout_s=first_token_timeout_s if self._streams else 2 * first_token_timeout_s,
                 stall_timeout_s=self._settings.stall_timeout_s,
                 total_timeout_s=self._settings.total_timeout_s,
@@ -123,6 +125,23 @@ class BridgesModel:
             if answer is not None:
                 raise
             raise refusal_error(self._transport, error_of_status(exc), exc, key="JWT_SECRET") from exc
+
+    async def read_ahead(self, prompt: Prompt, caller: Caller) -> None:
+        """Have the local stand-in read *prompt* in advance; it answers at once, and reads while nobody asks it."""
+        if not self.reads_ahead:
+            return
+        packed = pack(prompt)
+        messages = packed.messages or in_order([], prompt.content, prompt.context)
+        body = _encoder.encode(ReadAheadRequest(packed.system_prompt or "", messages, prompt.conversation_id))
+        await self._transport.call(
+            "POST", "/api/llm/read-ahead", body=body, headers=self._headers(caller), timeout_s=READ_AHEAD_TIMEOUT_S
+        )
+
+    def _headers(self, caller: Caller) -> dict[str, str]:
+        headers = {"Content-Type": "application/json"}
+        if self._mint is not None:
+            headers["Authorization"] = "Bearer " + self._mint.token(caller)
+        return headers
 
 
 class BridgesAnswer(AnswerStream):
@@ -238,25 +257,27 @@ def pack(prompt: Prompt) -> GenerateRequest:
     """
     head = "Conversation so far:\n"
     tail = f"\nUser: {prompt.content}\nAssistant:"
+    # What precedes a message is not worth a part of it.
+    context = prompt.context if len(prompt.context) + 1 <= PROMPT_LIMIT_CHARS - len(head) - len(tail) else ""
+    if context:
+        tail = f"\n{context}{tail}"
+    lines = [_line(utterance) for utterance in prompt.history]
     room = PROMPT_LIMIT_CHARS - len(head) - len(tail)
-    kept: list[Utterance] = []
-    lines: list[str] = []
-    for utterance in reversed(prompt.history):
-        text = answer_in(utterance.content) if utterance.role == "assistant" else utterance.content
-        line = f"{SPEAKERS[utterance.role]}: {text}\n"
-        room -= len(line)
-        if room < 0:
-            break
-        kept.append(utterance)
-        lines.append(line)
-    kept.reverse()
-    messages = in_order(kept, prompt.content)
+    first = first_kept([len(line) for line in lines], room, prompt.older)
+    kept, lines = prompt.history[first:], lines[first:]
+    messages = in_order(kept, prompt.content, context)
     system = BETWEEN.join(part for part in (prompt.system, *system_texts(kept)) if part)
     return GenerateRequest(
-        prompt=head + "".join(reversed(lines)) + tail if lines else prompt.content,
+        prompt=head + "".join(lines) + tail if lines else with_context(prompt.content, context),
         system_prompt=system[:SYSTEM_LIMIT_CHARS] or msgspec.UNSET,
         temperature=prompt.temperature,
         max_tokens=prompt.max_tokens,
         stream=True,
         messages=messages if kept else msgspec.UNSET,
+        conversation_id=prompt.conversation_id or msgspec.UNSET,
     )
+
+
+def _line(utterance: Utterance) -> str:
+    text = answer_in(utterance.content) if utterance.role == "assistant" else utterance.content
+    return f"{SPEAKERS[utterance.role]}: {text}\n"

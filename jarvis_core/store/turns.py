@@ -28,7 +28,7 @@ STORED_MESSAGE = """
 STARTED_TURN = """
     insert into turns (id, conversation_id, owner, user_message_id, status, worker, model)
     select %(turn)s::uuid, id, %(owner)s, %(user_message)s::uuid, 'running', %(worker)s::uuid, %(asked_to_act)s from c
-    returning '' as before
+    returning conversation_id, '' as before
 """
 
 # Whether there is anything to recall: for who has told nothing, nothing is looked for.
@@ -39,8 +39,11 @@ with c as (
     insert into conversations (id, owner, title, message_count)
     values (%(conversation)s, %(owner)s, %(title)s, 1) returning id
 ), m as ({STORED_MESSAGE}), t as ({STARTED_TURN})
-select {REMEMBERS}, t.before, null, null from t
+select {REMEMBERS}, t.before, null, null, 0 from t
 """
+
+# As it was before the statement: with the message that was stored before its turn, without one that is stored now.
+MESSAGES = "(select message_count from conversations where id = t.conversation_id)"
 
 # What a statement's parts read is as it was before the statement. The history is all that was said, also what was said
 # after a message that was stored before its turn, but that message.
@@ -52,7 +55,10 @@ HISTORY = """
         order by position desc limit %(history_messages)s
     ) latest
 """
-WITH_HISTORY = f"select {REMEMBERS}, t.before, h.role, h.content from t left join h on h.total <= %(history_chars)s order by position"
+WITH_HISTORY = f"""
+select {REMEMBERS}, t.before, h.role, h.content, {MESSAGES}
+from t left join h on h.total <= %(history_chars)s order by position
+"""
 
 BEGIN_IN_EXISTING = f"""
 with c as (
@@ -79,7 +85,14 @@ with b as (
         receipt = null, worker = %(worker)s, model = %(asked_to_act)s
     from b where turns.id = b.id and status in ('failed', 'incomplete')
         and not exists (select from messages where messages.id = turns.id)
-    returning b.model as before
+    returning turns.conversation_id, b.model as before
+), h as ({HISTORY})
+{WITH_HISTORY}
+"""
+
+FETCH_HISTORY = f"""
+with t as (
+    select id as conversation_id, '' as before from conversations where id = %(conversation)s and owner = %(owner)s
 ), h as ({HISTORY})
 {WITH_HISTORY}
 """
@@ -221,6 +234,8 @@ class Begun(Struct, frozen=True):
     """Whether the owner has memories."""
     before: str = ""
     """Of a turn that is begun again: its model, or who was asked to act and has not told whether it did."""
+    older: int = 0
+    """Messages of the conversation before the history."""
 
 
 class TurnEnd(Struct, frozen=True):
@@ -277,7 +292,7 @@ class TurnStore:
         )
         try:
             if beginning.key is None:
-                return _begun(await self._pool.fetch_all(statement, parameters))
+                return _begun(await self._pool.fetch_all(statement, parameters), int(beginning.message_is_stored))
             return await self._begin_once(statement, parameters, beginning, beginning.key)
         except psycopg.errors.UniqueViolation as exc:
             raise another_runs() from exc
@@ -294,7 +309,7 @@ class TurnStore:
             cursor = await connection.execute(TAKE_KEY, taking)
             if await cursor.fetchone() is not None:
                 cursor = await connection.execute(statement, parameters)
-                return _begun(await cursor.fetchall())
+                return _begun(await cursor.fetchall(), int(beginning.message_is_stored))
             cursor = await connection.execute(FETCH_KEY, (beginning.owner, key.text))
             row = await cursor.fetchone()
             if row is None or bytes(row[0]) != key.request_hash:
@@ -317,7 +332,18 @@ class TurnStore:
             # Looked at once only: later it may have been run again, by whichever process.
             self.unconfirmed.add(beginning.turn_id, open_s=0.0)
             raise
-        return _begun(rows) if rows else None
+        return _begun(rows, 1) if rows else None
+
+    async def fetch_history(self, owner: str, conversation_id: str, history_chars: int) -> Begun:
+        """Return what was said in a conversation, as for a turn that begins; raises ``NotFound``."""
+        parameters = {
+            "conversation": conversation_id,
+            "owner": owner,
+            "asked": None,
+            "history_chars": history_chars,
+            "history_messages": HISTORY_MESSAGES,
+        }
+        return _begun(await self._pool.fetch_all(FETCH_HISTORY, parameters), 0)
 
     async def forget_keys(self) -> None:
         """Remove idempotency keys that are older than 24 hours."""
@@ -422,8 +448,9 @@ def _record(row: TupleRow) -> TurnRecord:
     return TurnRecord(*values)
 
 
-def _begun(rows: list[TupleRow]) -> Begun:
+def _begun(rows: list[TupleRow], asked: int) -> Begun:
+    """Return what *rows* tell; *asked* is how many of the messages that they count are answered by the turn."""
     if not rows:
         raise unknown_conversation()
-    history = [Utterance(role, text) for _, _, role, text in rows if role is not None]
-    return Begun(history, bool(rows[0][0]), rows[0][1])
+    history = [Utterance(role, text) for _, _, role, text, _ in rows if role is not None]
+    return Begun(history, bool(rows[0][0]), rows[0][1], max(0, rows[0][4] - asked - len(history)))

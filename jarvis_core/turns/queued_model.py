@@ -36,6 +36,7 @@ class QueuedModel:
 
     def __init__(self, model: LanguageModel, queue: FairQueue, *, timeout_s: float) -> None:
         self.history_limit_chars = model.history_limit_chars
+        self.reads_ahead = model.reads_ahead
         self._model = model
         self._queue = queue
         self._timeout_s = timeout_s
@@ -48,6 +49,11 @@ class QueuedModel:
     def generate(self, prompt: Prompt, caller: Caller) -> AbstractAsyncContextManager[Pieces]:
         """Ask the model, as ``LanguageModel`` has it, once there is a place."""
         return _Answer(self._queue, self._timeout_s, self._model.generate(prompt, caller))
+
+    async def read_ahead(self, prompt: Prompt, caller: Caller) -> None:
+        """Have the model read *prompt* in advance, where nobody waits for it."""
+        if not self._queue.waiting:
+            await self._model.read_ahead(prompt, caller)
 
 
 class QueuedCompletions:

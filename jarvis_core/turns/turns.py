@@ -53,9 +53,11 @@ logger = log.get(__name__)
 CHARS_PER_TOKEN_LIMIT = 32
 """A model that sends more code points than this for each token that it was allowed is cut off."""
 RETRY_AFTER_S = 5
+READ_AHEAD_LIMIT = 8
+"""Conversations that the model is to read in advance at a time; it reads one after another."""
 NOT_STORED = "The answer could not be stored: the database is not available. It is stored when it is back."
-SYSTEM_LIMIT_CHARS = 5_000
-"""Of the system prompt with what is remembered: the bridges' limit."""
+CONTEXT_RESERVE_CHARS = 200
+"""Room in a prompt for what is neither said nor remembered."""
 
 
 class Ask(Struct, frozen=True):
@@ -111,6 +113,8 @@ class Turns:
         """Requests on their way to the store."""
         self._keyed: dict[tuple[str, str], asyncio.Task[Turn]] = {}
         """Those of them with an idempotency key, by user and key."""
+        self._reading_ahead: dict[str, asyncio.Task[None]] = {}
+        """By conversation: what the model is to read in advance."""
 
     async def find(self, caller: Caller, turn_id: str) -> Turn:
         """Return a turn of *caller*, running or ended, here or on another worker; raises ``NotFound``."""
@@ -223,9 +227,9 @@ class Turns:
     async def _recall(self, ask: Ask, caller: Caller, begun: Begun, timer: TurnTimer) -> Recalled:
         if self._memories is None or not ask.use_memory or not begun.remembers:
             return NOTHING_RECALLED
-        system = self._settings.system_prompt if ask.system_prompt is None else ask.system_prompt
+        room_chars = self._model.history_limit_chars - len(ask.content) - CONTEXT_RESERVE_CHARS
         began_s = time.perf_counter()
-        recalled = await self._memories.recall(caller, ask.content, room_chars=SYSTEM_LIMIT_CHARS - len(system) - 2)
+        recalled = await self._memories.recall(caller, ask.content, room_chars=room_chars)
         timer.receipt.recall_ms = elapsed_ms(began_s)
         return recalled
 
@@ -271,16 +275,44 @@ class Turns:
         turn.task = asyncio.get_running_loop().create_task(self._produce(turn, ask, begun, recalled))
         return turn
 
-    def _prompt(self, ask: Ask, begun: Begun, recalled: Recalled) -> Prompt:
-        system = self._settings.system_prompt if ask.system_prompt is None else ask.system_prompt
+    def _prompt(self, ask: Ask, begun: Begun, recalled: Recalled, conversation_id: str) -> Prompt:
+        """Return what the model is asked; what changes from turn to turn is in its context."""
+        settings = self._settings
         unclear = UNCLEAR if begun.before == HOUSE else ""
         return Prompt(
-            system="\n\n".join(part for part in (system, recalled.text, unclear) if part),
+            system=settings.system_prompt if ask.system_prompt is None else ask.system_prompt,
             history=begun.history,
             content=ask.content,
-            temperature=self._settings.temperature if ask.temperature is None else ask.temperature,
-            max_tokens=self._settings.max_tokens if ask.max_tokens is None else ask.max_tokens,
+            temperature=settings.temperature if ask.temperature is None else ask.temperature,
+            max_tokens=settings.max_tokens if ask.max_tokens is None else ask.max_tokens,
+            conversation_id=conversation_id,
+            context="\n\n".join(part for part in (recalled.text, unclear) if part),
+            older=begun.older,
         )
+
+    def read_ahead(self, caller: Caller, ask: Ask) -> None:
+        """
+        Have the model read what *ask*, whose content is not known yet, will follow, where that makes its answer sooner.
+
+        Without a conversation that is the instructions. Returns at once.
+        """
+        name = ask.conversation_id or ""
+        if self._model.reads_ahead and name not in self._reading_ahead and len(self._reading_ahead) < READ_AHEAD_LIMIT:
+            task = asyncio.get_running_loop().create_task(self._read_ahead(caller, ask, name))
+            self._reading_ahead[name] = task
+            task.add_done_callback(lambda _: self._reading_ahead.pop(name, None))
+
+    async def _read_ahead(self, caller: Caller, ask: Ask, conversation_id: str) -> None:
+        begun = Begun([])
+        try:
+            if conversation_id:
+                limit = self._model.history_limit_chars
+                begun = await self._store.fetch_history(caller.user_id, conversation_id, limit)
+            await self._model.read_ahead(self._prompt(ask, begun, NOTHING_RECALLED, conversation_id), caller)
+        except RequestError as exc:
+            logger.info("nothing was read in advance", error=exc.message)
+        except Exception:
+            logger.exception("nothing was read in advance through a defect")
 
     def get(self, owner: str, turn_id: str) -> Turn | None:
         """Return a turn that runs here or ended here not long ago, if it is *owner*'s."""
@@ -356,6 +388,8 @@ class Turns:
         Ends that could not be stored yet get what is left of that time, as ``TurnRecorder.close`` has it.
         """
         self._closing = True
+        for task in self._reading_ahead.values():
+            task.cancel()
         loop = asyncio.get_running_loop()
         deadline = loop.time() + drain_timeout_s
         if self._starting:
@@ -381,7 +415,7 @@ class Turns:
                     if recalled is None:
                         recalled = await self._recall(ask, turn.caller, begun, turn.timer)
                         turn.memories = recalled.ids
-                    finish = await self._generate(turn, self._prompt(ask, begun, recalled))
+                    finish = await self._generate(turn, self._prompt(ask, begun, recalled, turn.conversation_id))
             if finish is not None and not turn.text():
                 raise error_without_text(finish)
         except RequestError as exc:

@@ -146,6 +146,8 @@ class FakeBridges(FakeServer[BridgesMode]):
             web.get("/health", self._health),
             web.get("/ready", self._ready),
             web.post("/api/llm/generate", self._generate),
+            # The local stand-in's alone.
+            web.post("/api/llm/read-ahead", self._read_ahead),
             web.get("/api/llm/models", self._models),
             web.post("/api/stt/transcribe", self._transcribe),
             web.post("/api/tts/synthesize", self._synthesize),
@@ -220,6 +222,9 @@ class FakeBridges(FakeServer[BridgesMode]):
         extra = {"thinking": mode.thinking, "finish_reason": mode.finish_reason}
         fields = {name: value for name, value in extra.items() if value is not None}
         return json_response({"text": text, "model": mode.models[0]} | fields | count(len(split_words(text))))
+
+    async def _read_ahead(self, request: web.Request) -> web.Response:
+        return web.json_response({"status": "reading"})
 
     def _answer_text(self, body: dict[str, Any], prompt: str) -> str:
         if self.mode.error_200:

@@ -44,7 +44,7 @@ async def say(client: aiohttp.ClientSession, content: str = TOGGLE) -> tuple[int
 
 def told(bridges: FakeBridges) -> bool:
     """Whether the model was told that the outcome is not known."""
-    return UNCLEAR in bridges.last(GENERATE).json["system_prompt"]
+    return UNCLEAR in bridges.last(GENERATE).json["prompt"]
 
 
 async def test_killed_in_the_middle(server: Server, home: FakeHomeAssistant, bridges: FakeBridges) -> None:

@@ -86,9 +86,43 @@ def test_latest_messages_are_kept() -> None:
     packed = pack(make_prompt("now", *history))
     kept = [index for index, text in enumerate(history) if text in packed.prompt]
     assert kept == list(range(30 - len(kept), 30))
-    assert len(kept) == 9
     assert not isinstance(packed.messages, msgspec.UnsetType)
-    assert [message.content for message in packed.messages] == [*history[-8:], "now"]
+    assert [message.content for message in packed.messages] == [*history[kept[0] + kept[0] % 2 :], "now"]
+
+
+@pytest.mark.parametrize("form", ["bridges", "openai"])
+def test_history_is_dropped_in_blocks(form: str) -> None:
+    """The history of a long conversation begins with the same message for many turns, and with half of what fits at least."""
+    texts = [f"message {number} " + "x" * 230 for number in range(400)]
+    firsts = []
+    for turn in range(20, 190):
+        # As the store gives it: the latest messages that may be of use.
+        given = texts[: 2 * turn][-50:]
+        prompt = msgspec.structs.replace(make_prompt("now", *given), older=2 * turn - len(given))
+        messages = pack(prompt).messages if form == "bridges" else fit(prompt, 4_096)
+        assert not isinstance(messages, msgspec.UnsetType)
+        firsts.append(messages[0].content)
+        assert len(messages) > 15
+    assert len(set(firsts)) < len(firsts) / 6
+    assert firsts == sorted(firsts, key=texts.index)
+
+
+def test_context() -> None:
+    """What concerns the newest message alone stands right before it, behind the history, in both forms of a prompt."""
+    prompt = msgspec.structs.replace(make_prompt("Et toi ?", "Salut", "Ça va ?", system="S"), context="(midi)")
+    packed = pack(prompt)
+    assert packed.prompt.endswith("Assistant: Ça va ?\n\n(midi)\nUser: Et toi ?\nAssistant:")
+    assert not isinstance(packed.messages, msgspec.UnsetType)
+    assert [one.content for one in packed.messages] == ["Salut", "Ça va ?", "(midi)\n\nEt toi ?"]
+    assert [one.content for one in fit(prompt, 1_000)] == ["S", "Salut", "Ça va ?", "(midi)\n\nEt toi ?"]
+    bare = pack(msgspec.structs.replace(prompt, history=[]))
+    assert (bare.prompt, bare.messages) == ("(midi)\n\nEt toi ?", msgspec.UNSET)
+
+
+def test_context_gives_way() -> None:
+    """A context for which a long message leaves no room is left out, and the message is whole."""
+    prompt = msgspec.structs.replace(make_prompt("x" * 9_990), context="(midi)" * 20)
+    assert pack(prompt).prompt == prompt.content
 
 
 def test_limits_hold_whatever_the_texts() -> None:
@@ -134,7 +168,7 @@ def test_fit_reserves_at_most_half() -> None:
     """An answer that may be longer than the context takes half of it at most, so history still fits."""
     messages = fit(make_prompt("now", *["x" * 30] * 100, max_tokens=32_000), 1_024)
     estimate = sum(estimate_tokens(message.content) for message in messages)
-    assert 450 < estimate <= 512
+    assert 256 < estimate <= 512
 
 
 def test_fit_never_drops_the_newest() -> None:

@@ -107,10 +107,10 @@ def alive(pid: int) -> bool:
         return False
 
 
-async def engine_is_idle(bridges: LocalBridges) -> None:
+async def engine_is_idle(bridges: LocalBridges, limit_s: float = IDLE_LIMIT_S) -> None:
     """Wait until the model's process uses no processor time."""
     pid = engine_pid(bridges)
-    async with asyncio.timeout(IDLE_LIMIT_S):
+    async with asyncio.timeout(limit_s):
         before = -10
         while (now := cpu_ticks(pid)) > before + 1:
             before = now
@@ -319,6 +319,52 @@ async def test_who_leaves_while_the_prompt_is_read_stops_the_model(roomy: LocalB
         request.cancel()
         await asyncio.wait([request])
         await engine_is_idle(roomy)
+
+
+CONVERSATION = [
+    {"role": "user" if number % 2 == 0 else "assistant", "content": f"Message {number}. " + "one two three " * 8}
+    for number in range(13)
+]
+
+
+async def batches_read(client: aiohttp.ClientSession, messages: list[dict[str, str]], conversation_id: str) -> int:
+    """Have a word said in answer to *messages*; return in how many batches they were read."""
+    lines = await stream(client, prompt="x", messages=messages, conversation_id=conversation_id, max_tokens=1)
+    return sum(not line.get("text") for line in lines if not line.get("done"))
+
+
+@pytest.mark.model
+async def test_what_was_read_ahead_is_not_read_again(roomy: LocalBridges) -> None:
+    """A conversation that was read in advance costs its next question only that; a real request does not wait for the reading."""
+    async with aiohttp.ClientSession(roomy.url) as client:
+        cold = await batches_read(client, [{"role": "user", "content": "Once upon"}, *CONVERSATION[1:]], "a")
+        for number in range(2):
+            body = {"messages": [*CONVERSATION[:-1], {"role": "user", "content": ""}], "conversation_id": "b"}
+            async with client.post("/api/llm/read-ahead", json=body) as response:
+                assert (response.status, await response.json()) == (200, {"status": "reading"})
+            if number == 0:
+                assert (await generate(client, prompt="Hi", max_tokens=1))[0] == 200
+        await engine_is_idle(roomy, PATIENCE_S)
+        assert await batches_read(client, CONVERSATION, "b") <= 2 < 5 < cold
+
+
+@pytest.mark.model
+async def test_what_stays_of_a_conversation_is_not_read_again(roomy: LocalBridges) -> None:
+    """Where the oldest messages are left out the others are not read again, but for a conversation of another."""
+    async with aiohttp.ClientSession(roomy.url) as client:
+        await batches_read(client, CONVERSATION, "mine")
+        assert await batches_read(client, CONVERSATION[4:], "mine") <= 3
+        assert await batches_read(client, CONVERSATION[8:], "another's") > 3
+
+
+@pytest.mark.model
+@pytest.mark.parametrize(
+    "body", [{}, {"messages": []}, {"messages": [{"role": "assistant", "content": "x"}]}, {"messages": 5}]
+)
+async def test_nothing_to_read_ahead(client: aiohttp.ClientSession, body: dict[str, Any]) -> None:
+    """What is no beginning of a prompt is refused."""
+    async with client.post("/api/llm/read-ahead", json=body) as response:
+        assert response.status == 400
 
 
 @pytest.mark.model

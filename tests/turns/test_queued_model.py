@@ -23,11 +23,15 @@ class Model:
     """Answers when it is told to; or fails, before its answer or in it."""
 
     history_limit_chars = 1_000
+    reads_ahead = False
 
     def __init__(self, *, fails: str = "") -> None:
         self.fails = fails
         self.order: list[str] = []
         self.go_on = asyncio.Event()
+
+    async def read_ahead(self, prompt: Prompt, caller: Caller) -> None:
+        """Do nothing."""
 
     @asynccontextmanager
     async def generate(self, prompt: Prompt, caller: Caller) -> AsyncIterator[AsyncIterator[str | Finish]]:

@@ -69,9 +69,13 @@ class Model:
     """Says what it is told, piece by piece, each when the test lets it."""
 
     history_limit_chars = 1_000
+    reads_ahead = False
 
     def __init__(self) -> None:
         self.pieces: asyncio.Queue[str | Discard | Finish] = asyncio.Queue()
+
+    async def read_ahead(self, prompt: Prompt, caller: Caller) -> None:
+        """Do nothing."""
 
     @asynccontextmanager
     async def generate(self, prompt: Prompt, caller: Caller) -> AsyncIterator[AsyncIterator[str | Discard | Finish]]:

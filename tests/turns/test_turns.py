@@ -30,12 +30,16 @@ class Model:
     """Says what it is told, and then waits to be left if it is told so."""
 
     history_limit_chars = 1_000
+    reads_ahead = False
 
     def __init__(self, *pieces: str, endless: bool = False) -> None:
         self.pieces = pieces
         self.endless = endless
         self.asked = 0
         self.left = 0
+
+    async def read_ahead(self, prompt: Prompt, caller: Caller) -> None:
+        """Do nothing."""
 
     @asynccontextmanager
     async def generate(self, prompt: Prompt, caller: Caller) -> AsyncIterator[AsyncIterator[str | Finish]]:

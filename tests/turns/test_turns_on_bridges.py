@@ -18,7 +18,7 @@ from jarvis_core.settings import Database, Llm, Neighbours
 from jarvis_core.store.conversations import ConversationStore
 from jarvis_core.store.migrations import migrate
 from jarvis_core.store.pool import Pool
-from jarvis_core.store.turns import Beginning, Begun, TurnStore
+from jarvis_core.store.turns import Beginning, Begun, TurnEnd, TurnStore
 from jarvis_core.turns import ended as ended_turns
 from jarvis_core.turns import recorder as turn_recorder
 from jarvis_core.turns.log import Reader, Step, Turn
@@ -35,6 +35,7 @@ ANN = Caller("ann")
 ASK = Ask("un deux trois")
 SAID = "You said: un deux trois"
 GENERATE = "/api/llm/generate"
+READ_AHEAD = "/api/llm/read-ahead"
 LLM = Llm(first_token_timeout_s=5, stall_timeout_s=5, total_timeout_s=30)
 
 
@@ -167,6 +168,62 @@ async def test_conversation_goes_on(turns: Turns, bridges: FakeBridges) -> None:
         {"role": "assistant", "content": SAID},
         {"role": "user", "content": "quatre"},
     ]
+
+
+async def test_read_ahead(pool: Pool, bridges: FakeBridges) -> None:
+    """A local model is to read in advance what the next prompt will begin with: the instructions, and what was said."""
+    transport = Transport("bridges", bridges.url, Neighbours())
+    turns = Turns(TurnStore(pool), BridgesModel(transport, LLM, None, reads_ahead=True), LLM)
+    first = await ended(await turns.start(ASK, ANN))
+    for conversation_id in (None, first.conversation_id):
+        seen = bridges.requests_seen[READ_AHEAD]
+        for _ in range(2):  # once is enough
+            turns.read_ahead(ANN, Ask("", conversation_id, system_prompt="Be brief."))
+        async with asyncio.timeout(5):
+            while bridges.requests_seen[READ_AHEAD] == seen:  # noqa: ASYNC110 - nothing tells of it
+                await asyncio.sleep(0.005)
+    ahead = bridges.last(READ_AHEAD).json
+    await ended(await turns.start(Ask("quatre", first.conversation_id, system_prompt="Be brief."), ANN))
+    asked = bridges.last(GENERATE).json
+    assert asked["messages"][:-1] == ahead["messages"][:-1]
+    assert (len(ahead["messages"]), ahead["messages"][-1]["role"]) == (3, "user")
+    assert (ahead["system_prompt"], ahead["conversation_id"]) == (asked["system_prompt"], asked["conversation_id"])
+    assert bridges.requests_seen[READ_AHEAD] == 2
+    await turns.close(drain_timeout_s=0)
+    await transport.close()
+
+
+async def test_nothing_is_read_ahead_of_others(turns: Turns, bridges: FakeBridges) -> None:
+    """Models of others are sent nothing that nobody asked."""
+    turns.read_ahead(ANN, Ask(""))
+    await ended(await turns.start(ASK, ANN))
+    assert bridges.requests_seen[READ_AHEAD] == 0
+
+
+async def test_history_is_numbered(turns: Turns, bridges: FakeBridges, pool: Pool) -> None:
+    """Of a history that does not reach back to the beginning it is known how much went before, in each way to begin a turn."""
+    store = TurnStore(pool)
+    conversation_id = (await ended(await turns.start(ASK, ANN))).conversation_id
+    for n in range(3):
+        await ended(await turns.start(Ask(f"message {n}", conversation_id), ANN))
+    begun = await store.fetch_history("ann", conversation_id, 50)
+    assert (begun.older, [one.content for one in begun.history]) == (
+        5,
+        ["You said: message 1", "message 2", "You said: message 2"],
+    )
+    stored = new_id()
+    conversations = ConversationStore(pool)
+    await conversations.add_message("ann", conversation_id, None, stored, "user", "asked")
+    for at, beginning in enumerate(
+        (
+            Beginning("ann", conversation_id, new_id(), stored, "asked", None, 60, message_is_stored=True),
+            Beginning("ann", conversation_id, new_id(), new_id(), "next", None, 60),
+        )
+    ):
+        other = await store.begin(beginning)
+        assert isinstance(other, Begun)
+        assert other.older + len(other.history) == 8 + at
+        await store.end(beginning.turn_id, TurnEnd(Status.FAILED, "x"), "")
 
 
 async def test_what_is_asked(turns: Turns, bridges: FakeBridges) -> None:
@@ -328,6 +385,10 @@ async def test_defect_in_the_model(pool: Pool) -> None:
 
     class Broken:
         history_limit_chars = 100
+        reads_ahead = False
+
+        async def read_ahead(self, *_: object) -> None:
+            pass
 
         def generate(self, *_: object) -> Any:
             raise KeyError("SECRET")

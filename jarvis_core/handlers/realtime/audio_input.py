@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from contextlib import aclosing
 
 from msgspec import Struct
@@ -40,6 +41,8 @@ class Answering(Struct, frozen=True):
     """Begins a response that the client asked for."""
     answer: Respond
     """Begins a response to a turn of speech, unless more is being said."""
+    expect: Callable[[], None]
+    """Prepares for an answer, because somebody speaks."""
 
 
 class AudioInput:
@@ -123,6 +126,7 @@ class AudioInput:
         """Do what the conversation asks for."""
         match action.kind:
             case Kind.BEGIN:
+                answering.expect()
                 await self._begin_speech(action.start_ms)
             case Kind.INTERRUPT:
                 await self._interrupter.interrupt("turn_detected")

@@ -88,7 +88,23 @@ class Responder:
             raise InvalidRequest("There is no message to answer; create one first.", details={"path": "$.type"})
         await self._response.wait_sent()
         self._dialogue.asked = message_id, content = self._dialogue.pending
-        ask = Ask(
+        timer, self._dialogue.timer = self._dialogue.timer or TurnTimer(arrived_s), None
+        turn = await self._turns.start(self._ask(config, content, message_id), self._caller, timer=timer)
+        self._turns.attach(turn)
+        last = self._response.turn
+        self._dialogue.pending = None
+        self._response.begin(turn, self.output_of(turn, config, metadata), config)
+        self._on_turn(turn, last)
+        if last is not None:
+            await self._turns.detach(last)
+
+    def expect(self) -> None:
+        """Have the model read in advance what the answer to what is being said will follow."""
+        if not self._response.active:
+            self._turns.read_ahead(self._caller, self._ask(self._settings.body, "", None))
+
+    def _ask(self, config: SessionBody, content: str, message_id: str | None) -> Ask:
+        return Ask(
             content=content,
             conversation_id=self._dialogue.conversation_id,
             system_prompt=config.instructions,
@@ -97,15 +113,6 @@ class Responder:
             stored_message_id=message_id,
             language=self._transcriptions.language,
         )
-        timer, self._dialogue.timer = self._dialogue.timer or TurnTimer(arrived_s), None
-        turn = await self._turns.start(ask, self._caller, timer=timer)
-        self._turns.attach(turn)
-        last = self._response.turn
-        self._dialogue.pending = None
-        self._response.begin(turn, self.output_of(turn, config, metadata), config)
-        self._on_turn(turn, last)
-        if last is not None:
-            await self._turns.detach(last)
 
     async def respond_or_complain(self, event: ResponseCreate) -> None:
         """Begin a response that was deferred; the client is told where that cannot be."""

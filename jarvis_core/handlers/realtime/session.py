@@ -322,7 +322,7 @@ class Session:
 
     def _answering(self) -> Answering:
         responder = self.parts.responder
-        return Answering(responder.respond_or_complain, responder.answer)
+        return Answering(responder.respond_or_complain, responder.answer, responder.expect)
 
 
 def _keep(sessions: Sessions, reference: weakref.ref[Session], turn: Turn, last: Turn | None) -> None:

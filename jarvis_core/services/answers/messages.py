@@ -19,17 +19,17 @@ BETWEEN = "\n\n"
 UNKNOWN_OUTPUT = "Outcome unknown: the call may have been made, and its output was lost."
 
 
-def in_order(history: Sequence[Utterance], content: str) -> list[ChatMessage]:
+def in_order(history: Sequence[Utterance], content: str, context: str = "") -> list[ChatMessage]:
     """
     Return *history* and the user's newest *content* as messages of a user and an assistant in turn, a user's first.
 
-    What one of them said in a row is one message. An assistant's thinking, which an older version of this server may have
+    What one of them said in a row is one message; *context* stands before *content* in it. An assistant's thinking, which an older version of this server may have
     stored, is left out, and so is what the history's system messages say (``system_texts``).
     """
     messages: list[ChatMessage] = []
     for utterance in history:
         _add(messages, utterance)
-    _append(messages, ChatMessage("user", content))
+    _append(messages, ChatMessage("user", with_context(content, context)))
     return messages
 
 
@@ -73,6 +73,40 @@ def _add(messages: list[ChatMessage], utterance: Utterance) -> None:
         text = answer_in(text)
     if text.strip() and (role == "user" or messages):
         _append(messages, ChatMessage(role, text))
+
+
+def with_context(content: str, context: str) -> str:
+    """Return the user's newest *content* with *context* before it, in which no template wants a message of its own."""
+    return BETWEEN.join(part for part in (context, content) if part)
+
+
+def first_kept(sizes: Sequence[int], room: int, older: int = 0) -> int:
+    """
+    Return the index of the first message to keep, so that *sizes* from there on come to *room* at most.
+
+    Where something has to go (now, or before: *older* messages of the conversation are not here) more goes at once than has
+    to, down to half of *room*: the history begins with the message of the roundest number that may be the first, and so with
+    the same one for many turns. A model that keeps what it has read would else read everything anew in each turn.
+    """
+    first, total = len(sizes), 0
+    while first and total + sizes[first - 1] <= room:
+        first -= 1
+        total += sizes[first]
+    if first == 0 and not older:
+        return 0
+    best = first
+    for index in range(first, len(sizes)):
+        if total * 2 < room:
+            break
+        if _roundness(older + index) > _roundness(older + best):
+            best = index
+        total -= sizes[index]
+    return best
+
+
+def _roundness(number: int) -> int:
+    """Return the greatest power of two that divides *number*."""
+    return number & -number if number else 1 << 62
 
 
 def system_texts(history: Iterable[Utterance]) -> list[str]:

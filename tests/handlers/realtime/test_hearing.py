@@ -82,11 +82,15 @@ async def test_a_cut_has_no_early_transcript() -> None:
     hearing = hearing_with(Ear())
     sound = AudioInput(CALLER, parts, parts, parts, hearing, parts, parts, asyncio.Lock())
     config = default_config("sess_1", None, Llm(), "text")
-    answering = Answering(parts.emit, parts.emit)
+    expected: list[Kind] = []
+    answering = Answering(parts.emit, parts.emit, lambda: expected.append(Kind.BEGIN))
+    await sound._act(Action(Kind.BEGIN, 0, 0), config, answering)
     for kind in (Kind.CUT, Kind.COMMIT):
         hearing.listen_early(0, 1_000, None, CALLER)
         await sound._act(Action(kind, 0, 500), config, answering)
     (_, cut), (_, ended) = parts.begun
     assert cut is None
     assert ended is not None
+    # The model may prepare for an answer while somebody speaks.
+    assert expected == [Kind.BEGIN]
     ended.drop()
