@@ -83,14 +83,14 @@ class Codec:
                 clip = decode_audio(
                     upload.audio, upload.path, told=upload.told, claim=upload.claim, limit_s=request.limit_s
                 )
-                return _answer_clip(clip, request.window_s, upload.language)
+                return _answer_clip(clip, request.window_s, upload.language, upload.fields)
             case DecodePcm():
                 data = b"".join(payloads)
                 payloads.clear()
                 told = Headerless(request.encoding, request.sample_rate_hz)
                 budget = Budget(request.limit_s, CpuLimit(CPU_LIMIT_S))
                 clip = read_headerless(data, told, "audio", request.limit_s, budget)
-                return _answer_clip(clip, request.window_s, None)
+                return _answer_clip(clip, request.window_s)
             case CheckEnhanced():
                 complaint, samples = check_enhanced(b"".join(payloads), request.samples)
                 return Checked(complaint), [] if complaint else [samples]
@@ -116,14 +116,16 @@ def _no_memory(request: Request | None) -> Answer:
             return Failed("too_large", complaint)
 
 
-def _answer_clip(clip: Clip, window_s: float, language: str | None) -> tuple[Decoded, list[bytes]]:
+def _answer_clip(
+    clip: Clip, window_s: float, language: str | None = None, fields: dict[str, str] | None = None
+) -> tuple[Decoded, list[bytes]]:
     windows: list[Window] = []
     payloads: list[bytes] = []
     for start, samples in cut_windows(clip.samples, window_s):
         silent = is_silent(samples)
         windows.append(Window(_to_ms(start), _to_ms(len(samples)), silent))
         payloads.append(b"" if silent else to_base64(samples))
-    return Decoded(_to_ms(len(clip.samples)), windows, language), payloads
+    return Decoded(_to_ms(len(clip.samples)), windows, language, fields or {}), payloads
 
 
 def _to_ms(samples: int) -> int:

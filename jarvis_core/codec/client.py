@@ -67,6 +67,8 @@ class Clip(Struct, frozen=True):
     windows: list[Window]
     language: str | None
     """What the request named."""
+    fields: dict[str, str] = {}
+    """What else its form said that was asked for."""
 
 
 class EncodedPiece(Struct, frozen=True):
@@ -137,13 +139,16 @@ class Codec:
         format_hint: str | None = None,
         limit_s: float,
         limit_bytes: int,
+        fields: tuple[str, ...] = (),
     ) -> Clip:
         """
-        Return the clip in a request's body.
+        Return the clip in a request's body, with those of its form's other *fields* that there are.
 
         Raises ``InvalidJson``, ``InvalidRequest``, ``TooLarge`` or ``UnsupportedMediaType``, naming what is wrong.
         """
-        request = DecodeUpload(content_type, sample_rate_hz, format_hint, limit_s=limit_s, limit_bytes=limit_bytes)
+        request = DecodeUpload(
+            content_type, sample_rate_hz, format_hint, limit_s=limit_s, limit_bytes=limit_bytes, fields=fields
+        )
         return await self._decode(self._uploads, request, parts)
 
     async def decode_pcm(
@@ -193,7 +198,7 @@ class Codec:
             Window(window.start_ms, window.duration_ms, audio)
             for window, audio in zip(decoded.windows, message[1:], strict=True)
         ]
-        return Clip(decoded.duration_ms, windows, decoded.language)
+        return Clip(decoded.duration_ms, windows, decoded.language, decoded.fields)
 
 
 class SpeechEncoder:

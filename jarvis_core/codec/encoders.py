@@ -24,6 +24,7 @@ MP3_FAST_KBPS = 96
 
 OPUS_RATE_HZ = 48_000
 OPUS_BIT_RATE = 48_000
+AAC_BIT_RATE = 64_000
 OPUS_PAGE_US = 40_000
 """Sound in a page of Ogg; a page is sent when it is full and the next one begins."""
 
@@ -57,7 +58,8 @@ def allowed_rate(output_format: OutputFormat | SampleEncoding, wanted_hz: int) -
     """Return the rate that *output_format* can have and that loses nothing of *wanted_hz*, if there is one."""
     if output_format == "opus":
         return OPUS_RATE_HZ
-    if output_format == "mp3":
+    if output_format in ("mp3", "aac"):
+        # Those of AAC are the same and some beyond them.
         return next((rate_hz for rate_hz in MP3_RATES_HZ if rate_hz >= wanted_hz), MP3_RATES_HZ[-1])
     return wanted_hz
 
@@ -77,6 +79,10 @@ def open_encoder(output_format: OutputFormat | SampleEncoding, rate_hz: int) -> 
             return _Mp3Encoder(rate_hz)
         case "opus":
             return _OpusEncoder()
+        case "aac":
+            return _FileEncoder("adts", "aac", rate_hz, bit_rate=AAC_BIT_RATE)
+        case "flac":
+            return _FileEncoder("flac", "flac", rate_hz)
 
 
 def wav_header(rate_hz: int, size: int | None = None) -> bytes:
@@ -215,6 +221,40 @@ class _OpusEncoder:
         return self._sink.take()
 
     def end(self) -> bytes:
+        self._output.mux(self._stream.encode(None))
+        self._output.close()
+        return self._sink.take()
+
+    def beginning(self) -> bytes:
+        return b""
+
+
+class _FileEncoder:
+    """What FFmpeg writes as it comes: AAC in ADTS, of which each frame stands for itself, and FLAC of unknown length."""
+
+    def __init__(
+        self, container: str, codec: Literal["aac", "flac"], rate_hz: int, *, bit_rate: int | None = None
+    ) -> None:
+        self._sink = _Sink()
+        # FLAC would have 8 KiB of nothing in front of the first sound.
+        self._output = av.open(self._sink, "w", format=container, options={"metadata_header_padding": "0"})
+        self._stream = self._output.add_stream(codec, rate=rate_hz, layout="mono")
+        if bit_rate is not None:
+            self._stream.bit_rate = bit_rate
+        self._stream.codec_context.thread_count = 1
+        self._rate_hz = rate_hz
+        self._position = 0
+
+    def encode(self, samples: Samples) -> bytes:
+        frame = _to_frame(samples, self._rate_hz, self._position)
+        self._position += len(samples)
+        if frame is not None:
+            self._output.mux(self._stream.encode(frame))
+        return self._sink.take()
+
+    def end(self) -> bytes:
+        if not self._position:
+            return b""
         self._output.mux(self._stream.encode(None))
         self._output.close()
         return self._sink.take()

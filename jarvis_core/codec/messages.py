@@ -12,7 +12,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
-OutputFormat = Literal["wav", "mp3", "opus", "pcm16", "f32"]
+OutputFormat = Literal["wav", "mp3", "opus", "pcm16", "f32", "aac", "flac"]
 SampleEncoding = Literal["pcm16", "mulaw", "alaw"]
 """Samples as conversations have them: 16 bits, or 8 as telephones have them (ITU-T G.711)."""
 SAMPLE_BYTES: dict[OutputFormat | SampleEncoding, int] = {"pcm16": 2, "f32": 4, "mulaw": 1, "alaw": 1}
@@ -42,6 +42,8 @@ class DecodeUpload(Struct, frozen=True, tag="upload"):
     """Longest audio."""
     limit_bytes: int = 25 << 20
     """Most bytes of the audio itself, without base64 and multipart."""
+    fields: tuple[str, ...] = ()
+    """Names of a form's other fields that are to be told."""
     window_s: float = WINDOW_S
     """Longest window."""
 
@@ -72,6 +74,8 @@ class Decoded(Struct, frozen=True, tag="decoded"):
     """At least one, unless the clip is empty."""
     language: str | None = None
     """What the request's own fields named."""
+    fields: dict[str, str] = {}
+    """The form's other fields that were to be told; of several of one name the last."""
 
 
 class CheckEnhanced(Struct, frozen=True, tag="check"):

@@ -48,6 +48,8 @@ DATA_HEAD_CHARS = 200
 
 PARTS_LIMIT = 20
 FIELD_LIMIT_BYTES = 1_000
+MORE_LIMIT_BYTES = 4_000
+"""Of a field that is told and not read here, such as a prompt."""
 CLAIM_LIMIT = 20
 """Characters of a client's own word for a kind of file that an error repeats."""
 WHITE_SPACE = b" \t\r\n\f\v"
@@ -64,6 +66,8 @@ class Upload(NamedTuple):
     told: Headerless = NOTHING_TOLD
     """What headerless samples are."""
     language: str | None = None
+    fields: dict[str, str] = {}  # noqa: RUF012 - nobody changes it
+    """What else a form said that was asked for."""
 
 
 def read_upload(parts: Sequence[bytes], request: DecodeUpload) -> Upload:
@@ -78,7 +82,7 @@ def read_upload(parts: Sequence[bytes], request: DecodeUpload) -> Upload:
     if media_type == "application/json" or media_type.endswith("+json"):
         upload = _read_json(b"".join(parts), request.limit_bytes, default_hz)
     elif media_type == "multipart/form-data":
-        upload = _read_form(parts, options.get(b"boundary", b""), default_hz)
+        upload = _read_form(parts, options.get(b"boundary", b""), default_hz, request.fields)
     elif media_type.startswith("audio/") or media_type in OTHER_TYPES:
         upload = _with_type(Upload(b"".join(parts), "body"), request.content_type, "content-type", default_hz)
         upload = _with_format(upload, request.format)
@@ -137,10 +141,10 @@ def _decode_base64(text: str, path: str) -> bytes:
         raise InvalidRequest.field(path, "is not base64 in the standard alphabet") from exc
 
 
-def _read_form(parts: Sequence[bytes], boundary: bytes, default_hz: int | None) -> Upload:
+def _read_form(parts: Sequence[bytes], boundary: bytes, default_hz: int | None, more: Sequence[str]) -> Upload:
     if not boundary:
         raise InvalidRequest.field("content-type", "names no boundary")
-    form = _Form(boundary)
+    form = _Form(boundary, more)
     for part in parts:
         form.feed(part)
     if not form.ended:
@@ -152,7 +156,9 @@ def _read_form(parts: Sequence[bytes], boundary: bytes, default_hz: int | None) 
         raise InvalidRequest.field("language", f"must be at most {LANGUAGE_LIMIT} characters long")
     rate = form.fields.get("sample_rate")
     rate_hz = _read_rate(rate.encode(), "sample_rate") if rate else default_hz
-    upload = _with_type(Upload(bytes(form.file), "file", language=language), form.file_type, "file", rate_hz)
+    others = {name: form.fields[name] for name in more if name in form.fields}
+    upload = Upload(bytes(form.file), "file", language=language, fields=others)
+    upload = _with_type(upload, form.file_type, "file", rate_hz)
     return _with_format(upload, form.fields.get("format"))
 
 
@@ -161,7 +167,8 @@ class _Form:
 
     KNOWN = ("language", "format", "sample_rate")
 
-    def __init__(self, boundary: bytes) -> None:
+    def __init__(self, boundary: bytes, more: Sequence[str] = ()) -> None:
+        self._known = (*self.KNOWN, *more)
         self.file = bytearray()
         self.has_file = False
         self.file_type = ""
@@ -221,13 +228,14 @@ class _Form:
     def _take(self, data: bytes, start: int, end: int) -> None:
         if self._name == "file":
             self.file += memoryview(data)[start:end]
-        elif self._name in self.KNOWN:
-            if len(self._value) + end - start > FIELD_LIMIT_BYTES:
-                raise InvalidRequest.field(self._name, f"must be at most {FIELD_LIMIT_BYTES} bytes long")
+        elif self._name in self._known:
+            limit_bytes = FIELD_LIMIT_BYTES if self._name in self.KNOWN else MORE_LIMIT_BYTES
+            if len(self._value) + end - start > limit_bytes:
+                raise InvalidRequest.field(self._name, f"must be at most {limit_bytes} bytes long")
             self._value += data[start:end]
 
     def _end_part(self) -> None:
-        if self._name in self.KNOWN:
+        if self._name in self._known:
             try:
                 self.fields[self._name] = self._value.decode().strip()
             except UnicodeDecodeError as exc:

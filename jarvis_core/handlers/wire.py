@@ -134,6 +134,15 @@ class ResponseState(Struct, frozen=True):
     role: Literal["assistant"] = "assistant"
 
 
+class TicketReply(Struct, frozen=True):
+    """A ticket for the events of one turn."""
+
+    ticket: str
+    """As ``?ticket=``, in place of credentials."""
+    expires_at: datetime
+    """Until then it is good for as many connections as it takes."""
+
+
 class ConversationBody(Struct, frozen=True):
     """A conversation."""
 
@@ -231,8 +240,8 @@ class SynthesizeRequest(Struct, frozen=True):
     language: Annotated[str, Meta(min_length=2, max_length=10)] | None = None
     """Chooses a voice that speaks it."""
     speed: Annotated[float, Meta(ge=0.1, le=3)] = 1.0
-    format: Literal["wav", "mp3", "opus", "pcm16", "f32"] | UnsetType = UNSET
-    """wav, unless Accept names another; wav has 16-bit samples, opus comes in Ogg, pcm16 and f32 are little-endian without a header."""
+    format: Literal["wav", "mp3", "opus", "pcm16", "f32", "aac", "flac"] | UnsetType = UNSET
+    """wav, unless Accept names another; wav has 16-bit samples, opus comes in Ogg, aac in ADTS, pcm16 and f32 are little-endian without a header."""
 
 
 class SynthesizeReply(Struct, frozen=True):
@@ -240,7 +249,7 @@ class SynthesizeReply(Struct, frozen=True):
 
     audio_data: str
     """Base64."""
-    format: Literal["wav", "mp3", "opus", "pcm16", "f32"]
+    format: Literal["wav", "mp3", "opus", "pcm16", "f32", "aac", "flac"]
     sample_rate: int
     duration_ms: int
     """Length of the audio."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import msgspec
@@ -100,16 +100,36 @@ class Transcriber:
         Raises ``InvalidJson``, ``InvalidRequest``, ``TooLarge`` or ``UnsupportedMediaType`` for a body that is not
         audio, and as ``SpeechToText`` does.
         """
+        clip = await self.read_upload(
+            parts, content_type, caller, sample_rate_hz=sample_rate_hz, format_hint=format_hint
+        )
+        return await self.transcribe_clip(clip, clip.language or language, caller)
+
+    async def read_upload(
+        self,
+        parts: Sequence[bytes],
+        content_type: str,
+        caller: Caller,
+        *,
+        sample_rate_hz: int | None = None,
+        format_hint: str | None = None,
+        fields: tuple[str, ...] = (),
+    ) -> Clip:
+        """
+        Return the clip in a request's body, with those of its form's other *fields* that there are; for ``transcribe_clip``.
+
+        Raises as ``transcribe_upload`` does.
+        """
         async with self._reading_slot(caller):
-            clip = await self._codec.decode_upload(
+            return await self._codec.decode_upload(
                 parts,
                 content_type,
                 sample_rate_hz=sample_rate_hz,
                 format_hint=format_hint,
                 limit_s=CLIP_LIMIT_S,
                 limit_bytes=CLIP_LIMIT_BYTES,
+                fields=fields,
             )
-        return await self._transcribe(clip, clip.language or language, caller)
 
     @asynccontextmanager
     async def _reading_slot(self, caller: Caller) -> AsyncIterator[None]:
@@ -155,12 +175,21 @@ class Transcriber:
         clip = await self._codec.decode_pcm(parts, encoding, sample_rate_hz, limit_s=CLIP_LIMIT_S)
         return await self._transcribe_clip(clip, language, caller)
 
-    async def _transcribe(self, clip: Clip, language: str | None, caller: Caller) -> Heard:
+    async def transcribe_clip(
+        self, clip: Clip, language: str | None, caller: Caller, told: Callable[[str], None] = lambda _text: None
+    ) -> Heard:
+        """
+        Return the transcript of what ``read_upload`` has read; raises as ``SpeechToText`` does.
+
+        *told* gets the words as far as they are known, each once, with the space that goes before them.
+        """
         # A small file may be a long clip.
         with self.held.reserve(sum(len(window.audio) for window in clip.windows)):
-            return await self._transcribe_clip(clip, language, caller)
+            return await self._transcribe_clip(clip, language, caller, told)
 
-    async def _transcribe_clip(self, clip: Clip, language: str | None, caller: Caller) -> Heard:
+    async def _transcribe_clip(
+        self, clip: Clip, language: str | None, caller: Caller, told: Callable[[str], None] = lambda _text: None
+    ) -> Heard:
         asked = language_code(language or self._settings.default_language)
         languages = self._languages
         if asked is None and len(languages) == 1:
@@ -180,6 +209,7 @@ class Transcriber:
             transcript = await self._transcribe_window(window, asked, languages, caller)
             enhanced = enhanced and transcript.enhanced
             if transcript.text:
+                told((" " if texts else "") + transcript.text.replace("\0", ""))
                 texts.append(transcript.text)
                 if asked is None:
                     # The rest of a recording is in the language of its first words.

@@ -23,7 +23,7 @@ from jarvis_core.errors import BadGateway, InvalidRequest, Overloaded, Unavailab
 from tests.codec.sounds import amplitude, encode, peak_hz, silence, to_pcm, tone, wav
 
 FORMATS: tuple[OutputFormat, ...] = get_args(OutputFormat)
-SLACK_S = {"wav": 0.0001, "pcm16": 0.0001, "f32": 0.0001, "mp3": 0.2, "opus": 0.001}
+SLACK_S = {"wav": 0.0001, "pcm16": 0.0001, "f32": 0.0001, "mp3": 0.2, "opus": 0.001, "aac": 0.3, "flac": 0.0001}
 
 
 def encode_pieces(

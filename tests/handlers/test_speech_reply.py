@@ -9,7 +9,7 @@ import pytest
 
 from jarvis_core.codec.client import EncodedPiece
 from jarvis_core.errors import BadGateway, InvalidRequest
-from jarvis_core.handlers import voice
+from jarvis_core.handlers import speech_reply
 from jarvis_core.handlers.call import BoundedSends
 
 pytestmark = pytest.mark.every_python
@@ -67,7 +67,7 @@ class Client:
 
 async def speak(client: Any, speech: Any, *texts: str, output_format: Any = "wav") -> None:
     async with BoundedSends() as sends:
-        reply = voice._SpeechReply(client, sends, speech, output_format)
+        reply = speech_reply.SpeechReply(client, sends, speech, output_format, b"audio/wav")
         for text in texts:
             await reply.say(text)
         await reply.end()
@@ -75,7 +75,7 @@ async def speak(client: Any, speech: Any, *texts: str, output_format: Any = "wav
 
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(voice, "HELD_S", 3_600.0)
+    monkeypatch.setattr(speech_reply, "HELD_S", 3_600.0)
 
 
 @pytest.mark.usefixtures("patient")
@@ -92,7 +92,7 @@ async def test_all_is_made_in_time(texts: tuple[str, ...], output_format: str) -
 @pytest.mark.parametrize("held_s", [0.0, 0.01])
 async def test_what_takes_longer(monkeypatch: pytest.MonkeyPatch, held_s: float) -> None:
     """Where the next sentence takes longer the first one is sent, and the file says no length."""
-    monkeypatch.setattr(voice, "HELD_S", held_s)
+    monkeypatch.setattr(speech_reply, "HELD_S", held_s)
     client, speech = Client(), Speech()
     speaking = asyncio.create_task(speak(client, speech, "a", "b?", "c"))
     await asyncio.wait_for(client.arrived.wait(), 10)
