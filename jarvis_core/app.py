@@ -26,7 +26,14 @@ from jarvis_core.handlers.call import Call, Reply
 from jarvis_core.handlers.chat import ChatHandlers
 from jarvis_core.handlers.health import HealthHandlers
 from jarvis_core.handlers.memory import MemoryHandlers
+from jarvis_core.handlers.openai.chat import ChatCompletionHandlers
+from jarvis_core.handlers.openai.client_secrets import ClientSecretHandlers
+from jarvis_core.handlers.openai.embeddings import EmbeddingHandlers
 from jarvis_core.handlers.openai.models import ModelHandlers
+from jarvis_core.handlers.openai.responses import ResponseHandlers
+from jarvis_core.handlers.openai.speech import SpeechHandlers
+from jarvis_core.handlers.openai.transcriptions import TranscriptionHandlers
+from jarvis_core.handlers.openai.unstored_responses import UnstoredResponses
 from jarvis_core.handlers.realtime.session import Session
 from jarvis_core.handlers.realtime.sockets import Realtime, upgrade_required
 from jarvis_core.handlers.router import Route, Router
@@ -56,6 +63,7 @@ from jarvis_core.handlers.wire import (
     StoredMemory,
     SynthesizeReply,
     SynthesizeRequest,
+    TicketReply,
     ToolServer,
     TranscribeReply,
     VoiceBody,
@@ -183,7 +191,7 @@ def create_app(
 def admission_for(container: Container) -> Admission:
     """Return the checks that requests and WebSockets pass before they are served."""
     settings = container.settings
-    return Admission(container.credentials, settings.server, settings.limits, container.limiter)
+    return Admission(container.credentials, settings.server, settings.limits, container.limiter, container.tickets)
 
 
 def router_for(container: Container, realtime: Realtime, admission: Admission) -> Router:
@@ -245,7 +253,10 @@ def routes_for(container: Container) -> list[Route]:
         lambda: tool_servers(container),
     )
     chat = ChatHandlers(
-        container.turns, container.conversations, body_limit_bytes=container.settings.server.body_limit_bytes
+        container.turns,
+        container.conversations,
+        container.tickets,
+        body_limit_bytes=container.settings.server.body_limit_bytes,
     )
     memory = MemoryHandlers(container.memories, body_limit_bytes=container.settings.server.body_limit_bytes)
     voice = VoiceHandlers(
@@ -268,8 +279,12 @@ def routes_for(container: Container) -> list[Route]:
               response=ResponseState),
         Route("GET", "/api/chat/response/{id}/events", chat.response_events, "Follow a turn, or replay it.",
               media_type="text/event-stream",
-              query=(query.AFTER,),
-              headers=(("Last-Event-ID", "As after; what browsers send when they come back."),)),
+              query=(query.AFTER, query.TICKET),
+              headers=(("Last-Event-ID", "In place of after; what browsers send when they come back."),),
+              other=((204, None, "There is nothing more to come after this event, and no sense in coming back."),)),
+        Route("POST", "/api/chat/response/{id}/ticket", chat.ticket,
+              "A ticket for a browser's own EventSource, which can send no header: for the events of this turn alone.",
+              response=TicketReply),
         Route("POST", "/api/chat/response/{id}/cancel", chat.cancel, "Stop a turn; answers once the model has stopped.",
               response=ResponseState, exempt_from_limits=True),
         Route("GET", "/api/chat/conversations", chat.list_conversations, "Conversations, newest first.",
@@ -299,7 +314,7 @@ def routes_for(container: Container) -> list[Route]:
               query=(query.LANGUAGE, query.FORMAT, query.SAMPLE_RATE)),
         Route("POST", "/api/voice/synthesize", voice.synthesize, "Speak a text; with Accept: audio/* as it is made.",
               request=SynthesizeRequest, response=SynthesizeReply,
-              media=("audio/wav", "audio/mpeg", "audio/ogg", "audio/pcm", "audio/x-float32")),
+              media=("audio/wav", "audio/mpeg", "audio/ogg", "audio/pcm", "audio/x-float32", "audio/aac", "audio/flac")),
         Route("GET", "/api/voice/voices", voice.voices, "Who can speak.", response=list[VoiceBody]),
         Route("GET", "/api/voice/languages", voice.languages, "What can be spoken.", response=list[LanguageBody]),
     ]  # fmt: skip
@@ -312,9 +327,34 @@ def openai_routes_for(container: Container) -> list[Route]:
         speaks="python_bridges" in container.neighbours,
         embeds=container.embedder is not None,
     )
+    body_limit_bytes = container.settings.server.body_limit_bytes
+    chat = ChatCompletionHandlers(
+        container.completions, container.memories, container.settings.llm, body_limit_bytes=body_limit_bytes
+    )
+    responses = ResponseHandlers(
+        container.turns,
+        container.conversations,
+        container.completions,
+        UnstoredResponses(container.completions, container.memories, container.conversations, container.settings.llm),
+        body_limit_bytes=body_limit_bytes,
+    )
+    secrets = ClientSecretHandlers(container.tickets, container.credentials, body_limit_bytes=body_limit_bytes)
+    embeddings = EmbeddingHandlers(container.embedder, body_limit_bytes=body_limit_bytes)
+    transcriptions = TranscriptionHandlers(container.transcriber)
+    speech = SpeechHandlers(container.synthesizer, container.voices, body_limit_bytes=body_limit_bytes)
     return [
         Route("GET", "/v1/models", models.list_models, "The models that may be named."),
         Route("GET", "/v1/models/{id}", models.model, "One of them."),
+        Route("POST", "/v1/chat/completions", chat.complete, "An answer to a conversation that the client keeps."),
+        Route("POST", "/v1/responses", responses.respond, "An answer in a conversation that is kept here."),
+        Route("GET", "/v1/responses/{id}", responses.response, "A response, as far as it has come."),
+        Route("DELETE", "/v1/responses/{id}", responses.delete, "Take a question and its answer out of the history."),
+        Route("POST", "/v1/responses/{id}/cancel", responses.cancel, "Stop a response.", exempt_from_limits=True),
+        Route("GET", "/v1/responses/{id}/input_items", responses.input_items, "What the user said."),
+        Route("POST", "/v1/realtime/client_secrets", secrets.create, "A ticket for one WebSocket."),
+        Route("POST", "/v1/embeddings", embeddings.embed, "Texts as vectors."),
+        Route("POST", "/v1/audio/transcriptions", transcriptions.transcribe, "What a recording says."),
+        Route("POST", "/v1/audio/speech", speech.speak, "A text as speech, from the first sentence on."),
     ]
 
 

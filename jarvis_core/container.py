@@ -17,6 +17,7 @@ import msgspec
 from jarvis_core import cancellation, log
 from jarvis_core.access.credentials import Credentials
 from jarvis_core.access.rate_limit import InProcessLimiter, RateLimiter, SharedLimiter
+from jarvis_core.access.tickets import Tickets
 from jarvis_core.codec.client import Codec
 from jarvis_core.errors import RequestError, StartError
 from jarvis_core.fair_queue import FairQueue, reserved
@@ -102,6 +103,7 @@ class Container:
     """By the name under which /health shows them, and ``llm``."""
     metrics: Metrics
     credentials: Credentials
+    tickets: Tickets
     limiter: RateLimiter | None
     """None where there is no limit."""
     cache: Cache
@@ -179,6 +181,7 @@ async def open_container(settings: Settings, group: WorkerGroup) -> AsyncIterato
             cache=storage.cache,
             remote_turns=storage.remote_turns,
             credentials=Credentials(settings.auth),
+            tickets=Tickets(settings.auth),
             limiter=_limiter(settings, storage.cache),
         )
         _describe(container, speech.kept)

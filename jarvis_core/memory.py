@@ -144,11 +144,11 @@ class Memories:
         )
         return Results(found, total, "lexical" if embedding is None or not self._store.vectors_available else "hybrid")
 
-    async def recall(self, caller: Caller, question: str, *, room_chars: int) -> Recalled:
+    async def recall(self, caller: Caller, question: str, *, room_chars: int, look_first: bool = False) -> Recalled:
         """
         Return the memories that matter for an answer to *question*, in at most *room_chars*.
 
-        Never raises for an absent neighbour or database, and waits no longer than ``recall_timeout_s``: an answer
+        *look_first* whether there are any: for who does not know it and has told nothing, nothing is looked for. Never raises for an absent neighbour or database, and waits no longer than ``recall_timeout_s``: an answer
         without memories is better than none.
         """
         room = min(room_chars, self._settings.recall_chars) - len(RECALL_HEAD)
@@ -156,6 +156,8 @@ class Memories:
             return NOTHING_RECALLED
         try:
             async with cancellation.timeout(self._settings.recall_timeout_s):
+                if look_first and not await self._store.has_any(caller.user_id):
+                    return NOTHING_RECALLED
                 embedding = await self._embed(question, "query", caller, timeout_s=self._settings.recall_timeout_s / 2)
                 terms = await unless_long(len(question), terms_of, question)
                 found, _ = await self._store.search(caller.user_id, terms, embedding, limit=self._settings.recall_limit)

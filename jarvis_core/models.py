@@ -273,10 +273,10 @@ class Completion(Struct, frozen=True):
 
     prompt: Prompt
     """What of it every model understands."""
-    messages: Sequence[Raw]
-    """All of it, in the words of OpenAI's chat completions, for a server that speaks them."""
+    messages: Raw
+    """All that was said, in the words of OpenAI's chat completions, for a server that speaks them."""
     parameters: dict[str, Raw]
-    """The same of what else the client asks for, by its own names; what the prompt has is left out."""
+    """The same of what else the client asks for, by its own names."""
     needed: frozenset[str] = frozenset()
     """Those without which an answer would be none."""
 
@@ -287,11 +287,6 @@ class CompletionAnswer(Protocol):
     @property
     def left_out(self) -> Sequence[str]:
         """The parameters that the model's server refused, and was asked without."""
-        ...
-
-    @property
-    def calls(self) -> Sequence[ToolCall]:
-        """What the model wants done; whole once the answer is."""
         ...
 
     @property

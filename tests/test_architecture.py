@@ -596,7 +596,7 @@ async def ask(application: app_module.Application, method: str, path: str) -> tu
         "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 2), "state": {},
     }  # fmt: skip
     await application(scope, receive, send)
-    return sent[0]["status"], sent[1]["body"]
+    return sent[0]["status"], b"".join(message["body"] for message in sent[1:])
 
 
 @pytest.fixture
@@ -607,7 +607,7 @@ async def application(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[app_modu
         settings=settings, credentials=Credentials(settings.auth), limiter=None, metrics=Metrics(), draining=False, neighbours={},
         pool=SimpleNamespace(healthy=True), turns=SimpleNamespace(running=0), conversations=SimpleNamespace(),
         transcriber=SimpleNamespace(), synthesizer=SimpleNamespace(), voices=SimpleNamespace(), codec=SimpleNamespace(),
-        memories=SimpleNamespace(semantic=True), completions=SimpleNamespace(), embedder=None, cache=SimpleNamespace(state="disabled"), remote_turns=None, house=None, remarks=list,
+        memories=SimpleNamespace(semantic=True), completions=SimpleNamespace(), embedder=None, tickets=SimpleNamespace(), cache=SimpleNamespace(state="disabled"), remote_turns=None, house=None, remarks=list,
     )  # fmt: skip
 
     @asynccontextmanager

@@ -15,11 +15,12 @@ from starlette.types import Scope
 from jarvis_core.access.credentials import Credentials
 from jarvis_core.access.rate_limit import Allowance, RateLimiter
 from jarvis_core.access.throttle import AuthThrottle
+from jarvis_core.access.tickets import PREFIXES, Tickets
 from jarvis_core.errors import RateLimited, Unauthenticated
 from jarvis_core.handlers.call import Call, peer_of
 from jarvis_core.handlers.client_address import ClientAddresses, is_own_machine
 from jarvis_core.handlers.hosts import Hosts
-from jarvis_core.handlers.origin import Origins
+from jarvis_core.handlers.origin import SAFE_METHODS, Origins
 from jarvis_core.models import Caller
 from jarvis_core.settings import Limits, Server
 from jarvis_core.shares import current_user
@@ -27,6 +28,8 @@ from jarvis_core.shares import current_user
 CONNECTIONS_RETRY_S = 1
 POLICY = b"default"
 """The name of the one limit that there is, in the RateLimit fields."""
+TICKET = b"ticket="
+SOCKET_TICKET = f"Bearer {PREFIXES['socket']}"
 KEY_SUBPROTOCOL = "openai-insecure-api-key."
 
 
@@ -50,12 +53,20 @@ class Admitted:
 class Admission:
     """Lets calls in, or raises the error that their clients are to see."""
 
-    def __init__(self, credentials: Credentials, server: Server, limits: Limits, limiter: RateLimiter | None) -> None:
+    def __init__(
+        self,
+        credentials: Credentials,
+        server: Server,
+        limits: Limits,
+        limiter: RateLimiter | None,
+        tickets: Tickets | None = None,
+    ) -> None:
         self.addresses = ClientAddresses(server.trusted_proxies)
         self.origins = Origins(server.cors_origins, self.addresses)
         self.hosts = Hosts(server.allowed_hosts, (server.host, socket.gethostname())) if credentials.open else None
         """None where credentials are needed: a page has none, whatever its name."""
         self._credentials = credentials
+        self._tickets = tickets
         self._limiter = limiter
         self._policy = () if limiter is None else _policy(limiter.limit)
         self._guesses = AuthThrottle()
@@ -74,7 +85,10 @@ class Admission:
         """
         if origin:
             self.origins.check(call.scope, origin)
-        call.caller = await self._caller(call.scope, str(authorization, "latin-1"))
+        if not authorization and TICKET in call.scope["query_string"] and self._tickets is not None:
+            call.caller = await self._caller_of_ticket(call, self._tickets)
+        else:
+            call.caller = await self._caller(call.scope, str(authorization, "latin-1"))
         key = self._key(call.scope, call.caller)
         current_user.set(key)
         if self._limiter is not None and counted:
@@ -92,8 +106,15 @@ class Admission:
         if origin:
             self.origins.check(scope, origin)
         authorization = socket_credentials(scope)
-        caller = await self._caller(scope, authorization)
-        ends_at_s = self._credentials.ends_at_s(authorization)
+        if authorization.startswith(SOCKET_TICKET) and self._tickets is not None and not self._credentials.open:
+            try:
+                caller, ends_at_s = self._tickets.check("socket", authorization.removeprefix("Bearer "))
+            except Unauthenticated as error:
+                await self._hold_back(scope, error)
+                raise
+        else:
+            caller = await self._caller(scope, authorization)
+            ends_at_s = self._credentials.ends_at_s(authorization)
         admitted = Admitted(caller, self._key(scope, caller), peer_of(scope), ends_at_s)
         current_user.set(admitted.key)
         await self.charge(admitted)
@@ -137,9 +158,27 @@ class Admission:
         try:
             return self._credentials.caller(authorization)
         except Unauthenticated as error:
-            if error.guessed:
-                await self._guesses.hold_back(self.addresses.key(scope))
+            await self._hold_back(scope, error)
             raise
+
+    async def _caller_of_ticket(self, call: Call, tickets: Tickets) -> Caller:
+        """
+        Return whose ticket the query of *call* has, which follows a turn; no other route takes one.
+
+        An open server has nothing to sign tickets with that others do not know: there everybody is the same user anyway.
+        """
+        before, _, last = call.scope["path"].rpartition("/")
+        if last != "events" or call.scope["method"] not in SAFE_METHODS or self._credentials.open:
+            return await self._caller(call.scope, "")
+        try:
+            return tickets.check("events", call.query().get("ticket", ""), before.rpartition("/")[2].lower())[0]
+        except Unauthenticated as error:
+            await self._hold_back(call.scope, error)
+            raise
+
+    async def _hold_back(self, scope: Scope, error: Unauthenticated) -> None:
+        if error.guessed:
+            await self._guesses.hold_back(self.addresses.key(scope))
 
     def _key(self, scope: Scope, caller: Caller) -> str:
         return self.addresses.key(scope) if self._credentials.open else caller.user_id

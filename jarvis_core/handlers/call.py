@@ -112,6 +112,11 @@ class BoundedSends:
         await sending
         self._since = None
 
+    @property
+    def expired(self) -> bool:
+        """Whether a send has taken too long, and the block is cancelled for it."""
+        return self._timeout.expired()
+
     def _check_progress(self) -> None:
         now = self._loop.time()
         due = SEND_TIMEOUT_S + (now if self._since is None else self._since)
@@ -252,10 +257,14 @@ class Call:
 
     async def decode(self, decoder: msgspec.json.Decoder[T], limit_bytes: int) -> T:
         """Return the JSON body as a struct; raises an error that names what is wrong with it."""
+        return decode(decoder, await self.json_body(limit_bytes))
+
+    async def json_body(self, limit_bytes: int) -> bytes:
+        """Return the body, which is said to be JSON where anything is said; raises as ``body`` does, and where it is not."""
         kind = self.header(b"content-type").partition(";")[0].strip().lower()
         if kind and kind != "application/json" and not kind.endswith("+json"):
             raise UnsupportedMediaType(f"The body has to be application/json, not {kind}.")
-        return decode(decoder, await self.body(limit_bytes))
+        return await self.body(limit_bytes)
 
     async def left(self) -> None:
         """Wait until the client has closed the connection; discards what it sends until then."""

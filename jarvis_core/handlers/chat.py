@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
+from jarvis_core.access.tickets import Tickets
 from jarvis_core.errors import InvalidRequest
 from jarvis_core.handlers.call import Call, Reply, text_field
 from jarvis_core.handlers.cursor import encoded, position, time_and_id
@@ -19,16 +20,20 @@ from jarvis_core.handlers.wire import (
     CreateConversation,
     Deleted,
     ResponseState,
+    TicketReply,
 )
 from jarvis_core.models import IdempotencyKey, Status
 from jarvis_core.turns.conversations import Conversations
-from jarvis_core.turns.log import Turn
+from jarvis_core.turns.log import Reader, Turn
 from jarvis_core.turns.receipt import TurnTimer, server_timing
 from jarvis_core.turns.turns import Ask, Turns
 from jarvis_core.words.titles import is_title
 
 QUERY_LIMIT_CHARS = 200
 KEY_LIMIT_CHARS = 255
+TICKET_LIFETIME_S = 600.0
+RETRY = b"retry: 1000\n\n"
+"""How long a browser is to wait before it comes back, in ms; by itself it waits three seconds and more."""
 
 _encoder = msgspec.json.Encoder()
 _chat_decoder = msgspec.json.Decoder(ChatRequest)
@@ -39,8 +44,9 @@ _change_decoder = msgspec.json.Decoder(ChangeConversation)
 class ChatHandlers:
     """The routes below ``/api/chat``."""
 
-    def __init__(self, turns: Turns, conversations: Conversations, *, body_limit_bytes: int) -> None:
+    def __init__(self, turns: Turns, conversations: Conversations, tickets: Tickets, *, body_limit_bytes: int) -> None:
         self._turns = turns
+        self._tickets = tickets
         self._conversations = conversations
         self._body_limit_bytes = body_limit_bytes
 
@@ -55,26 +61,40 @@ class ChatHandlers:
             max_tokens=request.max_tokens,
             use_memory=request.use_memory,
         )
-        turn = await self._turns.start(ask, call.caller, _key(call, ask), TurnTimer(call.started_s))
+        turn = await self._turns.start(ask, call.caller, idempotency_key(call, ask), TurnTimer(call.started_s))
         if request.stream or "text/event-stream" in call.header(b"accept"):
             await send_events(call, self._turns, turn)
             return None
         await wait_for_end(call, self._turns, turn)
         if turn.status is Status.FAILED:
-            raise _of_turn(turn)
+            raise error_of_turn(turn)
         return Reply(_encoder.encode(_reply(turn)), headers=((b"server-timing", server_timing(turn.timer.receipt)),))
 
     async def response(self, call: Call) -> Reply:
         """Answer ``GET /api/chat/response/{id}``."""
         return _state(await self._turns.find(call.caller, call.path_param))
 
-    async def response_events(self, call: Call) -> None:
-        """Answer ``GET /api/chat/response/{id}/events``: follow a turn, or replay it."""
+    async def response_events(self, call: Call) -> Reply | None:
+        """
+        Answer ``GET /api/chat/response/{id}/events``: follow a turn, or replay it.
+
+        204 where a browser that has come to the end comes back, which it does for ever otherwise (HTML, 9.2.3).
+        """
         after = AFTER.read(call.query())
-        if after is None and (last := call.header(b"last-event-id")):
+        # A browser that comes back asks for the same address again: what it has seen since then is in the header.
+        if last := call.header(b"last-event-id"):
             after = AFTER.read({AFTER.name: last})
         turn = await self._turns.find(call.caller, call.path_param)
-        await send_events(call, self._turns, turn, after or 0)
+        if last and turn.ended and not Reader(turn, after or 0).behind:
+            return Reply(b"", 204)
+        await send_events(call, self._turns, turn, after or 0, retry=RETRY)
+        return None
+
+    async def ticket(self, call: Call) -> Reply:
+        """Answer ``POST /api/chat/response/{id}/ticket``."""
+        turn = await self._turns.find(call.caller, call.path_param)
+        ticket, good_until_s = self._tickets.issue("events", call.caller, turn.id, lifetime_s=TICKET_LIFETIME_S)
+        return Reply(_encoder.encode(TicketReply(ticket, datetime.fromtimestamp(int(good_until_s), UTC))))
 
     async def cancel(self, call: Call) -> Reply:
         """Answer ``POST /api/chat/response/{id}/cancel`` once the model's connection is closed."""
@@ -148,7 +168,8 @@ def _title(text: str) -> str:
     return text
 
 
-def _key(call: Call, ask: Ask) -> IdempotencyKey | None:
+def idempotency_key(call: Call, ask: Ask) -> IdempotencyKey | None:
+    """Return the request's own name, where it has one, with what it asks; raises ``InvalidRequest``."""
     text = call.header(b"idempotency-key")
     if not text:
         return None
@@ -191,7 +212,7 @@ def _state(turn: Turn) -> Reply:
     return Reply(_encoder.encode(state))
 
 
-def _of_turn(turn: Turn) -> Exception:
+def error_of_turn(turn: Turn) -> Exception:
     """Return the error of a failed turn, with the ids by which the client finds its message again."""
     if turn.error is None:
         return AssertionError("a failed turn has an error")

@@ -116,7 +116,9 @@ def _responses(route: Route) -> dict[str, Any]:
         ok["content"][kind] = {"schema": BYTES}
     responses: dict[str, Any] = {"200": ok}
     for status, struct, description in route.other:
-        if struct is None:
+        if status == 204:
+            responses["204"] = {"description": description}
+        elif struct is None:
             ok["content"]["text/event-stream"] = {}
         else:
             responses[str(status)] = {

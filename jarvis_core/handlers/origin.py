@@ -16,7 +16,7 @@ SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 EXPOSED = (
     b"access-control-expose-headers",
     b"X-Request-ID, Retry-After, X-Sample-Rate, X-Voice, Server-Timing, RateLimit, RateLimit-Policy, RateLimit-Limit, "
-    b"RateLimit-Remaining, RateLimit-Reset",
+    b"RateLimit-Remaining, RateLimit-Reset, Warning",
 )
 VARY = (b"vary", b"Origin")
 

@@ -9,10 +9,11 @@ a client is there and does not read, it waits.
 from __future__ import annotations
 
 import asyncio
+from typing import Protocol
 
 from jarvis_core.handlers.call import BoundedSends, Call, ClientLeft
 from jarvis_core.handlers.events import TurnEvents
-from jarvis_core.turns.log import Reader, Step, Turn
+from jarvis_core.turns.log import Entry, Reader, Step, Turn
 from jarvis_core.turns.turns import Turns
 
 HEARTBEAT_S = 15.0
@@ -63,15 +64,33 @@ class _Heartbeat:
         self._reader.wake()
 
 
-async def send_events(call: Call, turns: Turns, turn: Turn, after: int = 0) -> None:
+class EventWriter(Protocol):
+    """Knows a vocabulary."""
+
+    def server_sent(self, position: int, entry: Entry) -> bytes:
+        """Return an entry of a turn's log, which ends at *position*, as server-sent events."""
+        ...
+
+
+async def send_events(
+    call: Call,
+    turns: Turns,
+    turn: Turn,
+    after: int = 0,
+    events: EventWriter | None = None,
+    *,
+    retry: bytes = b"",
+) -> None:
     """
-    Follow *turn* from position *after* to its end, or until the client leaves, as server-sent events.
+    Follow *turn* from position *after* to its end, or until the client leaves, as server-sent events; ours, unless *events*
+    writes others. *retry* goes before the first of them.
 
     Raises ``ClientLeft`` where the client does not read.
     """
     loop = asyncio.get_running_loop()
     reader = Reader(turn, after)
-    events = TurnEvents(turn)
+    if events is None:
+        events = TurnEvents(turn)
     turns.attach(turn)
     watcher = loop.create_task(call.left())
     watcher.add_done_callback(lambda _: reader.wake())
@@ -88,6 +107,8 @@ async def send_events(call: Call, turns: Turns, turn: Turn, after: int = 0) -> N
                 body = b"".join([events.server_sent(position, entry) for position, entry in taken])
                 if not taken and more:
                     body = b": still here\n\n"
+                if retry:
+                    body, retry = retry + body, b""
                 await sends.wait(call.send({"type": "http.response.body", "body": body, "more_body": more}))
                 if reader.behind:
                     # Neither a send nor ``next`` would give way; the others on this loop get their turn here.

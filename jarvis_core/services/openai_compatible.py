@@ -205,6 +205,7 @@ class OpenAiModel:
                         self._transport,
                         stream,
                         left_out=asked.refused,
+                        tools=() if "tools" in asked.refused else completion.prompt.tools,
                         model=self._model,
                         limit_chars=completion.prompt.max_tokens * CHARS_PER_TOKEN_LIMIT,
                         opened=self._opens_thinking,

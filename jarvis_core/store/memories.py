@@ -97,6 +97,8 @@ select seq, owner_key, %(model_key)s, %(vector)s::halfvec from memories
 where owner_key = {OWNER_KEY} and id = %(id)s and superseded_by is null
 """
 
+HAS_ANY = "select 1 from memory_owners where owner = %(owner)s and entries > 0"
+
 FETCH = f"select {MEMORY} from memories where owner_key = {OWNER_KEY} and id = %(id)s"
 
 # One row with nulls tells the total where the page is empty. Rows without a content are the next page's: their texts are
@@ -298,6 +300,10 @@ class MemoryStore:
         _, rows = await fetch_as_planned(self._pool, (LOCK_OWNER, parameters), (DELETE, parameters))
         if not rows:
             raise unknown_memory()
+
+    async def has_any(self, owner: str) -> bool:
+        """Whether *owner* has told anything."""
+        return await self._pool.fetch_one(HAS_ANY, {"owner": owner}) is not None
 
     async def search(
         self, owner: str, query_terms: list[str], embedding: Embedding | None, *, limit: int

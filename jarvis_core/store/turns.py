@@ -19,6 +19,7 @@ from jarvis_core.errors import BadGateway, Conflict, NotFound, RequestError, Una
 from jarvis_core.models import IdempotencyKey, Receipt, Status, TurnRecord, Utterance, is_id, new_id
 from jarvis_core.store.conversations import unknown_conversation
 from jarvis_core.store.pool import Pool
+from jarvis_core.store.turn_deletion import delete_turn
 from jarvis_core.store.unconfirmed_turns import UnconfirmedTurns
 
 STORED_MESSAGE = """
@@ -399,6 +400,11 @@ class TurnStore:
     async def add_receipt(self, turn_id: str, receipt: Receipt) -> None:
         """Store what *receipt* has of a turn that has ended."""
         await self._pool.execute(ADD_RECEIPT, (_encode_receipt(receipt).decode(), turn_id))
+
+    async def delete(self, owner: str, turn_id: str) -> None:
+        """Remove a turn that has ended, as ``turn_deletion.py`` has it; raises ``NotFound``."""
+        if not is_id(turn_id) or not await delete_turn(self._pool, owner, turn_id):
+            raise NotFound("There is no such response.")
 
     async def fetch(self, owner: str, turn_id: str) -> TurnRecord:
         """Return a turn; raises ``NotFound``."""

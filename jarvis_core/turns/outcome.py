@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jarvis_core.errors import BadGateway, DeadlineExceeded, RequestError
+from jarvis_core.errors import BadGateway, DeadlineExceeded, RequestError, Unavailable
 from jarvis_core.models import Finish, Status
 
 REASONS = {"length": "max_tokens", "lost": "stream_lost", "deadline": "timeout"}
@@ -44,6 +44,18 @@ def error_without_text(finish: Finish) -> RequestError:
     reason = "empty" if finish.reason == "stop" else _reason_of(finish)
     words = WORDLESS.get(reason, f"The language model ended without a word: {reason}.")
     return BadGateway(words, details={"reason": reason})
+
+
+def error_without_end(reason: str) -> RequestError:
+    """Return the error of an answer that broke off in the middle for *reason*, as a turn has it."""
+    details = {"reason": reason}
+    if reason in ("stalled", "timeout"):
+        return DeadlineExceeded("The language model fell silent in the middle of its answer.", details=details)
+    if reason == "stream_lost":
+        return BadGateway("The language model broke off its answer.", details=details)
+    if reason == "server_stopped":
+        return Unavailable("The server was stopped in the middle of the answer.", details=details)
+    return BadGateway(f"The answer did not come to its end: {reason}.", details=details)
 
 
 def _reason_of(finish: Finish) -> str:

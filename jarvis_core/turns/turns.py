@@ -32,6 +32,7 @@ from jarvis_core.models import (
     Prompt,
     Status,
     TurnRecord,
+    Utterance,
     new_id,
 )
 from jarvis_core.settings import Llm
@@ -74,6 +75,10 @@ class Ask(Struct, frozen=True):
     """The user's message, where it was stored before."""
     language: str | None = None
     """In which it was said; None where nobody knows."""
+    ask_house: bool = True
+    """Whether the house is asked before the model, where there is one."""
+    before: list[Utterance] = []
+    """What was said between the history and the content, which the client keeps: the model is told, and it is not stored."""
 
 
 class Turns:
@@ -214,13 +219,13 @@ class Turns:
             history_chars=self._model.history_limit_chars,
             message_is_stored=ask.stored_message_id is not None,
             key=key,
-            asked_to_act="" if self._house is None else HOUSE,
+            asked_to_act=HOUSE if self._house is not None and ask.ask_house else "",
         )
         begun = await self._store.begin(beginning)
         if isinstance(begun, str):
             return await self._join(ask, caller, beginning, begun, timer)
         log.bind_turn(turn.id, turn.conversation_id)
-        if self._house is not None:
+        if self._house is not None and ask.ask_house:
             return self._run(turn, ask, begun, None)
         return self._run(turn, ask, begun, await self._recall(ask, caller, begun, timer))
 
@@ -260,7 +265,7 @@ class Turns:
         if begun.before == HOUSE:
             # It may have been done when this process, or the house, was lost.
             fresh.asked_to_act = HOUSE
-        elif self._house is not None:
+        elif self._house is not None and ask.ask_house:
             return self._run(fresh, ask, begun, None)
         return self._run(fresh, ask, begun, await self._recall(ask, caller, begun, timer))
 
@@ -281,7 +286,7 @@ class Turns:
         unclear = UNCLEAR if begun.before == HOUSE else ""
         return Prompt(
             system=settings.system_prompt if ask.system_prompt is None else ask.system_prompt,
-            history=begun.history,
+            history=[*begun.history, *ask.before] if ask.before else begun.history,
             content=ask.content,
             temperature=settings.temperature if ask.temperature is None else ask.temperature,
             max_tokens=settings.max_tokens if ask.max_tokens is None else ask.max_tokens,
@@ -354,6 +359,18 @@ class Turns:
         ``Unavailable`` for a turn of a worker that cannot be reached.
         """
         await turn.stop(status, reason)
+
+    async def delete(self, caller: Caller, turn: Turn) -> None:
+        """
+        Remove *turn* with its question and its answer, and its conversation where nothing else is in it; one that runs is
+        cancelled first.
+
+        A question that other turns answer too stays. Raises ``NotFound`` where it is gone already.
+        """
+        if not turn.ended:
+            await self.stop(turn)
+        await self._store.delete(caller.user_id, turn.id)
+        self._ended.remove(turn.id)
 
     async def truncate(self, caller: Caller, turn_id: str, chars: int, *, heard_ms: int, told: bool = False) -> None:
         """

@@ -20,7 +20,7 @@ class Event(NamedTuple):
 
 
 async def iterate_events(response: aiohttp.ClientResponse) -> AsyncIterator[Event]:
-    """Give the events as they arrive; comments are left out."""
+    """Give the events as they arrive; comments, and how soon to come back, are left out."""
     assert response.status == 200, await response.text()
     assert response.content_type == "text/event-stream"
     fields: dict[str, str] = {}
@@ -32,6 +32,9 @@ async def iterate_events(response: aiohttp.ClientResponse) -> AsyncIterator[Even
             assert name not in fields, "a field comes once in an event"
             fields[name] = value.removeprefix(" ")
         elif fields and not text:
+            if fields.keys() == {"retry"}:
+                fields = {}
+                continue
             assert fields.keys() == {"id", "event", "data"}
             yield Event(int(fields["id"]), fields["event"], msgspec.json.decode(fields["data"]))
             fields = {}

@@ -6,18 +6,15 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any, cast
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Raw
 
 from jarvis_core.errors import ContextTooLong, InvalidRequest, RequestError
-from jarvis_core.models import Completion, ToolCall
+from jarvis_core.models import Completion
 from jarvis_core.services.answers.completions import CompletionStream
 from jarvis_core.services.answers.server_errors import ServerError
 from jarvis_core.services.answers.stream import Piece
-from jarvis_core.services.contract import Delta
 from jarvis_core.services.transport import Refused
 
-CALLS_LIMIT = 128
-"""Of one answer; what a server tells of more is left out."""
 GO_TOGETHER = {"tools": ("tool_choice", "parallel_tool_calls"), "functions": ("function_call",)}
 """Parameters that mean nothing without another."""
 CLIENTS_FAULT = (400, 413, 422)
@@ -81,65 +78,13 @@ class ForwardedRequest:
         return told
 
 
-class _Call(Struct):
-    """A call, as far as it has been told."""
-
-    id: str = ""
-    name: str = ""
-    arguments: str = ""
-
-
 class ForwardedStream(CompletionStream):
-    """The answer to a client's own request: also what it wants called, and what the prompt counted."""
+    """The answer to a client's own request: also what the prompt counted."""
 
     def __init__(self, *args: Any, left_out: Sequence[str], **options: Any) -> None:
         super().__init__(*args, **options)
         self.left_out = left_out
         self.prompt_tokens = 0
-        self._calls: dict[int, _Call] = {}
-
-    @property
-    def calls(self) -> Sequence[ToolCall]:
-        """What the model wants done, in order."""
-        calls = [self._calls[index] for index in sorted(self._calls)]
-        return [ToolCall(call.id or f"call_{place}", call.name, call.arguments) for place, call in enumerate(calls)]
-
-    def _take_rest(self, delta: Delta, *, whole: bool = False) -> str:
-        told = delta.tool_calls
-        if isinstance(told, list):
-            for place, one in enumerate(cast("list[object]", told)):
-                if isinstance(one, dict):
-                    self._take_call(cast("dict[str, Any]", one), place)
-        elif isinstance(delta.function_call, dict):
-            self._take_call({"function": delta.function_call}, 0)
-        return super()._take_rest(delta, whole=whole)
-
-    def _take_call(self, told: dict[str, Any], place: int) -> None:
-        """Take a piece of a call, or a whole one; servers that send whole ones may leave out the index."""
-        index = told.get("index")
-        if not isinstance(index, int):
-            index = place
-        call = self._calls.get(index)
-        if call is None:
-            if len(self._calls) >= CALLS_LIMIT:
-                return
-            call = self._calls[index] = _Call()
-        if isinstance(told.get("id"), str) and told["id"]:
-            call.id = told["id"]
-        function = told.get("function")
-        if isinstance(function, dict):
-            if isinstance(function.get("name"), str) and function["name"]:
-                call.name = function["name"]
-            arguments = function.get("arguments")
-            if isinstance(arguments, dict):  # Ollama's own way, and that of servers that copied it
-                arguments = _encoder.encode(arguments).decode()
-            if isinstance(arguments, str):
-                call.arguments += arguments
-                # Writing a call is no silence, and no flood either.
-                self._brought += 1
-                if not self._begun:
-                    self._begin()
-                self._hide(len(arguments))
 
     def _count(self, usage: object) -> None:
         super()._count(usage)
@@ -154,7 +99,6 @@ class PlainAnswer:
     def __init__(self, pieces: AsyncIterator[Piece], left_out: Sequence[str]) -> None:
         self._pieces = pieces
         self.left_out = left_out
-        self.calls: Sequence[ToolCall] = ()
         self.prompt_tokens = 0
 
     def pieces(self) -> AsyncIterator[Piece]:

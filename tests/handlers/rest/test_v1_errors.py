@@ -63,6 +63,20 @@ async def test_no_credentials(strict: Api) -> None:
         assert response.status == 200
 
 
+async def test_every_route_needs_credentials(strict: Api) -> None:
+    """Nothing below /v1 is reached without credentials, whatever is asked."""
+    unknown = "resp_019b0000-0000-7000-8000-000000000000"
+    for method, path in (
+        *(("POST", f"/v1/{one}") for one in ("chat/completions", "responses", "embeddings", "realtime/client_secrets")),
+        *(("POST", f"/v1/audio/{one}") for one in ("speech", "transcriptions")),
+        *(("GET", f"/v1/{one}") for one in ("models", "models/jarvis", f"responses/{unknown}", "realtime")),
+        *(("DELETE", f"/v1/responses/{unknown}"), ("POST", f"/v1/responses/{unknown}/cancel")),
+        ("GET", f"/v1/responses/{unknown}/input_items"),
+    ):
+        async with strict.session.request(method, path, data=b"{}", headers={"Authorization": ""}) as response:
+            assert response.status == 401, path
+
+
 async def test_handshake(api: Api) -> None:
     """A handshake that is refused below /v1 is refused in OpenAI's shape."""
     with pytest.raises(aiohttp.WSServerHandshakeError) as raised:
