@@ -1,6 +1,6 @@
 # Jarvis Core: `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-pythons check docs fuzz faults perf profile image lock clean FORCE
+.PHONY: help install run test test-pythons clients check docs fuzz faults perf profile image lock clean FORCE
 
 PYTHON ?= python3
 VENV := .venv
@@ -50,6 +50,22 @@ test: install ## run every test against real servers
 
 test-pythons: install ## run the tests of cancelling, deadlines, stops and faults on every other CPython of this machine
 	$(RUN) -m tests.pythons
+
+# Each client where its own packages are; npm's are pinned by its lock file.
+.cache/clients/python/.installed: config/clients.lock | install
+	@echo 'installing the pinned packages into $(@D) ...'
+	@$(RUN) -m venv --clear $(@D)
+	@$(@D)/bin/python -m pip --quiet --quiet --disable-pip-version-check --no-input install --require-hashes --no-deps -r $<
+	@touch $@
+
+.cache/clients/node/.installed: tests/clients/package.json tests/clients/package-lock.json
+	@echo 'installing the pinned packages into $(@D) ...'
+	@mkdir -p $(@D) && cp $^ $(@D)
+	@cd $(@D) && npm ci --silent --no-audit --no-fund
+	@touch $@
+
+clients: install .cache/clients/python/.installed .cache/clients/node/.installed ## let others' clients in: each unmodified, in an environment of its own
+	CLIENTS_NEEDED=1 $(RUN) -m pytest tests/clients
 
 check: install ## formatting, lint, types, architecture, dependency audit: what CI runs first
 	$(RUN) -m ruff format --check .
@@ -103,6 +119,8 @@ lock: install ## pin the newest versions that pyproject.toml allows
 	$(UV) $(AS_LOCKED) --extra embedded pyproject.toml config/image.in -o config/image.lock
 	$(UV) $(AS_LOCKED) --extra local pyproject.toml config/image.in -o config/image-local.lock
 	$(UV) --group perf -o config/perf.lock
+	$(UV) --group clients -o config/clients.lock
+	cd tests/clients && npm update --package-lock-only --silent
 	$(UV) --group perf-gateway -o config/perf-gateway.lock
 
 clean: ## remove what make made here (never the assistant's data)

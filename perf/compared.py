@@ -13,7 +13,7 @@ from contextlib import suppress
 from perf.load import LIMIT_S, Latencies, Paced, Request, drive, pace, percentiles, press, repeat, repeat_for
 from perf.processes import Process, core
 from perf.report import Comparison, Outcome, Row, Sample
-from perf.stand import CORE, FASTAPI, FLOOR, LITELLM, LITELLM_KEY, Stand
+from perf.stand import CORE, FASTAPI, FLOOR, FORWARDED, LITELLM, LITELLM_KEY, Stand
 
 SECONDS = float(os.environ.get("PERF_SECONDS", "3"))
 """Of each run against one server."""
@@ -31,9 +31,10 @@ CHAT = Request(
 COMPLETION = {"model": "measured", "messages": [{"role": "user", "content": "Bonjour Jarvis, qui es-tu ?"}]}
 BEARER = f"authorization: Bearer {LITELLM_KEY}\r\n"
 GATEWAY_CHAT = Request("POST", "/v1/chat/completions", json.dumps(COMPLETION).encode(), BEARER)
+FORWARDED_CHAT = Request("POST", "/v1/chat/completions", json.dumps(COMPLETION).encode())
 CHAT_1000_TIMES = 2
 """Turns over each connection."""
-WARMING = {CORE: CHAT, FASTAPI: CHAT, LITELLM: GATEWAY_CHAT, FLOOR: HEALTH}
+WARMING = {CORE: CHAT, FORWARDED: FORWARDED_CHAT, FASTAPI: CHAT, LITELLM: GATEWAY_CHAT, FLOOR: HEALTH}
 WARMING_REQUESTS = 200
 
 
@@ -195,10 +196,17 @@ def memory_search(stand: Stand, rounds: int) -> Outcome:
 
 
 def chat(stand: Stand, rounds: int) -> Outcome:
-    """POST /api/chat with a model that answers at once; LiteLLM only passes on, and stores nothing."""
+    """POST /api/chat with a model that answers at once; chat completions and LiteLLM only pass on, and store nothing."""
     stand.set_model()
-    runs = {CORE: answered(CHAT), FASTAPI: answered(CHAT), LITELLM: answered(GATEWAY_CHAT)}
-    title = "POST /api/chat, model at once, stored durably (LiteLLM: passed on, nothing stored)"
+    runs = {
+        CORE: answered(CHAT),
+        FORWARDED: answered(FORWARDED_CHAT),
+        FASTAPI: answered(CHAT),
+        LITELLM: answered(GATEWAY_CHAT),
+    }
+    title = (
+        "POST /api/chat, model at once, stored durably (/v1/chat/completions and LiteLLM: passed on, nothing stored)"
+    )
     compared = compare(stand, title, runs, rounds)
     what = "POST /api/chat, durable, model at once: CPU"
     return Outcome(
@@ -207,6 +215,16 @@ def chat(stand: Stand, rounds: int) -> Outcome:
             aim(f"{what} per request", lambda: f"{compared.cpu_us(CORE):,.0f} µs", "≤ 1,000 µs"),
             aim(f"{what} less than FastAPI", lambda: f"{compared.ratio(FASTAPI):.1f} ×", "≥ 5 ×"),
             aim(f"{what} less than LiteLLM", lambda: f"{compared.ratio(LITELLM):.1f} ×", "≥ 15 ×"),
+            aim(
+                "POST /v1/chat/completions, model at once: CPU per request",
+                lambda: f"{compared.cpu_us(FORWARDED):,.0f} µs, {compared.ratio(FORWARDED):.2f} × POST /api/chat",
+                "≤ 0.75 ×",
+            ),
+            aim(
+                "POST /v1/chat/completions: CPU less than LiteLLM",
+                lambda: f"{compared.ratio(LITELLM, FORWARDED):.1f} ×",
+                "≥ 20 ×",
+            ),
         ],
     )
 

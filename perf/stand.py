@@ -29,6 +29,8 @@ LITELLM_KEY = "sk-0123456789abcdef0123456789abcdef"
 MEMORIES = 200
 
 CORE, FASTAPI, LITELLM, FLOOR = "Jarvis Core", "FastAPI", "LiteLLM", "bare ASGI"
+FORWARDED = f"{CORE}, /v1"
+"""The core's chat completions: passed on, nothing stored."""
 
 
 class Stand:
@@ -59,6 +61,7 @@ class Stand:
 
     def get(self, name: str) -> Process:
         """Return a server, started if it is not running; raises ``RuntimeError`` where it does not start."""
+        name = CORE if name == FORWARDED else name
         if name in self._failed:
             raise self._failed[name]
         if name not in self._running:

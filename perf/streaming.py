@@ -6,11 +6,11 @@ import asyncio
 import json
 
 from perf import streams
-from perf.compared import BEARER, COMPLETION, MODEL_ALONE, Run, compare
+from perf.compared import BEARER, COMPLETION, MODEL_ALONE, Run, aim, compare
 from perf.load import drive, request
 from perf.processes import Process
 from perf.report import Comparison, Outcome
-from perf.stand import CORE, FASTAPI, FLOOR, LITELLM, Stand
+from perf.stand import CORE, FASTAPI, FLOOR, FORWARDED, LITELLM, Stand
 
 IDLE_SOCKETS = 5_000
 ASKED = {"content": "Bonjour Jarvis", "use_memory": False, "stream": True}
@@ -27,12 +27,24 @@ FIRST_S = 0.2
 def sse(stand: Stand, rounds: int) -> Outcome:
     """Server-sent events to 100 and to 1,000 listeners at once, each of a turn of its own."""
     few = _streams(
-        stand, rounds, at_once=100, deltas=30, delta_s=0.1, names=(MODEL_ALONE, FLOOR, CORE, FASTAPI, LITELLM)
+        stand,
+        rounds,
+        at_once=100,
+        deltas=30,
+        delta_s=0.1,
+        names=(MODEL_ALONE, FLOOR, CORE, FORWARDED, FASTAPI, LITELLM),
     )
     many = _streams(
         stand, min(rounds, 2), at_once=1_000, deltas=10, delta_s=0.5, spread_s=2.0, names=(MODEL_ALONE, FLOOR, CORE)
     )
-    return Outcome([few, many])
+    forwarded = aim(
+        "a delta that /v1/chat/completions passes on, CPU",
+        lambda: (
+            f"{few.cpu_us(FORWARDED):.1f} µs, {few.ratio(FORWARDED, FLOOR):.2f} × the bare handler, which only sends"
+        ),
+        "≤ 1.5 ×",
+    )
+    return Outcome([few, many], [forwarded])
 
 
 def _streams(
@@ -50,6 +62,7 @@ def _streams(
         MODEL_ALONE: (MODEL_STREAM, CHUNK),
         FLOOR: (request("GET", f"/stream/{deltas}/{delta_s}"), DELTA),
         CORE: (CORE_STREAM, DELTA),
+        FORWARDED: (MODEL_STREAM, CHUNK),
         FASTAPI: (FASTAPI_STREAM, DELTA),
         LITELLM: (GATEWAY_STREAM, CHUNK),
     }

@@ -78,7 +78,9 @@ class Outcome(NamedTuple):
         found: list[str] = []
         if shown is not None and shown.language == "json":
             body = msgspec.json.decode(shown.text)
-            is_error = isinstance(body, dict) and "error" in body and "code" in body
+            # Ours, or OpenAI's.
+            error = body.get("error") if isinstance(body, dict) else None
+            is_error = error is not None and "code" in (error if isinstance(error, dict) else body)
             try:
                 actual = msgspec.json.decode(self.stdout)
             except msgspec.DecodeError as exc:

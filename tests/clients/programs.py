@@ -1,0 +1,60 @@
+"""Runs a client's program in its environment, and tells what became of each of its checks."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from tests.clients.house import House
+from tests.system.server import REPOSITORY
+
+ENVIRONMENTS = REPOSITORY / ".cache" / "clients"
+PYTHON = ENVIRONMENTS / "python" / "bin" / "python"
+NODE_MODULES = ENVIRONMENTS / "node" / "node_modules"
+PROGRAM_LIMIT_S = 120.0
+
+_CHECK = re.compile(r"^(?:export )?(?:async )?(?:def|function) (check_\w+)", re.MULTILINE)
+
+
+def checks_of(program: str) -> list[str]:
+    """Return the names of a program's checks, in order."""
+    names = _CHECK.findall((Path(__file__).parent / program).read_text())
+    assert names, f"{program} checks nothing"
+    return names
+
+
+def run_program(program: str, house: House) -> dict[str, str]:
+    """Run all checks of *program*; return what went wrong with each, the empty text where nothing did."""
+    command, needed = _command(program)
+    if not needed.exists():
+        if os.environ.get("CLIENTS_NEEDED"):
+            pytest.fail(f"{needed} is not there; run `make clients`")
+        pytest.skip("`make clients` makes the environment of this client")
+    done = subprocess.run(
+        command,
+        cwd=REPOSITORY,
+        env={"PATH": os.environ.get("PATH", os.defpath), "NODE_MODULES": str(NODE_MODULES), **house.environment},
+        capture_output=True,
+        text=True,
+        timeout=PROGRAM_LIMIT_S,
+        check=False,
+    )
+    results: list[dict[str, Any]] = [
+        msgspec.json.decode(line) for line in done.stdout.splitlines() if line.startswith('{"check"')
+    ]
+    assert done.returncode == 0, f"{program} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+    return {result["check"]: result["failure"] for result in results}
+
+
+def _command(program: str) -> tuple[Sequence[str], Path]:
+    path = str(Path(__file__).parent / program)
+    if program.endswith(".mjs"):
+        return ["node", path], NODE_MODULES
+    return [str(PYTHON), path], PYTHON

@@ -1,0 +1,22 @@
+"""OpenAI's own client for JavaScript, unmodified, driven through everything of ``/v1``."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.clients.house import House
+from tests.clients.programs import checks_of, run_program
+
+PROGRAM = "openai_node.mjs"
+
+
+@pytest.fixture(scope="module")
+def results(house: House) -> dict[str, str]:
+    """Run the program."""
+    return run_program(PROGRAM, house)
+
+
+@pytest.mark.parametrize("check", checks_of(PROGRAM))
+def test_client(results: dict[str, str], check: str) -> None:
+    """What the check's own docstring says holds."""
+    assert not results[check], results[check]
