@@ -1,6 +1,6 @@
 # Jarvis Core: `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-pythons clients check docs fuzz faults perf profile image lock clean FORCE
+.PHONY: help install run test test-pythons clients check docs fuzz faults home perf profile image lock clean FORCE
 
 PYTHON ?= python3
 VENV := .venv
@@ -100,11 +100,24 @@ perf: install ## measure speed and memory against the aims and the peers; writes
 profile: install .cache/perf/peers/.installed ## where the time goes, as a flame graph: make profile SCENARIO=chat
 	$(RUN) -m perf.profile $(SCENARIO)
 
+# As its authors pinned it, in an environment of its own: what it brings along is older than what the core has.
+.cache/home/.installed: config/home.lock | install
+	@echo 'installing Home Assistant into $(@D): some 600 MB, and minutes ...'
+	@$(RUN) -m venv --clear $(@D)
+	@$(@D)/bin/python -m pip --quiet --quiet --disable-pip-version-check --no-input install --require-hashes --no-deps -r $<
+	@touch $@
+
+home: install .cache/home/.installed ## have a real Home Assistant switch lamps in French and English
+	HOME_PYTHON=$(CURDIR)/.cache/home/bin/python $(RUN) -m pytest tests/home
+
 image: install ## build the container image and check it, with docker, podman or buildah
 	$(RUN) -m tests.image
 
 # uv resolves for every platform at once, which pip cannot.
 UV := .cache/lock/bin/python -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
+  --no-emit-find-links --no-header --no-emit-index-url
+# What runs on one Python alone, and is pinned by its authors.
+ONE_PYTHON := .cache/lock/bin/python -m uv pip compile --quiet --python-version 3.11 --generate-hashes \
   --no-emit-find-links --no-header --no-emit-index-url
 # The images have the versions that were tested.
 AS_LOCKED := --no-annotate -c config/requirements.lock
@@ -121,6 +134,7 @@ lock: install ## pin the newest versions that pyproject.toml allows
 	$(UV) --group perf -o config/perf.lock
 	$(UV) --group clients -o config/clients.lock
 	cd tests/clients && npm update --package-lock-only --silent
+	$(ONE_PYTHON) config/home.in -o config/home.lock
 	$(UV) --group perf-gateway -o config/perf-gateway.lock
 
 clean: ## remove what make made here (never the assistant's data)

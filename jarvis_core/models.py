@@ -342,10 +342,10 @@ class ToolServer(Protocol):
 class HouseAnswer(Struct, frozen=True):
     """What the house made of a sentence."""
 
-    outcome: Literal["done", "told", "unmatched", "failed", "unclear"]
+    outcome: Literal["done", "told", "unmatched", "unknown", "failed", "unclear"]
     """
-    ``done`` did it, ``told`` answers a question, ``unmatched`` is no sentence of the house's, ``failed`` is one that could not be
-    done, ``unclear`` that no answer came although it may have been done.
+    ``done`` did it, ``told`` answers a question, ``unmatched`` is no sentence of the house's, ``unknown`` one about a thing that it
+    has not, ``failed`` one that could not be done, ``unclear`` that no answer came although it may have been done.
     """
     speech: str = ""
     """In the house's own words; may be empty."""

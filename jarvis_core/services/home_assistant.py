@@ -25,7 +25,11 @@ logger = log.get(__name__)
 SPEECH_LIMIT_CHARS = 5_000
 """More of an answer is not spoken: what text to speech takes at a time."""
 
-UNMATCHED = "no_intent_match"
+CODES: dict[str | None, Literal["unmatched", "unknown"]] = {
+    "no_intent_match": "unmatched",
+    "no_valid_targets": "unknown",
+}
+"""Of errors that are none of the house's; with any other a thing of the house did not do what it was told."""
 
 
 class Sentence(Struct, frozen=True, omit_defaults=True):
@@ -72,11 +76,9 @@ class Processed(Struct, frozen=True):
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Processed)
 
-OUTCOMES: dict[str, Literal["done", "told", "failed"]] = {
-    "action_done": "done",
-    "query_answer": "told",
-    "error": "failed",
-}
+Outcome = Literal["done", "told", "failed", "unknown", "unmatched"]
+
+OUTCOMES: dict[str, Outcome] = {"action_done": "done", "query_answer": "told", "error": "failed"}
 
 
 class HomeAssistant:
@@ -112,9 +114,10 @@ class HomeAssistant:
             logger.warning("the house sent what is not its contract", error=str(exc)[:200])
             return HouseAnswer("unclear")
         response = processed.response
-        outcome = OUTCOMES.get(response.response_type)
-        code = None if response.data is None else response.data.code
-        if outcome is None or (outcome == "failed" and code == UNMATCHED):
+        outcome: Outcome = OUTCOMES.get(response.response_type, "unmatched")
+        if outcome == "failed" and response.data is not None:
+            outcome = CODES.get(response.data.code, "failed")
+        if outcome == "unmatched":
             return HouseAnswer("unmatched", conversation_id=processed.conversation_id)
         plain = None if response.speech is None else response.speech.plain
         speech = "" if plain is None or plain.speech is None else plain.speech.strip()[:SPEECH_LIMIT_CHARS]

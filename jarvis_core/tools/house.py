@@ -2,8 +2,9 @@
 The house, asked before the language model: what it understands needs no model.
 
 A sentence goes to it in the language that was heard, then once in another one of the house, within ``home.timeout_s`` together.
-What it does or answers is the turn's answer; what it does not understand is the model's. A question that it
-cannot answer is the model's too: it takes "quelle heure est-il ?" for a device by the name of "quelle heure".
+What it does or answers is the turn's answer; what it does not understand is the model's. So is what it only seems to
+understand: it takes "quelle heure est-il ?", "tell me a joke" and "mon vélo est au garage" for devices and rooms that it has not,
+so that of those only orders are answered with its own words, and no question is.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from jarvis_core.errors import RequestError
 from jarvis_core.models import HouseAnswer, HouseControl
 from jarvis_core.settings import Home, Speech
 from jarvis_core.words.languages import language_code
-from jarvis_core.words.questions import is_question
+from jarvis_core.words.orders import is_order, is_question
 
 logger = log.get(__name__)
 
@@ -86,7 +87,7 @@ class House:
         self.outcomes: dict[str, float] = {}
         """How many sentences were tried, by what came of them."""
         self.looked = asyncio.Event()
-        """Set once it was looked at for the first time."""
+        """Set once it was looked at for the first time, and has loaded its languages."""
         self.trouble = "it has not answered yet"
         """Why it was not to be had when it was looked at last, for a person; empty where all was well."""
 
@@ -125,9 +126,9 @@ class House:
         was_well = False
         while True:
             well = await self._look()
-            self.looked.set()
             if well and not was_well:
                 await self._load_languages()
+            self.looked.set()
             was_well = well
             looked_at = loop.time()
             await asyncio.sleep(AWAY_INTERVAL_S)
@@ -146,7 +147,11 @@ class House:
         return True
 
     async def _load_languages(self) -> None:
-        """Have the house load what it loads with the first sentence of a language, which nobody is to wait for."""
+        """
+        Have the house load what it loads with the first sentence of a language, which nobody is to wait for.
+
+        A second sentence that comes meanwhile is a 500 of Home Assistant 2024.3.3: the start waits for this.
+        """
         self._languages = languages_of(self._speech, await self._fetch_spoken())
         for code in self._order(None):
             with contextlib.suppress(RequestError):
@@ -179,7 +184,9 @@ def languages_of(settings: Speech, spoken: Iterable[str]) -> tuple[str, ...]:
 
 def _words(answer: HouseAnswer, text: str, language: str) -> str:
     """Return what is said of *answer*; empty where the model is to be asked."""
-    if answer.outcome == "failed" and is_question(text):
+    if answer.outcome in ("failed", "unknown") and is_question(text):
+        return ""
+    if answer.outcome == "unknown" and not is_order(text):
         return ""
     if answer.outcome == "done":
         return answer.speech or DONE.get(language, DONE["en"])

@@ -37,6 +37,7 @@ SENTENCES: dict[str, list[tuple[str, re.Pattern[str]]]] = {
         ("dim", re.compile(r"mets (?:la |le |l')?(?P<name>.+) à (?P<level>\d+) ?%")),
         ("ask", re.compile(r"est-ce que (?:la |le |l')?(?P<name>.+) est allumée")),
         ("ask", re.compile(r"(?P<name>quelle heure) est-il")),
+        ("ask", re.compile(r"(?P<name>.+) est au garage")),
     ],
     "en": [
         ("on", re.compile(r"turn on (?:the )?(?P<name>.+)")),
@@ -44,14 +45,17 @@ SENTENCES: dict[str, list[tuple[str, re.Pattern[str]]]] = {
         ("toggle", re.compile(r"toggle (?:the )?(?P<name>.+)")),
         ("dim", re.compile(r"set (?:the )?(?P<name>.+) to (?P<level>\d+) ?%")),
         ("ask", re.compile(r"is (?:the )?(?P<name>.+) on")),
+        ("ask", re.compile(r"tell me (?P<name>.+)")),
         ("temperature", re.compile(r"what is the temperature")),
     ],
 }
 WORDS = {
     "fr": {"on": "Allumé", "off": "Éteint", "toggle": "Basculé", "dim": "Luminosité réglée", "yes": "Oui", "no": "Non",
-           "unknown": "Désolé, je ne connais pas l'appareil {}", "unmatched": "Désolé, je n'ai pas compris"},
+           "unknown": "Désolé, je ne connais pas l'appareil {}", "unmatched": "Désolé, je n'ai pas compris",
+           "failed": "Une erreur inattendue s'est produite"},
     "en": {"on": "Turned on the light", "off": "Turned off the light", "toggle": "Toggled", "dim": "Brightness set", "yes": "Yes",
-           "no": "No", "unknown": "Sorry, I am not aware of any device called {}", "unmatched": "Sorry, I couldn't understand that"},
+           "no": "No", "unknown": "Sorry, I am not aware of any device called {}", "unmatched": "Sorry, I couldn't understand that",
+           "failed": "An unexpected error occurred"},
 }  # fmt: skip
 
 
@@ -66,6 +70,8 @@ class HomeAssistantMode(FaultyMode, frozen=True, kw_only=True):
     """Close the connection before or after what was said is done."""
     held: bool = False
     """Do what was said, and wait for the gate before it is told."""
+    failing: bool = False
+    """Have no lamp do what it is told."""
     speechless: bool = False
     """Have no words for what was done."""
     response_type: str = ""
@@ -152,6 +158,8 @@ class FakeHomeAssistant(FakeServer[HomeAssistantMode]):
                     return self._error(language, "no_valid_targets", words["unknown"].format(found["name"]))
                 if act == "ask":
                     return self._told(language, "query_answer", words["yes" if self.levels[lamp] else "no"], lamp)
+                if self.mode.failing:
+                    return self._error(language, "failed_to_handle", words["failed"])
                 self._do(act, lamp, int(found["level"]) if act == "dim" else 0)
                 return self._told(language, "action_done", "" if self.mode.speechless else words[act], lamp)
         return self._error(language, "no_intent_match", words["unmatched"])

@@ -53,7 +53,9 @@ async def test_answers(adapter: HomeAssistant, home: FakeHomeAssistant) -> None:
     assert await process(adapter, "bonjour") == HouseAnswer("unmatched")
     assert await process(adapter, "") == HouseAnswer("unmatched")
     failed = await process(adapter, "allume le four")
-    assert (failed.outcome, failed.speech) == ("failed", "Désolé, je ne connais pas l'appareil four")
+    assert (failed.outcome, failed.speech) == ("unknown", "Désolé, je ne connais pas l'appareil four")
+    home.mode = HomeAssistantMode(failing=True)
+    assert (await process(adapter, "allume la lumière du salon")).outcome == "failed"
 
 
 async def test_conversations(adapter: HomeAssistant, home: FakeHomeAssistant) -> None:

@@ -124,13 +124,18 @@ async def test_unmatched(user: Api, model: FakeBridges, home: FakeHomeAssistant)
     assert home.sentences == [("Raconte une histoire", "fr"), ("Raconte une histoire", "en")]
 
 
-async def test_not_to_be_done(user: Api, model: FakeBridges) -> None:
-    """What cannot be done is told in the house's own words; a question that it takes for a device's name is the model's."""
+async def test_not_to_be_done(user: Api, model: FakeBridges, home: FakeHomeAssistant) -> None:
+    """What cannot be done is told in the house's own words; what it only takes for a device's name is the model's."""
+    home.mode = HomeAssistantMode(failing=True)
+    assert (await user.say("Allume la lumière du salon"))["content"] == "Une erreur inattendue s'est produite"
+    home.mode = HomeAssistantMode()
     turn = await user.say("Allume le four")
     assert (turn["content"], turn["model"]) == ("Désolé, je ne connais pas l'appareil four", "home-assistant")
     assert asked(model) == 0
     assert (await user.say("Quelle heure est-il ?"))["model"] == MODEL
     assert (await user.say("quelle heure est-il"))["model"] == MODEL
+    assert (await user.say("Mon vélo est au garage"))["model"] == MODEL
+    assert (await user.say("Tell me a joke"))["model"] == MODEL
 
 
 async def test_long_text_is_the_models(user: Api, model: FakeBridges, home: FakeHomeAssistant) -> None:

@@ -1,10 +1,10 @@
-"""Questions, told from what is to be done."""
+"""Questions and orders to a house, told from what else is said."""
 
 from __future__ import annotations
 
 import pytest
 
-from jarvis_core.words.questions import is_question
+from jarvis_core.words.orders import is_order, is_question
 
 QUESTIONS = """
 Quelle heure est-il ?
@@ -31,12 +31,22 @@ ORDERS = """
 Allume la lumière du salon
 Éteins tout.
 Mets la lampe à 30 %
-Dis bonjour
+S'il te plaît, ouvre les volets
+Jarvis, allume le four
 Turn on the kitchen light
 Set the lamp to 40%
+Please could you now close the door
+""".strip().splitlines()
+NEITHER = """
+Dis bonjour
 Whatever you like
 Isolate the kitchen
-Les lumières, allume-les !
+Mon vélo est au garage
+Souviens-toi que mon vélo est au garage
+Donne-moi une recette de crêpes
+Tell me a joke
+Remember that my bike is in the garage
+Count to ten
 12
 ?!
 """.strip().splitlines()
@@ -50,10 +60,11 @@ def test_question(text: str) -> None:
 
 @pytest.mark.parametrize("text", ORDERS)
 def test_order(text: str) -> None:
-    """What is to be done is no question."""
-    assert not is_question(text)
+    """An order begins with a verb with which a house is ordered about, and is no question."""
+    assert (is_order(text), is_question(text)) == (True, False)
 
 
-def test_empty() -> None:
-    """Nothing is no question."""
-    assert not is_question("")
+@pytest.mark.parametrize("text", [*NEITHER, "", " "])
+def test_neither(text: str) -> None:
+    """What is told, and what is asked of the assistant itself, is neither."""
+    assert (is_order(text), is_question(text)) == (False, False)
