@@ -5,6 +5,10 @@ Whisper was trained on subtitles and hears some in any sound, so it gets only wh
 text that repeats itself is dropped where Whisper itself doubts that there was speech, and elsewhere cut to the words that
 took some time. Told the wrong language, Whisper translates: where another language of the house is beyond doubt, the
 transcript is in that language.
+
+Whisper was trained on half a minute, and so much is encoded for every clip, most of it nothing. Its encoder takes less, for
+a fraction of the work; where there is little nothing behind the words it may not find the end and say them for ever. So a
+clip is heard with a second or more behind it, and what repeats itself is heard once more in the whole window.
 """
 
 from __future__ import annotations
@@ -35,6 +39,15 @@ TOKENS_PER_S = 16
 TOKENS_FIRST = 16
 """Tokens for each second of speech, and besides: three times those of fast speech, so that a loop ends early."""
 WINDOW_S = 30
+FRAMES_BEHIND = 100
+"""Frames of 10 ms without sound that are heard behind a clip, at least; with none, one clip of twelve was said for ever."""
+FRAMES_LEAST = 1_000
+"""
+Of a window. Measured on 52 clips of 1 to 5 s, half of them with noise at 10 dB: 1,000 frames take 27 % of the CPU of 3,000, with
+35 wrong words of 456 in place of 33; 400 take 20 %, with 39, and "Oui, merci" became "Yes, thank you".
+"""
+FRAMES_STEP = 500
+"""Longer windows have a multiple of so many frames."""
 RATE_HZ = 16_000
 SILENCE = 1e-4
 """Peak of a clip that is too quiet to hold a word even when it is amplified."""
@@ -113,23 +126,41 @@ def load(directory: Path, threads: int) -> WhisperModel:
     # Always pass a directory: a name would be looked up on the model hub.
     model = WhisperModel(str(directory), device="cpu", compute_type="int8", cpu_threads=threads, local_files_only=True)
     # Encode once: most of the work, and needed twice for the same sounds, for their language and for their words.
-    model.encode = _remembering(model.encode)
+    model.encode = Encoder(model.encode)
     return model
 
 
-def _remembering(encode: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Return *encode*, with its last result kept for a second call with the same features."""
-    last: tuple[Any, Any] | None = None
+class Encoder:
+    """
+    Encodes as much of Whisper's window as there is sound in, and the silence behind it.
 
-    def remembering(features: Any) -> Any:
+    Keeps the last result for a second call with the same features. While ``whole`` is set, windows are encoded whole.
+    """
+
+    def __init__(self, encode: Callable[[Any], Any]) -> None:
+        self._encode = encode
+        self._last: tuple[Any, Any] | None = None
+        self.whole = False
+
+    def __call__(self, features: NDArray[np.float32]) -> Any:
+        """Return the encoder's output for *features*, a window that is filled up with zeros."""
         import numpy as np
 
-        nonlocal last
-        if last is None or not np.array_equal(last[0], features):
-            last = features, encode(features)
-        return last[1]
+        if not self.whole:
+            features = features[:, : frames_for(features)]
+        if self._last is None or not np.array_equal(self._last[0], features):
+            self._last = features, self._encode(features)
+        return self._last[1]
 
-    return remembering
+
+def frames_for(features: NDArray[np.float32]) -> int:
+    """Return how many frames of a window are to be encoded: a few sizes, for each of which memory is kept."""
+    import numpy as np
+
+    used = np.flatnonzero(features.any(axis=0))
+    sound = int(used[-1]) + 1 if used.size else 0
+    whole: int = features.shape[1]
+    return min(whole, max(FRAMES_LEAST, -(-(sound + FRAMES_BEHIND) // FRAMES_STEP) * FRAMES_STEP))
 
 
 def transcribe(model: WhisperModel, samples: bytes, cleaned: bytes | None, asked: Listen) -> Heard:
@@ -216,6 +247,18 @@ def find_language(
 
 def listen(model: WhisperModel, speech: NDArray[np.float32], language: str) -> list[Any]:
     """Return the segments of *speech*, in its own time, without hallucinated ones."""
+    encoder: Any = model.encode
+    segments = _hear(model, speech, language)
+    if not any(part.compression_ratio > LOOP_RATIO for part in segments):
+        return _believable(model, speech, language, segments)
+    encoder.whole = True
+    try:
+        return _believable(model, speech, language, _hear(model, speech, language))
+    finally:
+        encoder.whole = False
+
+
+def _hear(model: WhisperModel, speech: NDArray[np.float32], language: str) -> list[Any]:
     speech_s = len(speech) / RATE_HZ
     segments, _ = model.transcribe(
         speech,
@@ -225,6 +268,11 @@ def listen(model: WhisperModel, speech: NDArray[np.float32], language: str) -> l
         condition_on_previous_text=False,
         max_new_tokens=min(TOKENS_LIMIT, TOKENS_FIRST + int(TOKENS_PER_S * min(speech_s, WINDOW_S))),
     )
+    return list(segments)
+
+
+def _believable(model: WhisperModel, speech: NDArray[np.float32], language: str, segments: list[Any]) -> list[Any]:
+    speech_s = len(speech) / RATE_HZ
     believed: list[Any] = []
     for _, window in itertools.groupby(segments, key=lambda part: part.seek):
         # A segment that begins behind the end is hallucinated from the silence that fills the window.
