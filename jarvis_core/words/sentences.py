@@ -101,6 +101,11 @@ class SentenceSplitter:
         """Where the gap at the end of the pending text begins; 0 while there is nothing to say before it."""
         self._allowed = self._first_limit
 
+    @property
+    def pending(self) -> str:
+        """The beginning of the next sentence, as far as it is there."""
+        return self._pending
+
     def feed(self, text: str) -> list[str]:
         """Return the sentences that are certain now; often none."""
         sentences: list[str] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -16,7 +17,7 @@ from jarvis_core.speech.narration import CHUNK_S, START, Cursor, Narrated, Narra
 from jarvis_core.speech.synthesis import SpeechOptions, SpeechStream, Synthesizer
 from jarvis_core.store.turns import TurnEnd
 from jarvis_core.turns.log import CLOSING, OPENING, Step, Turn
-from jarvis_core.words.sentences import SentenceSplitter
+from jarvis_core.words.sentences import SentenceSplitter, split
 
 pytestmark = pytest.mark.every_python
 
@@ -267,6 +268,126 @@ async def test_words_alone_do_not_wait() -> None:
     await listener.end()
     assert listener.words == "".join(COUNT)
     assert voice.asked == ["Un.", "Deux."]
+
+
+LIGHTHOUSES = (
+    "Les phares guident les bateaux la nuit, et ils le font depuis plus de deux mille ans. Le plus ancien que l'on "
+    "connaisse fut celui d'Alexandrie, qui était haut de plus de cent mètres et dont on disait que la lumière se voyait de "
+    "très loin. Ensuite on brûla du bois, puis de l'huile. Aujourd'hui ils sont presque tous automatiques parce que les "
+    "gardiens coûtaient cher. Voilà."
+)
+
+
+class VirtualTime:
+    """The running loop's time, which goes on at once to when something is due."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        loop: Any = asyncio.get_running_loop()
+        self.now = loop.time()
+        select = loop._selector.select
+        monkeypatch.setattr(loop, "time", lambda: self.now)
+
+        def jump(timeout_s: float | None = None) -> Any:
+            ready = select(0)
+            if not ready and timeout_s:
+                self.now += timeout_s
+            return ready
+
+        monkeypatch.setattr(loop._selector, "select", jump)
+
+
+class SlowVoice(Voice):
+    """Takes as long as Kokoro on one thread: seven tenths of what it says, and 0.4 s for each piece."""
+
+    def take_s(self, words: str) -> float:
+        """Return how long *words* take."""
+        return 0.4 + 0.7 * self.length_s(words)
+
+    def length_s(self, words: str) -> float:
+        """Return how long *words* sound."""
+        return len(words) / 15
+
+    @asynccontextmanager
+    async def open_stream(self, options: SpeechOptions, caller: Caller) -> AsyncIterator[SpeechStream]:
+        """Lend what speaks."""
+        yield SlowMouth(self)
+
+
+class SlowMouth(Mouth):
+    """The slow voice's side of one stream."""
+
+    async def say(self, text: str) -> EncodedPiece | None:
+        """Take a while."""
+        assert isinstance(self._voice, SlowVoice)
+        await asyncio.sleep(self._voice.take_s(text))
+        self._voice.duration_s = self._voice.length_s(text)
+        return await super().say(text)
+
+
+async def write(turn: Turn, text: str, chars_s: float) -> None:
+    """Have the model write *text* word by word, so many characters a second."""
+    turn.append(*OPENING)
+    for word in re.findall(r"\S+\s*", text):
+        await asyncio.sleep(len(word) / chars_s)
+        turn.append(word)
+    end(turn)
+
+
+@pytest.mark.parametrize(
+    ("text", "chars_s"), [(LIGHTHOUSES, 60.0), (LIGHTHOUSES, 40.0), (f"{LIGHTHOUSES} " * 4, 200.0)]
+)
+async def test_no_holes(monkeypatch: pytest.MonkeyPatch, text: str, chars_s: float) -> None:
+    """A voice that is hardly faster than its listener begins with a clause, and does not fall silent after it."""
+    time = VirtualTime(monkeypatch)
+    began_s, turn, voice = time.now, begun(), SlowVoice()
+    writing = asyncio.create_task(write(turn, text, chars_s))
+    heard_until_s = first_s = 0.0
+    holes_s = []
+    pieces: list[str] = []
+    async for _, entry in Narration(turn, voice, OPTIONS, CALLER).entries():
+        if isinstance(entry, str):
+            pieces.append(entry)
+            if heard_until_s and time.now > heard_until_s:
+                holes_s.append(time.now - heard_until_s)
+            heard_until_s = max(time.now, heard_until_s) + voice.length_s(voice.asked[-1])
+            first_s = first_s or time.now - began_s
+    await writing
+    assert "".join(pieces) == text
+    assert not [hole_s for hole_s in holes_s if hole_s > 0.3]
+    # With the whole first sentence, of 87 characters, it would be two seconds later.
+    assert pieces[0] == "Les phares guident les bateaux la nuit, "
+    assert first_s < 60 / chars_s + 2.5
+    assert sum(map(len, pieces)) / len(pieces) > 30, "as much at once as there is time for"
+
+
+async def test_fast_voice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A voice that is made ten times as fast as it is heard says whole sentences, but for the first clause."""
+    VirtualTime(monkeypatch)
+    voice = SlowVoice()
+    monkeypatch.setattr(SlowVoice, "take_s", lambda _, words: len(words) / 150)
+    turn = begun(LIGHTHOUSES)
+    end(turn)
+    pieces = [
+        entry for _, entry in await rest_of(Narration(turn, voice, OPTIONS, CALLER), START) if isinstance(entry, str)
+    ]
+    first, *others = split(LIGHTHOUSES)
+    assert pieces == ["Les phares guident les bateaux la nuit, ", first.partition(", ")[2], *others]
+
+
+async def test_first_clause_is_known_by_its_listener(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who comes back gets the rest in the same pieces, however fast the voice is then; within a sentence a piece ends with a comma."""
+    VirtualTime(monkeypatch)
+    turn, voice = begun(LIGHTHOUSES), SlowVoice()
+    end(turn)
+    narration = Narration(turn, voice, OPTIONS, CALLER)
+    whole = await rest_of(narration, START)
+    asked = voice.asked
+    assert all(words[-1] in ",.;" for words in asked)
+    assert any(words[-1] == "," and words not in LIGHTHOUSES for words in asked)
+    for number, (place, _) in enumerate(whole):
+        voice.asked = []
+        assert await rest_of(narration, place) == whole[number + 1 :], place
+        assert voice.asked == asked[len(asked) - len(voice.asked) :]
 
 
 # Silence
