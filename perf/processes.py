@@ -110,15 +110,16 @@ def server(
     ready: str,
     environment: dict[str, str] | None = None,
     python: str = sys.executable,
+    tree: Path = ROOT,
 ) -> Iterator[Process]:
-    """Start ``python ARGUMENTS``, wait until *ready* (a path) answers, and stop it with SIGTERM at the end."""
+    """Start ``python ARGUMENTS`` with the sources in *tree*, wait until *ready* (a path) answers, and stop it with SIGTERM at the end."""
     own = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     with tempfile.TemporaryFile() as log:
         process = spawn(
             [python, *arguments],
             death_signal=signal.SIGTERM,
             environment={**own, **(environment or {})},
-            directory=ROOT,
+            directory=tree,
             output=log,
         )
         try:
