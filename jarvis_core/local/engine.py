@@ -35,6 +35,9 @@ ReplyT = TypeVar("ReplyT", bound=msgspec.Struct)
 class Load(msgspec.Struct, frozen=True, tag="load"):
     """Be ready for the next request; answered by ``Loaded``."""
 
+    warm: bool = False
+    """Do a little work as well: the first takes longer than the next."""
+
 
 class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
     """The model is in memory."""
@@ -106,6 +109,11 @@ class Engine(Generic[ReplyT]):
         self.broken = False
         assert not isinstance(reply, Loaded)  # noqa: S101 - only `_load` asks for that
         return reply, answer[1:]
+
+    async def warm(self) -> None:
+        """Start the process, and have it load its model and do a little work; what fails is told with the next request."""
+        with suppress(RequestError):
+            await self._pool.call(msgspec.json.encode(Load(warm=True)), timeout_s=LOAD_LIMIT_S)
 
     async def close(self) -> None:
         """End the process."""

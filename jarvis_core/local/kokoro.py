@@ -175,6 +175,9 @@ def handle(message: Message, options: Options) -> Answer:
     request = _decoder.decode(message[0])
     model = _load(options.directory, options.threads)
     if isinstance(request, Load):
+        if request.warm and (voice := favourite(voices(options.directory))):
+            for _ in model.say("Oui.", voice, 1.0):
+                pass
         return Loaded(), ()
     started = time.monotonic()
     pieces = [piece.astype("<f4").tobytes() for piece in model.say(request.text, request.voice, request.speed)]

@@ -34,7 +34,7 @@ class LocalBridges:
     """
     The stand-in as a child of this process, with the engines that it is given a model for.
 
-    *threads* None or 0 leaves one core to others; with a *secret* it answers who has a token signed with that; *log_path* gets the child's few lines, this process's stderr without.
+    *threads* None or 0 leaves one core to others; with *preload* the speech engines are loaded before they are asked; with a *secret* it answers who has a token signed with that; *log_path* gets the child's few lines, this process's stderr without.
     """
 
     name = "local bridges"
@@ -51,6 +51,7 @@ class LocalBridges:
         turn_end_path: Path | None = None,
         embeddings: bool = False,
         audio_engine: bool = False,
+        preload: bool = False,
         secret: str | None = None,
         log_path: Path | None = None,
     ) -> None:
@@ -68,6 +69,8 @@ class LocalBridges:
             self._arguments += ["--embeddings"]
         if audio_engine:
             self._arguments += ["--audio"]
+        if preload:
+            self._arguments += ["--preload"]
         self._needs_model = model_path is not None
         self._writes = mouth_path is not None
         self._scratch: Path | None = None

@@ -18,7 +18,7 @@ from aiohttp import web
 from jarvis_core.errors import InvalidRequest
 from jarvis_core.local import kokoro, whisper
 from jarvis_core.local.engine import Engine
-from jarvis_core.local.http import AUDIO_BODY_LIMIT_BYTES, RequestQueue, absent, answer, read, samples_of
+from jarvis_core.local.http import AUDIO_BODY_LIMIT_BYTES, RequestQueue, absent, answer, log, read, samples_of
 from jarvis_core.local.llama import default_threads
 
 TRANSCRIBE_LIMIT_S = 240.0
@@ -124,6 +124,14 @@ class Speech:
                 "voice": voice,
             }
         )
+
+    async def preload(self) -> None:
+        """Have the engines loaded before somebody asks; requests that come meanwhile wait for the one that is being loaded."""
+        for engine in (self._whisper, self._kokoro):
+            if engine is not None:
+                async with self._queue.slot():
+                    await engine.warm()
+        log("the speech engines are loaded")
 
     async def voices(self, _: web.Request) -> web.Response:
         """Name the voices."""

@@ -114,6 +114,8 @@ def handle(message: Message, options: Options) -> Answer:
     request = _decoder.decode(message[0])
     model = load(options.directory, options.threads)
     if isinstance(request, Load):
+        if request.warm:
+            warm(model)
         return Loaded(), ()
     return transcribe(model, message[1], message[2] if len(message) > 2 else None, request), ()
 
@@ -128,6 +130,16 @@ def load(directory: Path, threads: int) -> WhisperModel:
     # Encode once: most of the work, and needed twice for the same sounds, for their language and for their words.
     model.encode = Encoder(model.encode)
     return model
+
+
+def warm(model: WhisperModel) -> None:
+    """Listen to a second of nothing, so that all is loaded."""
+    import numpy as np
+    from faster_whisper.vad import get_speech_timestamps
+
+    nothing = np.zeros(RATE_HZ, np.float32)
+    get_speech_timestamps(nothing)
+    listen(model, nothing, "en")
 
 
 class Encoder:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -31,6 +32,7 @@ M_ARENA_MAX = -8
 """``malloc.h`` of glibc (mallopt(3))."""
 
 OPEN_FILES = 1 << 17
+CGROUP_USES = (Path("/sys/fs/cgroup/memory.current"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"))
 CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 """Of a container's own control group, of the second version and of the first (cgroups(7))."""
 
@@ -159,6 +161,22 @@ def machine_memory_bytes() -> int:
         with contextlib.suppress(OSError, ValueError):  # not there, or "max"
             memory = min(memory, int(path.read_text()))
     return memory
+
+
+def free_memory_bytes(meminfo: Path = Path("/proc/meminfo")) -> int:
+    """
+    Return how much memory processes may take now without others having to give theirs up.
+
+    What a container has in its page cache counts as taken: how much of it would be given up is not told.
+    """
+    memory = machine_memory_bytes()
+    with contextlib.suppress(OSError, ValueError):
+        found = re.search(r"^MemAvailable:\s+(\d+) kB$", meminfo.read_text(), re.MULTILINE)
+        memory = memory if found is None else 1_024 * int(found[1])
+    for limit, use in zip(CGROUP_LIMITS, CGROUP_USES, strict=True):
+        with contextlib.suppress(OSError, ValueError):
+            memory = min(memory, int(limit.read_text()) - int(use.read_text()))
+    return max(memory, 0)
 
 
 def end_with_parent(parent_pid: int, death_signal: signal.Signals) -> None:

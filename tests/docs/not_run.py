@@ -16,6 +16,10 @@ NOT_RUN = {
         '.venv/bin/python -m tests.fakes.python_bridges --port 8005 --mode \'{"shape": "ndjson", "delta_delay_s": 0.2}\'',
     ): "it serves until it is stopped; tests/fakes holds the fakes against what they promise",
     ("docs/develop.md", ".venv/bin/python -m perf health chat"): "it measures for half a minute and more",
+    (
+        "docs/develop.md",
+        "PERF_BASE=../other PERF_WEIGHTS=~/.local/share/jarvis-core/models .venv/bin/python -m perf voice_to_voice",
+    ): "it needs the models, and takes some minutes",
     ("docs/tools.md", "HOME_ASSISTANT_URL=http://homeassistant.local:8123 HOME_ASSISTANT_TOKEN=eyJhbGciOi… make run"): (
         "there is no Home Assistant where it would be run"
     ),

@@ -21,7 +21,7 @@ ROUTE = re.compile(r'Route\("(\w+)", "([^"]+)"')
 EVENT = re.compile(r'"((?:session|conversation\.item|input_audio_buffer|response)(?:\.[a-z_]+)+)"')
 VARIABLE = re.compile(r"\b([A-Z]{2,}(?:_[A-Z0-9]+)+|HOST|PORT|WORKERS)\b")
 OTHERS = { "ENGINE", "BUILD_FLAGS", "RUN_FLAGS", "FAULTS_SEED", "FUZZ_CASES", "JARVIS_CONFIG", "JARVIS_KILL_TURNS", "JARVIS_PORT",
-    "PERF_LIMIT_S", "PERF_ROUNDS", "PERF_SECONDS", "POSTGRES_PASSWORD", "S16_LE",
+    "PERF_BASE", "PERF_LIMIT_S", "PERF_ROUNDS", "PERF_SECONDS", "PERF_WEIGHTS", "POSTGRES_PASSWORD", "S16_LE",
 }  # fmt: skip
 """Variables of make, compose, the tests and arecord."""
 SUFFIXES = {"_TIMEOUT_S"}

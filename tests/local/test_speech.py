@@ -537,6 +537,22 @@ async def test_a_crash_costs_one_request(ears: Path, tmp_path: Path) -> None:
     bridges.stop()
 
 
+async def test_loaded_before_somebody_speaks(ears: Path, mouth: Path, tmp_path: Path) -> None:
+    """With ``preload`` both engines have their models before the first request, which finds the same processes."""
+    bridges = LocalBridges(ears_path=ears, mouth_path=mouth, preload=True, log_path=tmp_path / "log")
+    samples, _ = clip("fx16k_en_1")
+    async with aiohttp.ClientSession(bridges.start()) as client:
+        async with asyncio.timeout(PATIENCE_S):
+            while "the speech engines are loaded" not in (tmp_path / "log").read_text():  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        loaded = [engines(bridges, name) for name in ("whisper", "kokoro")]
+        assert [len(processes) for processes in loaded] == [1, 1]
+        assert len(await say(client, "Oui.")) > 0
+        await hear(client, samples, language="en")
+        assert [engines(bridges, name) for name in ("whisper", "kokoro")] == loaded
+    bridges.stop()
+
+
 async def test_a_model_that_is_none_is_told(tmp_path: Path) -> None:
     """What cannot be loaded is a failure with a reason for each request, and health says so; nothing else ends."""
     for name in ("model.bin", "config.json", "tokenizer.json", "model.onnx", "af_heart.bin"):
