@@ -102,7 +102,8 @@ class TurnRecord(Struct, frozen=True):
 
     id: str
     conversation_id: str
-    user_message_id: str
+    user_message_id: str | None
+    """None where the assistant spoke without being asked."""
     status: Status
     reason: str | None
     """Why it ended so: ``stop``, ``max_tokens``, ``stream_lost``, ``stalled``, ``server_stopped``, an error's code …"""
@@ -199,7 +200,10 @@ class Prompt(Struct, frozen=True):
     history: list[Utterance]
     """Earlier messages, oldest first; an adapter sends the latest that fit."""
     content: str
-    """The newest message of the user; never shortened."""
+    """
+    The newest message of the user; never shortened. Empty where the user has said nothing new: the model is to begin, or to go
+    on by itself.
+    """
     temperature: float
     max_tokens: int
     tools: Sequence[Tool] = ()

@@ -126,7 +126,8 @@ class Response(Struct):
     status_details: StatusDetails | None
     output: list[Item]
     conversation_id: str
-    user_message_id: str
+    user_message_id: str | None
+    """Null where the assistant speaks without being asked."""
     model: str
     memories: list[str]
     usage: Usage | None

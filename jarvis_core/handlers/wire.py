@@ -112,7 +112,8 @@ class ResponseState(Struct, frozen=True):
 
     id: str
     conversation_id: str
-    user_message_id: str
+    user_message_id: str | None
+    """Null where the assistant spoke without being asked."""
     status: Literal["running", "completed", "incomplete", "cancelled", "failed"]
     reason: str | None
     """

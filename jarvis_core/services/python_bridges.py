@@ -18,7 +18,15 @@ from jarvis_core.errors import ContextTooLong, InvalidRequest, RequestError
 from jarvis_core.models import Caller, Completion, Prompt, Utterance
 from jarvis_core.services.answers.finish_reasons import STOP, end_named
 from jarvis_core.services.answers.forwarded import PlainAnswer, parameters_beside
-from jarvis_core.services.answers.messages import BETWEEN, answer_in, first_kept, in_order, system_texts, with_context
+from jarvis_core.services.answers.messages import (
+    BETWEEN,
+    SILENCE,
+    answer_in,
+    first_kept,
+    in_order,
+    system_texts,
+    with_context,
+)
 from jarvis_core.services.answers.server_errors import ServerError, clean, error_in, error_of
 from jarvis_core.services.answers.stream import (
     CHARS_PER_TOKEN_LIMIT,
@@ -132,6 +140,8 @@ class BridgesModel:
             return
         packed = pack(prompt)
         messages = packed.messages or in_order([], prompt.content, prompt.context)
+        if not prompt.content:
+            messages[-1].content = messages[-1].content.removesuffix(SILENCE)
         body = _encoder.encode(ReadAheadRequest(packed.system_prompt or "", messages, prompt.conversation_id))
         await self._transport.call(
             "POST", "/api/llm/read-ahead", body=body, headers=self._headers(caller), timeout_s=READ_AHEAD_TIMEOUT_S
@@ -256,7 +266,7 @@ def pack(prompt: Prompt) -> GenerateRequest:
     The newest message is always whole; of the history the latest messages that fit beside it are taken.
     """
     head = "Conversation so far:\n"
-    tail = f"\nUser: {prompt.content}\nAssistant:"
+    tail = f"\nUser: {prompt.content}\nAssistant:" if prompt.content else "\nAssistant:"
     # What precedes a message is not worth a part of it.
     context = prompt.context if len(prompt.context) + 1 <= PROMPT_LIMIT_CHARS - len(head) - len(tail) else ""
     if context:

@@ -64,7 +64,8 @@ select 1 from c
 """
 ADD_TO_EXISTING = f"""
 with c as (
-    update conversations set updated_at = now(), message_count = message_count + 1
+    update conversations set updated_at = now(), message_count = message_count + 1,
+        title = coalesce(nullif(title, %(untitled)s), %(title)s)
     where id = %(conversation)s and owner = %(owner)s returning id
 ), m as ({STORED_MESSAGE})
 select 1 from c
@@ -188,18 +189,36 @@ class ConversationStore:
             raise unknown_conversation()
 
     async def add_message(
-        self, owner: str, conversation_id: str, title: str | None, message_id: str, role: Role, content: str
+        self,
+        owner: str,
+        conversation_id: str,
+        title: str | None,
+        message_id: str,
+        role: Role,
+        content: str,
+        *,
+        untitled: str | None = None,
     ) -> None:
-        """Store a message; with *title* the conversation is made, without it raises ``NotFound`` where there is none."""
+        """
+        Store a message; with *title* the conversation is made, without it raises ``NotFound`` where there is none.
+
+        With *untitled* it is there, and gets *title* where that is its title as yet.
+        """
         parameters = {
             "owner": owner,
             "conversation": known(conversation_id),
             "title": title,
+            "untitled": untitled,
             "message": message_id,
             "role": role,
             "content": content,
         }
-        if await self._pool.fetch_one(ADD_TO_EXISTING if title is None else ADD_TO_NEW, parameters) is None:
+        if (
+            await self._pool.fetch_one(
+                ADD_TO_NEW if title is not None and untitled is None else ADD_TO_EXISTING, parameters
+            )
+            is None
+        ):
             raise unknown_conversation()
 
     async def fetch_history(

@@ -35,6 +35,14 @@ STARTED_TURN = """
 # Whether there is anything to recall: for who has told nothing, nothing is looked for.
 REMEMBERS = "exists (select from memory_owners where owner = %(owner)s and entries > 0)"
 
+# The assistant is to speak without being asked.
+BEGIN_NEW_UNASKED = f"""
+with c as (
+    insert into conversations (id, owner, title) values (%(conversation)s, %(owner)s, %(title)s) returning id
+), t as ({STARTED_TURN})
+select {REMEMBERS}, t.before, null, null, 0 from t
+"""
+
 BEGIN_IN_NEW = f"""
 with c as (
     insert into conversations (id, owner, title, message_count)
@@ -69,7 +77,7 @@ with c as (
 {WITH_HISTORY}
 """
 
-BEGIN_FOR_STORED_MESSAGE = f"""
+BEGIN_WITHOUT_MESSAGE = f"""
 with c as (
     update conversations set updated_at = now()
     where id = %(conversation)s and owner = %(owner)s returning id
@@ -214,7 +222,8 @@ class Beginning(Struct, frozen=True):
     owner: str
     conversation_id: str
     turn_id: str
-    user_message_id: str
+    user_message_id: str | None
+    """None where the assistant is to speak without being asked."""
     content: str
     title: str | None
     """Of the conversation to be made; None where it is there."""
@@ -282,10 +291,11 @@ class TurnStore:
             await self.unconfirmed.settle()
         if beginning.title is None and not is_id(beginning.conversation_id):
             raise unknown_conversation()
+        is_unasked = beginning.user_message_id is None
         if beginning.title is not None:
-            statement = BEGIN_IN_NEW
-        elif beginning.message_is_stored:
-            statement = BEGIN_FOR_STORED_MESSAGE
+            statement = BEGIN_NEW_UNASKED if is_unasked else BEGIN_IN_NEW
+        elif beginning.message_is_stored or is_unasked:
+            statement = BEGIN_WITHOUT_MESSAGE
         else:
             statement = BEGIN_IN_EXISTING
         parameters = self._parameters(

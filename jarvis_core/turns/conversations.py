@@ -7,9 +7,7 @@ from datetime import datetime
 from jarvis_core.models import Conversation, Message, Role, new_id
 from jarvis_core.store.conversations import ConversationStore
 from jarvis_core.turns.turns import Turns
-from jarvis_core.words.titles import title_from
-
-NEW_TITLE = "New conversation"
+from jarvis_core.words.titles import NEW_TITLE, title_from
 
 
 class Conversations:
@@ -67,16 +65,24 @@ class Conversations:
         return await self._store.fetch_message(owner, conversation_id, message_id)
 
     async def add_message(
-        self, owner: str, conversation_id: str | None, role: Role, content: str, *, message_id: str | None = None
+        self,
+        owner: str,
+        conversation_id: str | None,
+        role: Role,
+        content: str,
+        *,
+        message_id: str | None = None,
+        entitle: bool = False,
     ) -> tuple[str, str]:
         """
         Store a message without beginning a turn; makes a conversation where *conversation_id* is None, and an id where
-        *message_id* is.
+        *message_id* is. With *entitle* a conversation that has no title yet gets one from it.
 
         Returns the ids of the conversation and the message.
         """
         message_id = message_id or new_id()
-        title = title_from(content) if conversation_id is None else None
+        title = title_from(content) if conversation_id is None or entitle else None
+        untitled = NEW_TITLE if conversation_id is not None and entitle else None
         conversation_id = conversation_id or new_id()
-        await self._store.add_message(owner, conversation_id, title, message_id, role, content)
+        await self._store.add_message(owner, conversation_id, title, message_id, role, content, untitled=untitled)
         return conversation_id, message_id

@@ -54,12 +54,13 @@ class Turn:
         caller: Caller,
         conversation_id: str,
         turn_id: str,
-        user_message_id: str,
+        user_message_id: str | None,
         timer: TurnTimer | None = None,
     ) -> None:
         self.timer = timer or TurnTimer()
         self.id = turn_id
         self.user_message_id = user_message_id
+        """None where the assistant speaks without being asked."""
         self.conversation_id = conversation_id
         self.caller = caller
         self.status = Status.RUNNING

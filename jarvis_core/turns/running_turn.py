@@ -17,7 +17,7 @@ class RunningTurn(Turn):
         caller: Caller,
         conversation_id: str,
         turn_id: str,
-        user_message_id: str,
+        user_message_id: str | None,
         *,
         user: str,
         keep_running: bool,

@@ -47,7 +47,7 @@ from jarvis_core.turns.receipt import TurnTimer, elapsed_ms, observe_answer, obs
 from jarvis_core.turns.recorder import TurnRecorder, storable_text, storable_tokens
 from jarvis_core.turns.remote import RemoteTurns
 from jarvis_core.turns.running_turn import RunningTurn
-from jarvis_core.words.titles import title_from
+from jarvis_core.words.titles import NEW_TITLE, title_from
 
 logger = log.get(__name__)
 
@@ -65,6 +65,7 @@ class Ask(Struct, frozen=True):
     """What a user wants said."""
 
     content: str
+    """Empty where nothing new is said: the assistant is to begin, or to go on."""
     conversation_id: str | None = None
     """None makes a conversation."""
     system_prompt: str | None = None
@@ -204,7 +205,7 @@ class Turns:
             caller,
             ask.conversation_id or new_id(),
             new_id(),
-            ask.stored_message_id or new_id(),
+            (ask.stored_message_id or new_id()) if ask.content else None,
             user=current_user.get(),
             keep_running=key is not None,
             timer=timer,
@@ -215,26 +216,27 @@ class Turns:
             turn_id=turn.id,
             user_message_id=turn.user_message_id,
             content=ask.content,
-            title=title_from(ask.content) if ask.conversation_id is None else None,
+            title=(title_from(ask.content) if ask.content else NEW_TITLE) if ask.conversation_id is None else None,
             history_chars=self._model.history_limit_chars,
             message_is_stored=ask.stored_message_id is not None,
             key=key,
-            asked_to_act=HOUSE if self._house is not None and ask.ask_house else "",
+            asked_to_act=HOUSE if self._house is not None and ask.ask_house and ask.content else "",
         )
         begun = await self._store.begin(beginning)
         if isinstance(begun, str):
             return await self._join(ask, caller, beginning, begun, timer)
         log.bind_turn(turn.id, turn.conversation_id)
-        if self._house is not None and ask.ask_house:
+        if self._house is not None and ask.ask_house and ask.content:
             return self._run(turn, ask, begun, None)
         return self._run(turn, ask, begun, await self._recall(ask, caller, begun, timer))
 
     async def _recall(self, ask: Ask, caller: Caller, begun: Begun, timer: TurnTimer) -> Recalled:
-        if self._memories is None or not ask.use_memory or not begun.remembers:
+        question = _latest(ask, begun.history)[1]
+        if self._memories is None or not ask.use_memory or not begun.remembers or not question:
             return NOTHING_RECALLED
-        room_chars = self._model.history_limit_chars - len(ask.content) - CONTEXT_RESERVE_CHARS
+        room_chars = self._model.history_limit_chars - len(question) - CONTEXT_RESERVE_CHARS
         began_s = time.perf_counter()
-        recalled = await self._memories.recall(caller, ask.content, room_chars=room_chars)
+        recalled = await self._memories.recall(caller, question, room_chars=room_chars)
         timer.receipt.recall_ms = elapsed_ms(began_s)
         return recalled
 
@@ -284,10 +286,11 @@ class Turns:
         """Return what the model is asked; what changes from turn to turn is in its context."""
         settings = self._settings
         unclear = UNCLEAR if begun.before == HOUSE else ""
+        history, content = _latest(ask, [*begun.history, *ask.before] if ask.before else begun.history)
         return Prompt(
             system=settings.system_prompt if ask.system_prompt is None else ask.system_prompt,
-            history=[*begun.history, *ask.before] if ask.before else begun.history,
-            content=ask.content,
+            history=history,
+            content=content,
             temperature=settings.temperature if ask.temperature is None else ask.temperature,
             max_tokens=settings.max_tokens if ask.max_tokens is None else ask.max_tokens,
             conversation_id=conversation_id,
@@ -507,6 +510,13 @@ class Turns:
                     return Finish("length")
                 self._recorder.note_text(turn)
         return finish
+
+
+def _latest(ask: Ask, history: list[Utterance]) -> tuple[list[Utterance], str]:
+    """Return what was said before and what the user said last, which is in *history* where *ask* has nothing new."""
+    if not ask.content and history and history[-1].role == "user":
+        return history[:-1], history[-1].content
+    return history, ask.content
 
 
 def _not_stored(turn: Turn, end: TurnEnd, error: RequestError) -> TurnEnd:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 TITLE_CHARS = 80
+NEW_TITLE = "New conversation"
+"""Of a conversation in which the user has said nothing yet."""
 REFUSED = dict.fromkeys(
     [*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
 )

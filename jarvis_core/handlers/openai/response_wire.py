@@ -219,8 +219,9 @@ class InputItems(Struct):
     """``GET /v1/responses/{id}/input_items``."""
 
     data: list[InputMessage]
-    first_id: str
-    last_id: str
+    """None where the assistant spoke without being asked."""
+    first_id: str | None
+    last_id: str | None
     has_more: bool = False
     object: Literal["list"] = "list"
 

@@ -95,6 +95,8 @@ class ResponseHandlers:
     async def input_items(self, call: Call) -> Reply:
         """Answer ``GET /v1/responses/{id}/input_items`` with what the user said."""
         turn = await self._find(call)
+        if turn.user_message_id is None:
+            return Reply(_encode(InputItems([], None, None)))
         message = await self._conversations.fetch_message(
             call.caller.user_id, turn.conversation_id, turn.user_message_id
         )

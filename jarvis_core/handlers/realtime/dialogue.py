@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from msgspec import Struct
+
 from jarvis_core.errors import NotFound
 from jarvis_core.handlers.events import ContentPart, Item
 from jarvis_core.handlers.realtime.refusals import DuplicateItem, NotRetrievable
@@ -14,8 +16,28 @@ from jarvis_core.turns.receipt import TurnTimer
 MESSAGE_LIMIT_CHARS = 10_000
 HEARD = "input_audio"
 """The part of an item that was spoken."""
-SHOWN_LIMIT = 256
+SHOWN_LIMIT = 1_000
 """Items of which a session knows more than is stored; of older ones that are asked for, the stored words are told."""
+
+
+class Shown(Struct, array_like=True, frozen=True):
+    """An item that a client was told of."""
+
+    message_id: str
+    """The same as its own id, unless the client has chosen that."""
+    kind: str
+    """The type of its part."""
+
+
+class DialogueState(Struct, array_like=True):
+    """What a session that is taken up again has to know of its dialogue."""
+
+    last_item_id: str | None
+    pending: tuple[str, str] | None
+    asked: tuple[str, str] | None
+    untitled: bool
+    shown: dict[str, Shown]
+    """By the item's id, the oldest first."""
 
 
 class Dialogue:
@@ -29,40 +51,49 @@ class Dialogue:
         self.timer: TurnTimer | None = None
         """Takes the times of the turn that will answer ``pending``, from the end of the speech; None for what was written."""
         self.asked: tuple[str, str] | None = None
-        """(id, text) of the message that the current or last response answers."""
+        """(id, text) of the message that the current or last response answers; None where it answers none."""
+        self.untitled = False
+        """Whether the conversation has no title because the assistant began it."""
         self._conversations = conversations
         self._user_id = user_id
-        self._claimed: set[str] = set()
-        """Ids of items that the client has brought."""
-        self._shown: dict[str, tuple[str, str]] = {}
-        """By the id of the item: the id of its message, and the type of its part."""
+        self._shown: dict[str, Shown] = {}
+        """By the id of the item, the oldest first."""
 
-    def restore(self, last_item_id: str | None, pending: tuple[str, str] | None, asked: tuple[str, str] | None) -> None:
+    def state(self) -> DialogueState:
+        """Return what ``restore`` needs."""
+        return DialogueState(self.last_item_id, self.pending, self.asked, self.untitled, self._shown)
+
+    def restore(self, state: DialogueState) -> None:
         """Continue the dialogue of another session of the same conversation."""
-        self.last_item_id, self.pending, self.asked = last_item_id, pending, asked
+        self.last_item_id, self.pending, self.asked = state.last_item_id, state.pending, state.asked
+        self.untitled, self._shown = state.untitled, state.shown
 
-    def claim(self, item_id: str | None) -> None:
-        """Claim an id that the client chose for an item; raises ``DuplicateItem`` where it has used the id before."""
-        if item_id is None:
-            return
-        if item_id in self._claimed:
+    def check_free(self, item_id: str) -> None:
+        """Raise ``DuplicateItem`` where an item of the session has the id *item_id*."""
+        if item_id in self._shown or item_id == self.last_item_id:
             raise DuplicateItem(item_id)
-        self._claimed.add(item_id)
 
     async def store(self, role: Role, text: str, message_id: str | None = None, timer: TurnTimer | None = None) -> str:
         """Store a message and return its id; a user's message becomes ``pending``."""
         conversation_id, message_id = await self._conversations.add_message(
-            self._user_id, self.conversation_id, role, text, message_id=message_id
+            self._user_id,
+            self.conversation_id,
+            role,
+            text,
+            message_id=message_id,
+            entitle=self.untitled and role == "user",
         )
         if self.conversation_id is None:
             self.conversation_id = conversation_id
         if role == "user":
             self.pending, self.timer = (message_id, text), timer
+            self.untitled = False
         return message_id
 
     async def find(self, item_id: str) -> Item:
         """Return an item that is none of the model's, as it is stored; raises ``NotRetrievable``."""
-        message_id, kind = self._shown.get(item_id, (item_id, ""))
+        known = self._shown.get(item_id)
+        message_id, kind = (item_id, "") if known is None else (known.message_id, known.kind)
         try:
             if self.conversation_id is None:
                 raise NotRetrievable(item_id)
@@ -76,7 +107,7 @@ class Dialogue:
 
     async def show(self, socket: Socket, item: Item, message_id: str | None = None) -> None:
         """Tell the client of an item, the message *message_id* where that is another, which becomes the last."""
-        self._shown[item.id] = message_id or item.id, item.content[0].type
+        self._shown[item.id] = Shown(message_id or item.id, item.content[0].type)
         while len(self._shown) > SHOWN_LIMIT:
             del self._shown[next(iter(self._shown))]
         previous, self.last_item_id = self.last_item_id, item.id

@@ -32,7 +32,8 @@ class Items:
         """Store an item of the client's, and show it; raises ``InvalidRequest``, also where its id is known."""
         item = event.item
         text = text_of(item, "$.item")
-        self._dialogue.claim(item.id)
+        if item.id is not None:
+            self._dialogue.check_free(item.id)
         message_id = await self._dialogue.store(item.role, text)
         shown = Item(item.id or message_id, item.role, [part_of(item.role, text)], "completed")
         await self._dialogue.show(self._socket, shown, message_id)

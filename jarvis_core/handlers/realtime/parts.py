@@ -63,14 +63,13 @@ class Parts(Struct, frozen=True, eq=False):
         """Continue the response of *previous*, of a session of this worker whose client has seen its events up to *after*."""
         # Critical section without an await: of two sessions that resume at once, the second takes over from the first.
         self.response.take_over(previous.response, after)
-        dialogue = previous.dialogue
-        self.dialogue.restore(dialogue.last_item_id, dialogue.pending, dialogue.asked)
+        self.dialogue.restore(previous.dialogue.state())
         self._configure(previous.settings, previous.transcriptions.language)
         self.socket.seq = after
 
     def restore(self, snapshot: SessionSnapshot, turn: Turn, after: int) -> None:
         """Continue the response *turn* of a session on another worker, from its *snapshot*."""
-        self.dialogue.restore(snapshot.last_item_id, snapshot.pending, snapshot.asked)
+        self.dialogue.restore(snapshot.dialogue)
         self._configure(SessionSettings(snapshot.config), snapshot.heard_language)
         output = self.responder.output_of(turn, snapshot.response_config, snapshot.metadata)
         output.previous_item_id = snapshot.previous_item_id
@@ -91,9 +90,7 @@ class Parts(Struct, frozen=True, eq=False):
             self.settings.body,
             response.config,
             response.marks_seen(after)[-MARKS_LIMIT:],
-            self.dialogue.last_item_id,
-            self.dialogue.pending,
-            self.dialogue.asked,
+            self.dialogue.state(),
             self.transcriptions.language,
             output.silenced,
             [] if output.ledger is None else output.ledger.spoken,

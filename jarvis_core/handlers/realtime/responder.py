@@ -84,15 +84,18 @@ class Responder:
             config, metadata = self._config_of_response(event.response)
         if self._transcriptions.defer(event):
             return
-        if self._dialogue.pending is None:
-            raise InvalidRequest("There is no message to answer; create one first.", details={"path": "$.type"})
         await self._response.wait_sent()
-        self._dialogue.asked = message_id, content = self._dialogue.pending
-        timer, self._dialogue.timer = self._dialogue.timer or TurnTimer(arrived_s), None
+        dialogue = self._dialogue
+        dialogue.asked = dialogue.pending
+        # Where nobody has said anything new the assistant begins, or goes on.
+        message_id, content = dialogue.pending or (None, "")
+        timer, dialogue.timer = dialogue.timer or TurnTimer(arrived_s), None
         turn = await self._turns.start(self._ask(config, content, message_id), self._caller, timer=timer)
         self._turns.attach(turn)
         last = self._response.turn
-        self._dialogue.pending = None
+        dialogue.pending = None
+        if dialogue.conversation_id is None:
+            dialogue.conversation_id, dialogue.untitled = turn.conversation_id, True
         self._response.begin(turn, self.output_of(turn, config, metadata), config)
         self._on_turn(turn, last)
         if last is not None:

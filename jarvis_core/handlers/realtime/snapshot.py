@@ -7,6 +7,7 @@ from msgspec import Struct
 
 from jarvis_core.conversation.ledger import Spoken
 from jarvis_core.handlers.events import Metadata
+from jarvis_core.handlers.realtime.dialogue import DialogueState
 from jarvis_core.handlers.realtime.wire import SessionBody
 from jarvis_core.speech.narration import Cursor
 
@@ -23,9 +24,7 @@ class SessionSnapshot(Struct, array_like=True):
     """The settings with which the response was asked for."""
     marks: list[tuple[int, Cursor]]
     """(seq, place) of the events of the response that the client has seen."""
-    last_item_id: str | None
-    pending: tuple[str, str] | None
-    asked: tuple[str, str] | None
+    dialogue: DialogueState
     heard_language: str | None
     silenced: str | None
     """Why the voice was stopped before its end; None where it was not."""

@@ -17,14 +17,20 @@ from jarvis_core.services.contract import CalledFunction, ChatMessage, MessageCa
 BETWEEN = "\n\n"
 """What stands between messages that are sent as one."""
 UNKNOWN_OUTPUT = "Outcome unknown: the call may have been made, and its output was lost."
+SILENCE = "…"
+"""
+What the user says where a model is to speak without being asked, in whatever language: templates want a user's message first and
+last, and servers take an assistant's that stands last for the beginning of what the model is to write.
+"""
 
 
 def in_order(history: Sequence[Utterance], content: str, context: str = "") -> list[ChatMessage]:
     """
     Return *history* and the user's newest *content* as messages of a user and an assistant in turn, a user's first.
 
-    What one of them said in a row is one message; *context* stands before *content* in it. An assistant's thinking, which an older version of this server may have
-    stored, is left out, and so is what the history's system messages say (``system_texts``).
+    What one of them said in a row is one message; *context* stands before *content* in it. Where the assistant begins, and
+    where nothing new is said, the user keeps silent (``SILENCE``). An assistant's thinking, which an older version of this
+    server may have stored, is left out, and so is what the history's system messages say (``system_texts``).
     """
     messages: list[ChatMessage] = []
     for utterance in history:
@@ -41,7 +47,7 @@ def with_calls(history: Sequence[Utterance], content: str, followed: Sequence[Ut
     """
     messages: list[ChatMessage] = []
     waiting: list[str] = []
-    for utterance in (*history, Utterance("user", content), *followed):
+    for utterance in (*history, Utterance("user", content or SILENCE), *followed):
         if utterance.role == "tool":
             if utterance.call_id in waiting:
                 waiting.remove(utterance.call_id)
@@ -71,13 +77,15 @@ def _add(messages: list[ChatMessage], utterance: Utterance) -> None:
         return
     if role == "assistant":
         text = answer_in(text)
-    if text.strip() and (role == "user" or messages):
+    if text.strip():
+        if role == "assistant" and not messages:
+            messages.append(ChatMessage("user", SILENCE))
         _append(messages, ChatMessage(role, text))
 
 
 def with_context(content: str, context: str) -> str:
     """Return the user's newest *content* with *context* before it, in which no template wants a message of its own."""
-    return BETWEEN.join(part for part in (context, content) if part)
+    return BETWEEN.join(part for part in (context, content or SILENCE) if part)
 
 
 def first_kept(sizes: Sequence[int], room: int, older: int = 0) -> int:

@@ -14,6 +14,7 @@ from jarvis_core.codec.linear import compress, expand
 from jarvis_core.handlers.events import AlawFormat
 from jarvis_core.handlers.realtime import snapshot
 from jarvis_core.handlers.realtime.config import default_config
+from jarvis_core.handlers.realtime.dialogue import DialogueState
 from jarvis_core.settings import Llm
 from tests.fakes.python_bridges import FakeBridges
 from tests.handlers.conftest import ALICE
@@ -141,5 +142,7 @@ def test_handed_over() -> None:
     """A session that goes on elsewhere keeps its format."""
     config = default_config("sess_1", None, Llm(), "audio")
     config.audio.output.format = AlawFormat()
-    left = snapshot.SessionSnapshot(None, config, config, [], None, None, None, None, None, [], None, None)
+    left = snapshot.SessionSnapshot(
+        None, config, config, [], DialogueState(None, None, None, False, {}), None, None, [], None, None
+    )
     assert snapshot.decode(snapshot.encode(left)).config.audio.output.format == AlawFormat()

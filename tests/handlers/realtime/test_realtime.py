@@ -151,7 +151,7 @@ async def test_items_without_a_response(server: Server, bridges: FakeBridges, al
     assert asked["system_prompt"].endswith("\n\nThe user is a pilot.")
     assert "Assistant: Bonjour !\n" in asked["prompt"]
     # A template takes no assistant that begins.
-    assert [message["content"] for message in asked["messages"]] == ["a\nb"]
+    assert [message["content"] for message in asked["messages"]] == ["…", "Bonjour !", "a\nb"]
 
 
 async def test_cancelled(server: Server, bridges: FakeBridges, alice: aiohttp.ClientSession) -> None:
@@ -347,8 +347,7 @@ MISTAKES: dict[str, tuple[Event, str]] = {
         session(audio={"input": {"turn_detection": {"type": "server_vad", "silence_duration_ms": 60_000}}}),
         "$.session.audio.input.turn_detection.silence_duration_ms",
     ),
-    "µ-law in": (session(audio={"input": {"format": {"type": "audio/pcmu"}}}), "$.session.audio.input.format.type"),
-    "A-law out": (session(audio={"output": {"format": {"type": "audio/pcma"}}}), "$.session.audio.output.format.type"),
+    "Opus in": (session(audio={"input": {"format": {"type": "audio/opus"}}}), "$.session.audio.input.format.type"),
     "rate too low": (session(audio={"input": {"format": {"rate": 7_999}}}), "$.session.audio.input.format.rate"),
     "rate too high": (session(audio={"output": {"format": {"rate": 48_001}}}), "$.session.audio.output.format.rate"),
     "rate in parts": (session(audio={"output": {"format": {"rate": 8e3 + 0.5}}}), "$.session.audio.output.format.rate"),
@@ -388,7 +387,6 @@ MISTAKES: dict[str, tuple[Event, str]] = {
     "an unknown conversation": (create(conversation=5), "$.response.conversation"),
     "response of another type": ({"type": "response.create", "response": []}, "$.response"),
     "cancel with an id of another type": ({"type": "response.cancel", "response_id": 1}, "$.response_id"),
-    "nothing to answer": ({"type": "response.create"}, "$.type"),
     "nothing to cancel": ({"type": "response.cancel"}, "$.response_id"),
     "unknown response to cancel": ({"type": "response.cancel", "response_id": UNKNOWN_ID}, "$.response_id"),
 }
@@ -557,8 +555,6 @@ async def test_two_creates(server: Server, bridges: FakeBridges) -> None:
         assert (response["id"], response["status"]) == (asked["id"], "completed")
         await socket.send("response.create")
         assert (await socket.done())["status"] == "completed"
-        await socket.send("response.create", event_id="third")
-        assert (await socket.error())["event_id"] == "third"
 
 
 APPEND = '{"type": "input_audio_buffer.append", "event_id": "long", "audio": "%s"}'

@@ -90,16 +90,34 @@ async def test_items_in_any_order(house: Api, model_server: tuple[Server, int, i
             await socket.until("conversation.item.done")
         await socket.send("response.create")
         assert (await socket.done())["status"] == "completed"
-        assert contents(model) == ["Un\n\ndeux"]
+        assert contents(model) == ["…", "Bonjour, je suis Jarvis.", "Un\n\ndeux"]
         for role, text in (("system", "Il est midi."), ("user", "trois"), ("system", "Sois bref."), ("user", "quatre")):
             await socket.send("conversation.item.create", item=message(role, text))
             await socket.until("conversation.item.done")
         await socket.send("response.create")
         assert (await socket.done())["status"] == "completed"
-    assert roles(model) == ["system", "user", "assistant", "user"]
+    assert roles(model) == ["system", "user", "assistant", "user", "assistant", "user"]
     assert contents(model)[-1] == "trois\n\nquatre"
     system = model.last(COMPLETIONS).json["messages"][0]["content"]
     assert system.endswith("Il est midi.\n\nSois bref.")
+
+
+async def test_assistant_that_is_not_asked(
+    house: Api, model_server: tuple[Server, int, int], model: FakeModelServer
+) -> None:
+    """A model that is to begin, or to go on, gets a user who keeps silent where its template wants one."""
+    model.mode = STRICT
+    async with open_socket(model_server[0].url) as socket:
+        await socket.send("response.create", response={"instructions": "Salue."})
+        assert (await socket.done())["status"] == "completed"
+        assert (roles(model), contents(model)) == (["system", "user"], ["…"])
+        assert model.last(COMPLETIONS).json["messages"][0]["content"] == "Salue."
+        await socket.send("response.create", response={"instructions": ""})
+        assert (await socket.done())["status"] == "completed"
+        assert (roles(model), contents(model)) == (["user", "assistant", "user"], ["…", "You said: …", "…"])
+        await socket.ask("Un ?")
+        await socket.done()
+    assert contents(model) == ["…", "You said: …\n\nYou said: …", "Un ?"]
 
 
 async def test_what_the_model_said_goes_back_without_marks(

@@ -14,17 +14,17 @@ TEXTS = st.sampled_from(["", " ", "a", "b\n", "<think>hm</think>", "<think>hm</t
 HISTORIES = st.lists(st.builds(Utterance, st.sampled_from(["system", "user", "assistant"]), TEXTS), max_size=12)
 
 
-@given(HISTORIES, st.sampled_from(["", "Be brief."]), st.sampled_from([16, 64, 1_000]))
-def test_any_history(history: list[Utterance], system: str, context_tokens: int) -> None:
+@given(HISTORIES, st.sampled_from(["", "Be brief."]), st.sampled_from([16, 64, 1_000]), st.sampled_from(["now", ""]))
+def test_any_history(history: list[Utterance], system: str, context_tokens: int, content: str) -> None:
     """Whatever was said, one system message at most comes first, then a user and an assistant in turn, and nobody says nothing."""
-    messages = fit(Prompt(system, history, "now", 0, 10), context_tokens)
+    messages = fit(Prompt(system, history, content, 0, 10), context_tokens)
     if messages[0].role == "system":
         assert messages[0].content.startswith(system)
         assert without_system(messages)[0].content.startswith(messages[0].content)
         messages = messages[1:]
     assert [one.role for one in messages] == ["user", "assistant"] * (len(messages) // 2) + ["user"]
     assert all(one.content.strip() for one in messages)
-    assert messages[-1].content.endswith("now")
+    assert messages[-1].content.endswith(content)
     assert not any(mark in one.content for one in messages if one.role == "assistant" for mark in ("think", "|", "hm"))
 
 
