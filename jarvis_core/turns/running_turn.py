@@ -28,10 +28,10 @@ class RunningTurn(Turn):
         """The user in whose share it counts."""
         self.keep_running = keep_running
         """Whether the turn goes on without readers."""
-        self.task: asyncio.Task[None] | None = None
+        self.task: asyncio.Task[object] | None = None
         """Produces the turn; None before that begins, and once the turn has ended."""
         self.generating = False
-        """Whether the task may be cancelled: it has taken its first step, and the end is not being stored."""
+        """Whether the task may be cancelled: the user's message is stored, and the end is not being stored."""
         self.asked_to_act = ""
         """Who was asked to do something and has not told yet whether it did; stored in the place of the model."""
         self.stop_reason: tuple[Status, str] | None = None

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Coroutine
 from datetime import UTC, datetime
 
 import msgspec
@@ -38,7 +39,6 @@ from jarvis_core.models import (
 from jarvis_core.settings import Llm
 from jarvis_core.shares import Shares, current_user
 from jarvis_core.store.turns import Beginning, Begun, TurnEnd, TurnStore
-from jarvis_core.tasks import start_in
 from jarvis_core.tools.house import HOUSE, UNCLEAR, House
 from jarvis_core.turns.ended import EndedTurns
 from jarvis_core.turns.log import OPENING, Step, Turn
@@ -115,9 +115,9 @@ class Turns:
         self._ended = EndedTurns()
         self._recorder = TurnRecorder(store)
         self._closing = False
-        self._starting: set[asyncio.Task[Turn]] = set()
-        """Requests on their way to the store."""
-        self._keyed: dict[tuple[str, str], asyncio.Task[Turn]] = {}
+        self._starting: dict[asyncio.Future[Turn], asyncio.Task[None]] = {}
+        """Requests on their way to the store: what will be the turn, and the task that begins it and then produces it."""
+        self._keyed: dict[tuple[str, str], asyncio.Future[Turn]] = {}
         """Those of them with an idempotency key, by user and key."""
         self._reading_ahead: dict[str, asyncio.Task[None]] = {}
         """By conversation: what the model is to read in advance."""
@@ -193,14 +193,50 @@ class Turns:
                 )
             raise Overloaded("As many turns run as may; try again.", retry_after_s=1)
         # A task of its own: whoever asks may be cancelled, but a turn that was committed is run.
-        task = start_in(self._starting, self._start(ask, caller, key, timer or TurnTimer(time.perf_counter())))
-        task.add_done_callback(lambda _: self._shares.give_back(user))
+        loop = asyncio.get_running_loop()
+        begun: asyncio.Future[Turn] = loop.create_future()
         if name is not None:
-            self._keyed[name] = task
-            task.add_done_callback(lambda _: self._keyed.pop(name, None))
-        return await asyncio.shield(task)
+            self._keyed[name] = begun
+        timer = timer or TurnTimer(time.perf_counter())
+        self._starting[begun] = loop.create_task(self._begin_and_produce(begun, user, ask, caller, key, timer))
+        try:
+            return await asyncio.shield(begun)
+        finally:
+            del begun  # its error refers to this frame: together they would wait for the collector
 
-    async def _start(self, ask: Ask, caller: Caller, key: IdempotencyKey | None, timer: TurnTimer) -> Turn:
+    async def _begin_and_produce(
+        self,
+        begun: asyncio.Future[Turn],
+        user: str,
+        ask: Ask,
+        caller: Caller,
+        key: IdempotencyKey | None,
+        timer: TurnTimer,
+    ) -> None:
+        """Tell *begun* which turn a request of *user* is, and produce it, unless it runs or has ended already."""
+        producing = None
+        try:
+            turn, producing = await self._start(ask, caller, key, timer)
+            begun.set_result(turn)
+        except asyncio.CancelledError:
+            begun.cancel()
+            raise
+        except Exception as exc:  # noqa: BLE001 - whoever asked gets it
+            begun.set_exception(exc)
+        finally:
+            del self._starting[begun]
+            del begun
+            if key is not None:
+                del self._keyed[caller.user_id, key.text]
+            if producing is None:
+                self._shares.give_back(user)
+        if producing is not None:
+            await producing
+
+    async def _start(
+        self, ask: Ask, caller: Caller, key: IdempotencyKey | None, timer: TurnTimer
+    ) -> tuple[Turn, Coroutine[None, None, None] | None]:
+        """Store the user's message; return the turn, and what produces it where it is to be run here."""
         turn = RunningTurn(
             caller,
             ask.conversation_id or new_id(),
@@ -240,11 +276,13 @@ class Turns:
         timer.receipt.recall_ms = elapsed_ms(began_s)
         return recalled
 
-    async def _join(self, ask: Ask, caller: Caller, beginning: Beginning, turn_id: str, timer: TurnTimer) -> Turn:
+    async def _join(
+        self, ask: Ask, caller: Caller, beginning: Beginning, turn_id: str, timer: TurnTimer
+    ) -> tuple[Turn, Coroutine[None, None, None] | None]:
         """Return the turn that an earlier request with the same key began, run again if it came to nothing."""
         turn = await self.find(caller, turn_id)
         if turn.status not in (Status.FAILED, Status.INCOMPLETE) or turn.text():
-            return turn
+            return turn, None
         again = msgspec.structs.replace(
             beginning,
             turn_id=turn.id,
@@ -253,7 +291,7 @@ class Turns:
         )
         begun = await self._store.begin_again(again)
         if begun is None:
-            return turn
+            return turn, None
         log.bind_turn(turn.id, turn.conversation_id)
         fresh = RunningTurn(
             caller,
@@ -271,16 +309,17 @@ class Turns:
             return self._run(fresh, ask, begun, None)
         return self._run(fresh, ask, begun, await self._recall(ask, caller, begun, timer))
 
-    def _run(self, turn: RunningTurn, ask: Ask, begun: Begun, recalled: Recalled | None) -> Turn:
-        """Run *turn*; without what was *recalled* the house is asked first, and what is remembered only where it is needed."""
+    def _run(
+        self, turn: RunningTurn, ask: Ask, begun: Begun, recalled: Recalled | None
+    ) -> tuple[Turn, Coroutine[None, None, None]]:
+        """Have the running task run *turn*; without what was *recalled* the house is asked first, and what is remembered only where it is needed."""
         if recalled is not None:
             turn.memories = recalled.ids
         turn.append(Step.CREATED)
         self._ended.remove(turn.id)
         self._running[turn.id] = turn
-        self._shares.add(turn.user)
-        turn.task = asyncio.get_running_loop().create_task(self._produce(turn, ask, begun, recalled))
-        return turn
+        turn.task = asyncio.current_task()
+        return turn, self._produce(turn, ask, begun, recalled)
 
     def _prompt(self, ask: Ask, begun: Begun, recalled: Recalled, conversation_id: str) -> Prompt:
         """Return what the model is asked; what changes from turn to turn is in its context."""
@@ -425,17 +464,15 @@ class Turns:
     async def _produce(self, turn: RunningTurn, ask: Ask, begun: Begun, recalled: Recalled | None) -> None:
         finish: Finish | None = None
         error: RequestError | None = None
-        # A task that is cancelled before its first step takes none, so ``stop`` leaves it to see here that it is to stop.
-        turn.generating = turn.stop_reason is None
+        turn.generating = True
         try:
-            if turn.generating:
-                if recalled is None and self._house is not None:
-                    finish = await self._ask_house(self._house, turn, ask)
-                if finish is None:
-                    if recalled is None:
-                        recalled = await self._recall(ask, turn.caller, begun, turn.timer)
-                        turn.memories = recalled.ids
-                    finish = await self._generate(turn, self._prompt(ask, begun, recalled, turn.conversation_id))
+            if recalled is None and self._house is not None:
+                finish = await self._ask_house(self._house, turn, ask)
+            if finish is None:
+                if recalled is None:
+                    recalled = await self._recall(ask, turn.caller, begun, turn.timer)
+                    turn.memories = recalled.ids
+                finish = await self._generate(turn, self._prompt(ask, begun, recalled, turn.conversation_id))
             if finish is not None and not turn.text():
                 raise error_without_text(finish)
         except RequestError as exc:
