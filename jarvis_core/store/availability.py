@@ -130,6 +130,12 @@ class Availability:
         if self._closing:
             await asyncio.wait(self._closing)
 
+    def take(self) -> tuple[Connections, Connection] | None:
+        """Return what ``borrow`` does where a connection is at hand; it never waits."""
+        connections = self._connections
+        connection = None if connections is None else connections.take()
+        return None if connections is None or connection is None else (connections, connection)
+
     async def borrow(self, *, patient: bool) -> tuple[Connections, Connection]:
         """
         Return a connection, and the ``Connections`` to return it to.

@@ -14,6 +14,7 @@ import select
 import socket
 import weakref
 from collections.abc import Callable, Sequence
+from contextvars import Context
 from typing import Any, Self
 
 import psycopg
@@ -33,6 +34,8 @@ WAITING_LIMIT = 2_000
 IDLE = psycopg.pq.TransactionStatus.IDLE
 IDLE_LIMIT_S = 600.0
 """Closes connections that were not needed for so long, except one."""
+AT_HAND_S = 1.0
+"""How often connections at hand are given back to the driver's pool, which closes those that are idle or old."""
 
 
 class GivenUp(JarvisError):
@@ -49,6 +52,7 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
     session = Session()
     """The server or pooler at the other end, and what its sessions are set to."""
     _prepared_statements: PreparedStatements | None = None
+    _poll: select.poll | None = None
 
     @classmethod
     async def connect(  # type: ignore[override]  # the driver's has the options spelled out
@@ -156,9 +160,10 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
         """
         if self.pgconn.transaction_status != IDLE:  # the status of a closed connection is unknown
             return False
-        poll = select.poll()
-        poll.register(self.fileno(), select.POLLIN)
-        return not poll.poll(0)
+        if self._poll is None:
+            self._poll = select.poll()
+            self._poll.register(self.fileno(), select.POLLIN)
+        return not self._poll.poll(0)
 
     def looks_open(self) -> bool:
         """Return whether the server keeps the connection open."""
@@ -211,6 +216,9 @@ class Connections:
         # Use a queue of our own: the driver's (psycopg-pool 3.3) leaves a cycle of some 40 objects behind for each request
         # that stopped waiting, cannot tell a busy database from one that is away, and knows no users.
         self._queue = FairQueue(limit, waiting_limit=WAITING_LIMIT)
+        self._at_hand: list[Connection] = []
+        """Idle, the last one used last: the driver's pool, which lent them, takes 30 µs to take one back and lend it again."""
+        self._putting_back: asyncio.TimerHandle | None = None
         self._returning: set[asyncio.Task[None]] = set()
         # Held weakly, to leave no cycles: there may be many lives, and the garbage collector runs rarely.
         self_weakly = weakref.ref(self)
@@ -252,7 +260,14 @@ class Connections:
             limit.reschedule(0)
         for connection in self.without_timeout:
             connection.break_off()
+        await self._put_back()
         await self._pool.close(timeout=timeout_s)
+
+    def take(self) -> Connection | None:
+        """Return a connection that is at hand, to be given back; None where it takes ``borrow``."""
+        if self.closed or not self._is_at_hand() or not self._queue.take(NOBODY):
+            return None
+        return self._at_hand.pop()
 
     async def borrow(self, timeout_s: float) -> Connection:
         """
@@ -270,11 +285,25 @@ class Connections:
                 await self._queue.wait(current_user.get(), deadline)
             except TimeoutError as exc:
                 raise PoolTimeout from exc
+        if self._is_at_hand():
+            return self._at_hand.pop()
         try:
             return await self.borrow_idle(max(deadline - loop.time(), 0.0))
         except BaseException:
             self._queue.give_back(NOBODY)
             raise
+
+    def keep(self, connection: Connection) -> bool:
+        """Keep *connection* at hand and give its place back; returns whether that is done, or it takes ``give_back``."""
+        if self.closed or self._pool._waiting or connection.pgconn.transaction_status != IDLE:
+            return False
+        self._at_hand.append(connection)
+        if self._putting_back is None:
+            loop = asyncio.get_running_loop()
+            # In no context: it is nobody's.
+            self._putting_back = loop.call_later(AT_HAND_S, self._start_putting_back, context=Context())
+        self._queue.give_back(NOBODY)
+        return True
 
     async def give_back(self, connection: Connection) -> None:
         """Return *connection*, or its place when it is broken; completes also when the caller is cancelled meanwhile."""
@@ -282,6 +311,20 @@ class Connections:
             await self.give_back_idle(connection)
         finally:
             self._queue.give_back(NOBODY)
+
+    def _is_at_hand(self) -> bool:
+        return bool(self._at_hand) and self._at_hand[-1].looks_idle()
+
+    def _start_putting_back(self) -> None:
+        start_in(self._returning, self._put_back())
+
+    async def _put_back(self) -> None:
+        """Give the connections at hand back to the driver's pool."""
+        if self._putting_back is not None:
+            self._putting_back.cancel()
+            self._putting_back = None
+        while self._at_hand:
+            await self.give_back_idle(self._at_hand.pop())
 
     def any_idle(self) -> bool:
         """Return whether a connection is idle and open."""
@@ -293,6 +336,7 @@ class Connections:
 
     async def borrow_idle(self, timeout_s: float) -> Connection:
         """Borrow past the queue, after ``any_idle``; the caller returns the connection by ``give_back_idle``."""
+        await self._put_back()
         # The driver uses ``asyncio.wait_for``, which before Python 3.12 loses a cancellation that arrives together with
         # the result: a cancelled task would run on for good.
         requests = cancellation.requests()

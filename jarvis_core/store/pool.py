@@ -215,7 +215,8 @@ class _Loan(AbstractAsyncContextManager[Connection]):
 
     async def __aenter__(self) -> Connection:
         pool = self._pool
-        self._connections, self._connection = await pool._borrow(patient=self._patient)
+        lent = pool._availability.take() or await pool._borrow(patient=self._patient)
+        self._connections, self._connection = lent
         if self._without_timeout:
             self._connections.without_timeout.add(self._connection)
         else:
@@ -242,8 +243,10 @@ class _Loan(AbstractAsyncContextManager[Connection]):
         finally:
             if self._timer is not None:
                 self._timer.cancel()
-            connections.without_timeout.discard(connection)
-            await connections.give_back(connection)
+            if self._without_timeout:
+                connections.without_timeout.discard(connection)
+            if not connections.keep(connection):
+                await connections.give_back(connection)
 
 
 def _away() -> Unavailable:

@@ -18,6 +18,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from jarvis_core.errors import DeadlineExceeded, Overloaded, RequestError, Unavailable
 from jarvis_core.settings import Database
 from jarvis_core.shares import current_user
+from jarvis_core.store import connections as connections_module
 from jarvis_core.store.connections import Connection, Connections
 from jarvis_core.store.pool import RETRY_AFTER_S, Pool
 from tests.fakes.relay import DatabaseRelay
@@ -325,6 +326,18 @@ async def test_lost_connections_are_freed_at_once(pool: Pool, monkeypatch: pytes
                 await asyncio.sleep(0.02)
     finally:
         gc.enable()
+
+
+async def test_connections_at_hand(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that was just given back is lent next; after a while those at hand are the driver's to keep or close."""
+    monkeypatch.setattr(connections_module, "AT_HAND_S", 0.02)
+    (first,) = await pool.fetch_all("select pg_backend_pid()")
+    assert await pool.fetch_all("select pg_backend_pid()") == [first]
+    available = pool._availability._connections
+    assert available is not None
+    async with asyncio.timeout(5):
+        while available._at_hand or not available._pool._pool:  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.01)
 
 
 async def test_connections_that_the_server_ended(pool: Pool, database: str) -> None:
