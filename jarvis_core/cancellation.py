@@ -3,34 +3,64 @@ Deadlines, and the absorbing of a cancellation by a task that goes on, alike on 
 
 ``asyncio.timeout`` of Python 3.11.0 to 3.11.2 (Debian 12 has 3.11.2) raises ``CancelledError`` where ``TimeoutError``
 is due, in a task that was cancelled before, such as one that stores or closes something because it was cancelled
-(https://github.com/python/cpython/issues/102780). Any code may run in such a task, so all of it uses these deadlines,
-which are asyncio's own from 3.11.3 on.
+(https://github.com/python/cpython/issues/102780). And it costs twice as much as these deadlines, of which each request has
+several.
 """
 
 from __future__ import annotations
 
 import asyncio
-import sys
 from types import TracebackType
 from typing import Self
 
 
-class Timeout(asyncio.Timeout):  # type: ignore[misc]  # final for type checkers; this adds nothing on later Pythons
+class Timeout:
     """Cancels the block (``async with``) when it is due and raises ``TimeoutError``, as ``asyncio.Timeout`` does."""
 
-    if sys.version_info < (3, 11, 3):
+    __slots__ = ("_due", "_expired", "_loop", "_requests", "_task", "_timer")
 
-        async def __aenter__(self) -> Self:
-            self._requests = requests()
-            await super().__aenter__()
-            return self
+    def __init__(self, due: float | None) -> None:
+        self._due = due
+        self._expired = False
+        self._timer: asyncio.Handle | None = None
 
-        async def __aexit__(
-            self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-        ) -> None:
-            await super().__aexit__(kind, exc, trace)
-            if self.expired() and isinstance(exc, asyncio.CancelledError) and requests() <= self._requests:
+    async def __aenter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
+        self._task: asyncio.Task[object] | None = _running()
+        self._requests = self._task.cancelling()
+        if self._due is not None:
+            self._timer = self._loop.call_at(self._due, self._expire)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        task, self._task = self._task, None
+        # A cancellation that was requested by others, too, goes on.
+        if self._expired and task is not None and task.uncancel() <= self._requests:  # noqa: SIM102
+            if kind is not None and issubclass(kind, asyncio.CancelledError):
                 raise TimeoutError from exc
+
+    def reschedule(self, due: float) -> None:
+        """Have the block cancelled at *due*, of the loop's clock, unless it has been cancelled or left already."""
+        if self._task is None or self._expired:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(due, self._expire)
+
+    def expired(self) -> bool:
+        """Return whether the block was cancelled because it was due."""
+        return self._expired
+
+    def _expire(self) -> None:
+        self._timer = None
+        if self._task is not None:
+            self._expired = True
+            self._task.cancel()
 
 
 def timeout(delay_s: float | None) -> Timeout:

@@ -382,7 +382,8 @@ class TurnStore:
             "content": content,
             "tokens": end.tokens,
             "model": end.model,
-            "memories": list(memories),
+            # As text: the driver looks at each list's elements for their type.
+            "memories": f"{{{','.join(memories)}}}",
             "keep": bool(content) or end.status is Status.COMPLETED,
             "receipt": "{}" if end.receipt is None else _encode_receipt(end.receipt).decode(),
         }
