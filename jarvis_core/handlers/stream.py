@@ -13,6 +13,7 @@ from typing import Protocol
 
 from jarvis_core.handlers.call import BoundedSends, Call, ClientLeft
 from jarvis_core.handlers.events import TurnEvents
+from jarvis_core.tasks import start_in
 from jarvis_core.turns.log import Entry, Reader, Step, Turn
 from jarvis_core.turns.turns import Turns
 
@@ -28,18 +29,20 @@ SSE_HEADERS = (
 async def wait_for_end(call: Call, turns: Turns, turn: Turn) -> None:
     """Wait until *turn* has ended; raises ``ClientLeft`` when the client has not waited for it."""
     turns.attach(turn)
-    watcher = asyncio.get_running_loop().create_task(_leave(call, turns, turn))
+    leaving: set[asyncio.Task[None]] = set()
+
+    def leave() -> None:
+        start_in(leaving, turns.detach(turn))
+
+    watch = call.watch(leave)
     try:
         await turn.wait_ended()
-        if watcher.done():
+        if watch.over:
             raise ClientLeft
     finally:
-        watcher.cancel()
-
-
-async def _leave(call: Call, turns: Turns, turn: Turn) -> None:
-    await call.left()
-    await turns.detach(turn)
+        watch.cancel()
+        for task in leaving:
+            task.cancel()
 
 
 class _Heartbeat:
@@ -92,8 +95,7 @@ async def send_events(
     if events is None:
         events = TurnEvents(turn)
     turns.attach(turn)
-    watcher = loop.create_task(call.left())
-    watcher.add_done_callback(lambda _: reader.wake())
+    watch = call.watch(reader.wake)
     heartbeat = _Heartbeat(loop, reader)
     try:
         call.status = 200
@@ -101,7 +103,7 @@ async def send_events(
         await call.send({"type": "http.response.start", "status": 200, "headers": headers})
         more = True
         async with BoundedSends() as sends:
-            while more and not watcher.done():
+            while more and not watch.over:
                 taken = await reader.next()
                 more = not turn.ended if not taken else taken[-1][1] is not Step.ENDED
                 body = b"".join([events.server_sent(position, entry) for position, entry in taken])
@@ -115,5 +117,5 @@ async def send_events(
                     await asyncio.sleep(0)
     finally:
         heartbeat.cancel()
-        watcher.cancel()
+        watch.cancel()
         await turns.detach(turn)

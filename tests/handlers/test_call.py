@@ -107,6 +107,35 @@ async def test_client_that_leaves() -> None:
         await call.body(3)
 
 
+async def test_body_that_is_as_long_as_it_says() -> None:
+    """Behind a body of the length that was declared nothing is waited for, unless it is sent in chunks."""
+    call = make_call(part(b"ab", more=True), part(b"c", more=True), None)
+    call.scope["headers"] = [(b"content-length", b"3")]
+    async with asyncio.timeout(5):
+        assert await call.body(3) == b"abc"
+    assert not call.body_pending
+    call = make_call(part(b"abc", more=True), part(b"d", more=False))
+    call.scope["headers"] = [(b"content-length", b"3"), (b"transfer-encoding", b"chunked")]
+    assert await call.body(9) == b"abcd"
+
+
+async def test_client_that_is_watched() -> None:
+    """A client that leaves is told of, whatever it sent before; not to who has stopped watching."""
+    told: list[str] = []
+    left: Message = {"type": "http.disconnect"}
+    watches = [
+        make_call(part(b"a", more=True), part(b"", more=False), left).watch(lambda: told.append("first")),
+        make_call(part(b"", more=False), left).watch(lambda: told.append("second")),
+        make_call(part(b"", more=False), None).watch(lambda: told.append("third")),
+    ]
+    watches[1].cancel()
+    async with asyncio.timeout(5):
+        while not watches[0].over:  # noqa: ASYNC110 - a turn of the loop for each message
+            await asyncio.sleep(0)
+    watches[2].cancel()
+    assert (told, [watch.over for watch in watches]) == (["first"], [True, False, False])
+
+
 class Answer:
     """What may be large."""
 
