@@ -10,6 +10,8 @@ from typing import Protocol, cast
 
 HEAD_LIMIT_BYTES = 64 << 10
 CHUNK_HEAD_LIMIT_BYTES = 1_024
+SHORT_SIZE_DIGITS = 8
+"""Of the size of a chunk, as servers write it."""
 HIGH_WATER_BYTES = 256 << 10
 """Stops reading from the network while so much of a body is unread."""
 HEX = b"0123456789abcdefABCDEF"
@@ -109,10 +111,11 @@ class Response:
 
     # Called by the connection.
 
-    def add(self, part: bytes) -> None:
-        """Add the next part of the body."""
-        before, self._unread = self._unread, self._unread + len(part)
-        self._parts.append(part)
+    def add(self, parts: list[bytes]) -> None:
+        """Add the next parts of the body."""
+        before = self._unread
+        self._unread += sum(map(len, parts))
+        self._parts += parts
         if before <= HIGH_WATER_BYTES < self._unread:
             self._connection.pause()
 
@@ -325,6 +328,8 @@ class Connection(asyncio.Protocol):
         return False
 
     def _chunk_head(self, response: Response) -> bool:
+        if self._take_whole_chunks(response):
+            return False
         size = self._line(CHUNK_HEAD_LIMIT_BYTES)
         if size is None:
             return False
@@ -334,15 +339,27 @@ class Connection(asyncio.Protocol):
                 raise NotHttp("the size of a chunk is no number")
         if len(size) > 15:
             raise NotHttp("a chunk is too long")
-        left = int(size, 16)
-        start, end = self._at, self._at + left
-        if left and self._rest.startswith(b"\r\n", end):  # the whole chunk is here, as nearly always
-            response.add(self._rest[start:end])
-            self._at = end + 2
-            return self._at < len(self._rest)
-        self._left = left
-        self._step = Connection._chunk if left else Connection._trailer
+        self._left = int(size, 16)
+        self._step = Connection._chunk if self._left else Connection._trailer
         return True
+
+    def _take_whole_chunks(self, response: Response) -> bool:
+        """Take the plain chunks that are here from beginning to end, as nearly all are; return whether nothing is left."""
+        rest, start = self._rest, self._at
+        chunks = []
+        while (line_end := rest.find(b"\r\n", start, start + SHORT_SIZE_DIGITS + 2)) > start:
+            size = rest[start:line_end]
+            if size.strip(HEX):
+                break
+            end = line_end + 2 + int(size, 16)
+            if end == line_end + 2 or not rest.startswith(b"\r\n", end):
+                break
+            chunks.append(rest[line_end + 2 : end])
+            start = end + 2
+        if chunks:
+            self._at = start
+            response.add(chunks)
+        return start == len(rest)
 
     def _chunk(self, response: Response) -> bool:
         self._take(response)
@@ -369,7 +386,7 @@ class Connection(asyncio.Protocol):
         if part:
             self._at += len(part)
             self._left -= len(part)
-            response.add(part)
+            response.add([part])
 
     def _line(self, limit: int) -> bytes | None:
         start = self._at

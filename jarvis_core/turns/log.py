@@ -216,6 +216,13 @@ class Reader:
         """Return (position, entry) of every new entry, neighbouring texts merged; never waits."""
         turn = self.turn
         entries = turn._entries
+        if self._index == len(entries) - 1 and isinstance(entry := entries[-1], str) and not turn.answer_at:
+            # The next piece of text, as nearly always.
+            position = turn._positions[-1]
+            if position - len(entry) == self._after:
+                self._index += 1
+                self._after = position
+                return [(position, entry)]
         discarded = turn.discarded_to
         taken: list[tuple[int, Entry]] = []
         texts: list[str] = []

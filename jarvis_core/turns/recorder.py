@@ -129,11 +129,11 @@ class TurnRecorder:
 
 
 def storable_tokens(finish: Finish | None, turn: Turn) -> int:
-    """Return how many tokens were generated: as the neighbour counted, else about one for each piece of its stream."""
+    """Return how many tokens were generated: as the neighbour counted, else one for each piece of its stream, or four bytes."""
     if finish is not None and finish.tokens is not None:
         # Whatever a neighbour counts, it can be stored.
         return min(max(finish.tokens, 0), TOKENS_LIMIT)
-    return turn.pieces if turn.pieces > 1 else -(-len(turn.text().encode()) // 4)
+    return max(turn.pieces, -(-len(turn.text().encode()) // 4))
 
 
 def storable_text(text: str) -> str:

@@ -102,12 +102,30 @@ async def fails(model: OpenAiModel, kind: type[RequestError], prompt: Prompt = P
 # Answers
 
 
-async def test_answer(model: OpenAiModel, transport: Transport) -> None:
+async def test_answer(server: FakeModelServer, model: OpenAiModel, transport: Transport) -> None:
     """The answer is its pieces, and an end with the count and the model's name."""
+    server.mode = ModelServerMode(delta_delay_s=0.01)
     pieces: list[str] = []
     assert await collect(model, into=pieces) == (SAID, Finish("stop", 5, "small-model"))
     assert len(pieces) == 5
     assert transport.health.state == "healthy"
+
+
+async def test_pieces_of_one_read(server: FakeModelServer, model: OpenAiModel) -> None:
+    """What comes in one read is one piece; an error behind it takes nothing from it."""
+    delta = b'data: {"choices":[{"index":0,"delta":{"content":"%s"},"finish_reason":null}]}\n\n'
+    said = b"".join(delta % word for word in (b"un ", b"deux ", b"trois"))
+    end = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
+    server.mode = ModelServerMode(faults={"/": Fault("raw", body=said + end, content_type="text/event-stream")})
+    pieces: list[str] = []
+    assert (await collect(model, into=pieces))[1] == Finish("stop", None, "small-model")
+    assert pieces == ["un deux trois"]
+    error = b'data: {"error":{"message":"out of memory"}}\n\n'
+    server.mode = ModelServerMode(faults={"/": Fault("raw", body=said + error, content_type="text/event-stream")})
+    pieces.clear()
+    with pytest.raises(RequestError):
+        await collect(model, into=pieces)
+    assert pieces == ["un deux trois"]
 
 
 async def test_request(server: FakeModelServer, model: OpenAiModel) -> None:
@@ -419,12 +437,12 @@ async def test_thinking_that_is_held_back(server: FakeModelServer, transport: Tr
     assert pieces == ["Oui."]
     server.mode = ModelServerMode(deltas=("hm ", "hm"), finish_reason="length")
     assert (await collect(model))[0] == ""
-    server.mode = ModelServerMode(deltas=("Oui", "."))
+    server.mode = ModelServerMode(deltas=("Oui", "."), delta_delay_s=0.01)
     assert (await collect(model, into=(pieces := [])))[0] == "Oui."
     assert pieces == ["Oui."]
     assert (await collect(model, into=(pieces := [])))[0] == "Oui."
     assert pieces == ["Oui", "."], "it has been seen to say when it thinks"
-    server.mode = ModelServerMode(reasoning="hm hm", deltas=("Oui", "."))
+    server.mode = ModelServerMode(reasoning="hm hm", deltas=("Oui", "."), delta_delay_s=0.01)
     model = make_model(transport, name="qwq-32b")
     assert (await collect(model, into=(pieces := [])))[0] == "Oui."
     assert pieces == ["Oui", "."], "its server tells of its thinking"

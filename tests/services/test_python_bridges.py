@@ -97,7 +97,7 @@ async def fails(model: BridgesModel, kind: type[RequestError]) -> RequestError:
 @pytest.mark.parametrize("shape", SHAPES)
 async def test_answer(bridges: FakeBridges, model: BridgesModel, transport: Transport, shape: Any) -> None:
     """Whole or streamed, the answer is its text, and an end with the counts and the model's name."""
-    bridges.mode = BridgesMode(shape=shape)
+    bridges.mode = BridgesMode(shape=shape, delta_delay_s=0.01)
     pieces: list[str] = []
     assert await collect(model, into=pieces) == (SAID, Finish("stop", 5, "mistral:latest"))
     assert len(pieces) == (1 if shape == "json" else 5)

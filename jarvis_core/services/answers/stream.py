@@ -95,6 +95,8 @@ class AnswerStream:
         """Of a character whose other half is still to come."""
         self._brought = 0
         """Lines that brought something."""
+        self._withdrawals = 0
+        """Of the filter, as far as they were told."""
         self._units = 0
         self._allowed = float(EMPTY_BURST)
 
@@ -112,19 +114,23 @@ class AnswerStream:
             return None
 
     async def pieces(self) -> AsyncIterator[Piece]:
-        """Give the answer as it arrives, then how it ended; raises ``RequestError`` where the server tells of an error."""
+        """
+        Give the answer as it arrives, then how it ended; raises ``RequestError`` where the server tells of an error.
+
+        What came in one read is one piece: each costs its readers as much as several times its text.
+        """
         lines, self._lines = self._lines, []
-        withdrawals = 0
         while True:
-            for line in lines:
-                text = self.take(line)
-                if self.filter.withdrawals != withdrawals:
-                    withdrawals = self.filter.withdrawals
-                    yield Discard()
-                if text:
-                    yield text
-                if self.over:
-                    break
+            texts: list[str] = []
+            try:
+                self._take_lines(lines, texts)
+            except RequestError:
+                # What came before the error is of the answer.
+                for piece in self._pieces_of(texts):
+                    yield piece
+                raise
+            for piece in self._pieces_of(texts):
+                yield piece
             if self.over:
                 break
             if self._buffer.error is not None:
@@ -144,11 +150,32 @@ class AnswerStream:
             self._go_on(self._untold)
             rest += self.filter.feed(held)
         rest += self.filter.end(cut=cut)
-        if self.filter.withdrawals != withdrawals:
-            yield Discard()
-        if rest:
-            yield rest
+        for piece in self._pieces_of([rest] if rest else []):
+            yield piece
         yield self._finish()
+
+    def _take_lines(self, lines: list[bytes], texts: list[str]) -> None:
+        """Take *lines* up to the answer's end, and add what they add to it to *texts*."""
+        withdrawals = self.filter.withdrawals
+        for line in lines:
+            text = self.take(line)
+            if self.filter.withdrawals != withdrawals:
+                withdrawals = self.filter.withdrawals
+                texts.clear()
+            if text:
+                texts.append(text)
+            if self.over:
+                return
+
+    def _pieces_of(self, texts: list[str]) -> list[Piece]:
+        """Return what *texts*, the next ones of the answer, are told as."""
+        pieces: list[Piece] = []
+        if self.filter.withdrawals != self._withdrawals:
+            self._withdrawals = self.filter.withdrawals
+            pieces.append(Discard())
+        if texts:
+            pieces.append("".join(texts))
+        return pieces
 
     def take(self, line: bytes) -> str:
         """Take a line of the stream; return what it adds to the answer."""
