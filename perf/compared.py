@@ -13,7 +13,7 @@ from contextlib import suppress
 from perf.load import LIMIT_S, Latencies, Paced, Request, drive, pace, percentiles, press, repeat, repeat_for
 from perf.processes import Process, core
 from perf.report import Comparison, Outcome, Row, Sample
-from perf.stand import CORE, FASTAPI, FLOOR, FORWARDED, LITELLM, LITELLM_KEY, Stand
+from perf.stand import BASE, BASE_BUILD, CORE, FASTAPI, FLOOR, FORWARDED, LITELLM, LITELLM_KEY, Stand
 
 SECONDS = float(os.environ.get("PERF_SECONDS", "3"))
 """Of each run against one server."""
@@ -34,7 +34,7 @@ GATEWAY_CHAT = Request("POST", "/v1/chat/completions", json.dumps(COMPLETION).en
 FORWARDED_CHAT = Request("POST", "/v1/chat/completions", json.dumps(COMPLETION).encode())
 CHAT_1000_TIMES = 2
 """Turns over each connection."""
-WARMING = {CORE: CHAT, FORWARDED: FORWARDED_CHAT, FASTAPI: CHAT, LITELLM: GATEWAY_CHAT, FLOOR: HEALTH}
+WARMING = {CORE: CHAT, BASE: CHAT, FORWARDED: FORWARDED_CHAT, FASTAPI: CHAT, LITELLM: GATEWAY_CHAT, FLOOR: HEALTH}
 WARMING_REQUESTS = 200
 
 
@@ -51,10 +51,13 @@ def compare(
     """
     Run each server's load in turn, *rounds* times; CPU is for each of *units* in a request.
 
-    With *rehearse* a first run of each does not count; some turns before the first one never do.
+    With *rehearse* a first run of each does not count; some turns before the first one never do. With ``PERF_BASE`` that
+    build gets the core's load too.
 
     A server that fails is left out of the rest, and its failure told.
     """
+    if BASE_BUILD and CORE in runs and BASE not in runs:
+        runs = {**runs, BASE: runs[CORE]}
     failures: dict[str, str] = {}
     measured: list[dict[str, Sample]] = []
     for number in range(rounds):
@@ -73,7 +76,7 @@ def compare(
                 if rehearse and not number:
                     run(process)
                     settle(process)
-                samples[name] = sample(stand, process, run, units, stores=name in (CORE, FASTAPI))
+                samples[name] = sample(stand, process, run, units, stores=name in (CORE, BASE, FASTAPI))
             except Exception as exc:  # noqa: BLE001 - whatever it is, the others go on
                 failures[name] = why(exc)
             settle(process)
@@ -289,7 +292,7 @@ def household(stand: Stand, rounds: int) -> Outcome:
     title = (
         "A household: health, lists, histories, searches and one turn in ten, 50 requests/s (times without the model's)"
     )
-    runs = {name: run(name) for name in (CORE, FASTAPI) if name in stand.conversation}
+    runs = {name: run(name) for name in (CORE, BASE, FASTAPI) if name in stand.conversation}
     return Outcome([compare(stand, title, runs, min(rounds, 2))])
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 import urllib.request
@@ -67,6 +69,20 @@ class Process:
     def uss_mb(self) -> float:
         """Return what it alone has, in MB."""
         return _smaps_mb(self.pid, "Private_")
+
+
+def base_tree(base: str) -> Path:
+    """Return the directory of an earlier build: a work tree, or of a commit its sources, which are put into the cache."""
+    if Path(base).is_dir():
+        return Path(base).absolute()
+    directory = ROOT / ".cache" / "perf" / "base" / base
+    if not directory.exists():
+        files = subprocess.run(["git", "archive", base, "jarvis_core"], cwd=ROOT, capture_output=True, check=False)
+        if files.returncode:
+            raise RuntimeError(f"PERF_BASE={base}: {files.stderr.decode(errors='replace').strip()}")
+        with tarfile.open(fileobj=io.BytesIO(files.stdout)) as archive:
+            archive.extractall(directory, filter="data")
+    return directory
 
 
 def _tasks(pid: int) -> list[Path]:
@@ -149,8 +165,8 @@ def await_ready(url: str, process: subprocess.Popen[bytes], timeout_s: float = 6
 
 
 @contextlib.contextmanager
-def core(data_dir: Path, bridges_url: str = "", **environment: str) -> Iterator[Process]:
-    """Start the core over *data_dir*, with the bridges at *bridges_url* or what else *environment* names."""
+def core(data_dir: Path, bridges_url: str = "", tree: Path = ROOT, /, **environment: str) -> Iterator[Process]:
+    """Start the core in *tree* over *data_dir*, with the bridges at *bridges_url* or what else *environment* names."""
     port = free_port()
     settings = {
         "HOST": "127.0.0.1",
@@ -160,7 +176,7 @@ def core(data_dir: Path, bridges_url: str = "", **environment: str) -> Iterator[
         **({"PYTHON_BRIDGES_URL": bridges_url} if bridges_url else {"LOCAL_SPEECH": "false"}),
         **environment,
     }
-    with server(["-m", "jarvis_core"], port=port, ready="/ready", environment=settings) as process:
+    with server(["-m", "jarvis_core"], port=port, ready="/ready", environment=settings, tree=tree) as process:
         yield process
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from perf.load import Latencies, wrk_version
 from perf.processes import ROOT
-from perf.stand import CORE, GATEWAY_PYTHON, PEERS_PYTHON
+from perf.stand import BASE, BASE_BUILD, CORE, GATEWAY_PYTHON, PEERS_PYTHON
 
 Row = tuple[str, str, str]
 """What, measured, aim."""
@@ -77,7 +77,15 @@ class Comparison:
         ]
         lines += [self._line(name) for name in self._samples]
         lines += [f"| {name} | failed: {why} | | | | | | | |" for name, why in self.failures.items()]
-        return [*lines, ""]
+        return [*lines, "", *self._against_base()]
+
+    def _against_base(self) -> list[str]:
+        """Return what the core's CPU is of the earlier build's, in each round and in the median."""
+        ratios = [one[CORE].cpu_us / one[BASE].cpu_us for one in self._rounds if CORE in one and BASE in one]
+        if not ratios:
+            return []
+        told = ", ".join(f"{ratio:.3f}" for ratio in ratios)
+        return [f"CPU {statistics.median(ratios):.3f} × that of `{BASE_BUILD}` (rounds: {told}).", ""]
 
     def _line(self, name: str) -> str:
         samples = self._samples[name]
@@ -124,7 +132,7 @@ def write_results(outcomes: Sequence[Outcome], *, rounds: int, seconds: float, t
     lines = [
         "# Results",
         "",
-        f"`PERF_ROUNDS={rounds} PERF_SECONDS={seconds:g} make perf` on {time.strftime('%Y-%m-%d')}, in {took_s / 60:.0f} minutes, "
+        f"`{f'PERF_BASE={BASE_BUILD} ' if BASE_BUILD else ''}PERF_ROUNDS={rounds} PERF_SECONDS={seconds:g} make perf` on {time.strftime('%Y-%m-%d')}, in {took_s / 60:.0f} minutes, "
         f"at commit {commit()}.",
         "",
         *machine(postgres),

@@ -1,7 +1,8 @@
 """
 The test stand: the core, what it is compared with, and what they all lean on, each started when it is first asked for.
 
-The core and FastAPI's application have a database each on one PostgreSQL server, and all ask one model.
+The core, an earlier build of it and FastAPI's application have a database each on one PostgreSQL server, and all ask one
+model.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from jarvis_core.local.postgres import EmbeddedPostgres
-from perf.processes import ROOT, Process, core, free_port, server
+from perf.processes import ROOT, Process, base_tree, core, free_port, server
 
 PEERS_PYTHON = ROOT / ".cache" / "perf" / "peers" / "bin" / "python"
 GATEWAY_PYTHON = ROOT / ".cache" / "perf" / "gateway" / "bin" / "python"
@@ -31,6 +32,9 @@ MEMORIES = 200
 CORE, FASTAPI, LITELLM, FLOOR = "Jarvis Core", "FastAPI", "LiteLLM", "bare ASGI"
 FORWARDED = f"{CORE}, /v1"
 """The core's chat completions: passed on, nothing stored."""
+BASE_BUILD = os.environ.get("PERF_BASE", "")
+"""An earlier build to compare with, a commit or a work tree; empty for none."""
+BASE = f"{CORE} at {BASE_BUILD}"
 
 
 class Stand:
@@ -74,11 +78,12 @@ class Stand:
 
     @cached_property
     def _postgres(self) -> tuple[Process, str]:
-        server = EmbeddedPostgres(self.directory / "shared", max_connections=3 * CONNECTIONS)
+        server = EmbeddedPostgres(self.directory / "shared", max_connections=4 * CONNECTIONS)
         self._stack.callback(server.stop)
         conninfo = server.start()
         with psycopg.connect(conninfo, autocommit=True) as connection:
             connection.execute("create database peer")
+            connection.execute("create database base")
             self.postgres_version = server.version
         process = server.process
         assert process is not None
@@ -137,6 +142,11 @@ class Stand:
         """Return a core on this stand, to be entered."""
         return core(self.directory / "core", **self.core_settings())
 
+    def start_base(self) -> AbstractContextManager[Process]:
+        """Return the core as it is at ``BASE_BUILD``, in this one's environment of packages, to be entered."""
+        settings = {**self.core_settings(), "DATABASE_URL": make_conninfo(self.conninfo, dbname="base")}
+        return core(self.directory / "base", "", base_tree(BASE_BUILD), **settings)
+
     def start_fastapi(self) -> AbstractContextManager[Process]:
         """Return FastAPI's application on this stand, to be entered."""
         place = conninfo_to_dict(make_conninfo(self.conninfo, dbname="peer"))
@@ -186,7 +196,7 @@ class Stand:
         """Fill both databases with the same memories and a conversation; returns the conversation's id by server."""
         self.set_model()
         conversations = {}
-        for name in (CORE, FASTAPI):
+        for name in (CORE, FASTAPI, *([BASE] if BASE_BUILD else [])):
             with contextlib.suppress(RuntimeError):
                 port = self.get(name).port
                 for number in range(MEMORIES):
@@ -202,6 +212,7 @@ class Stand:
 
 STARTERS: dict[str, Callable[[Stand], AbstractContextManager[Process]]] = {
     CORE: Stand.start_core,
+    BASE: Stand.start_base,
     FASTAPI: Stand.start_fastapi,
     LITELLM: Stand.start_litellm,
     FLOOR: Stand.start_floor,

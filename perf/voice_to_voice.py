@@ -2,7 +2,7 @@
 From the last word of a question to the first sound of its answer, with the embedded engines.
 
 Twelve recordings are sent in real time over ``/ws``, and a client plays what comes back and counts what it waits for. With
-``PERF_BASE``, a work tree of another build, each question is asked there too, in turn: both builds have the same models and the same
+``PERF_BASE``, a commit or a work tree, each question is asked there too, in turn: both builds have the same models and the same
 machine. ``PERF_WEIGHTS`` is the directory where the models are; they are fetched where it is not set.
 """
 
@@ -25,7 +25,7 @@ import numpy as np
 from msgspec import Struct
 from websockets.asyncio.client import ClientConnection, connect
 
-from perf.processes import ROOT, Process, free_port, server
+from perf.processes import ROOT, Process, base_tree, free_port, server
 from perf.report import NO_AIM, Row
 
 AUDIO = ROOT / "tests" / "fixtures" / "audio"
@@ -74,7 +74,7 @@ def voice_to_voice(data: Path, _rounds: int) -> list[Row]:
     # A server for each way: what was spoken or read before costs less. The first one of all speaks the questions.
     with _started(data / "v2v-questions", ROOT) as process:
         clips = recordings(process)
-    trees = {OURS: ROOT, **({OTHER: Path(base).absolute()} if base else {}), LISTENING: ROOT}
+    trees = {OURS: ROOT, **({OTHER: base_tree(base)} if base else {}), LISTENING: ROOT}
     with ExitStack() as stack:
         cores = {
             way: stack.enter_context(_started(data / f"v2v-{n}", tree)) for n, (way, tree) in enumerate(trees.items())
