@@ -22,6 +22,9 @@ from jarvis_core.settings import Log
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 """The id of the request that the current task answers; empty outside one."""
 
+current_turn: ContextVar[tuple[str, str] | None] = ContextVar("current_turn", default=None)
+"""(turn's id, conversation's id) of what the current task works for."""
+
 LEVELS = {
     "trace": logging.DEBUG,
     "debug": logging.DEBUG,
@@ -57,7 +60,7 @@ def get(name: str) -> structlog.stdlib.BoundLogger:
 
 def bind_turn(turn_id: str, conversation_id: str) -> None:
     """Have the lines of the running task, and of the tasks that it starts, name a turn and its conversation."""
-    structlog.contextvars.bind_contextvars(response_id=turn_id, conversation_id=conversation_id)
+    current_turn.set((turn_id, conversation_id))
 
 
 class LogThrottle:
@@ -109,8 +112,7 @@ def set_up(settings: Log) -> None:
         structlog.stdlib.add_logger_name,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        _add_request_id,
-        structlog.contextvars.merge_contextvars,
+        _add_ids,
         structlog.processors.StackInfoRenderer(),
     ]
     final: list[structlog.typing.Processor]
@@ -144,10 +146,14 @@ def set_up(settings: Log) -> None:
     )
 
 
-def _add_request_id(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+def _add_ids(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     current = request_id.get()
     if current:
         event.setdefault("request_id", current)
+    turn = current_turn.get()
+    if turn is not None:
+        event.setdefault("response_id", turn[0])
+        event.setdefault("conversation_id", turn[1])
     return event
 
 

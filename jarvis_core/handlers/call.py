@@ -130,13 +130,15 @@ class Call:
     """One request, as a handler gets it."""
 
     __slots__ = (
-        "body_pending", "caller", "headers", "path_param", "receive", "request_id", "scope", "send", "started_s", "status"
+        "_first_headers", "body_pending", "caller", "headers", "path_param", "receive", "request_id", "scope", "send",
+        "started_s", "status",
     )  # fmt: skip
 
     def __init__(
         self, scope: Scope, receive: Receive, send: Send, request_id: str, path_param: str, started_s: float
     ) -> None:
         self.scope = scope
+        self._first_headers: dict[bytes, bytes] | None = None
         self.receive = receive
         self.send = send
         self.request_id = request_id
@@ -159,10 +161,11 @@ class Call:
 
     def header(self, name: bytes) -> str:
         """Return the first header *name* (lower case), empty when there is none."""
-        for key, value in self.scope["headers"]:
-            if key == name:
-                return str(value, "latin-1")
-        return ""
+        if self._first_headers is None:
+            self._first_headers = {}
+            for key, value in self.scope["headers"]:
+                self._first_headers.setdefault(key, value)
+        return str(self._first_headers.get(name, b""), "latin-1")
 
     def query(self) -> dict[str, str]:
         """Return the query's fields; raises ``InvalidRequest`` where it is not UTF-8 or has too many."""

@@ -53,6 +53,8 @@ class Stream:
         self._deadline = asked_at + total_timeout_s
         # One timer that looks at the clock when it fires costs less than a deadline armed anew for every chunk.
         self._timer = self._loop.call_at(self._due(), self._check_deadline)
+        self._is_due_sooner = False
+        """Whether the timer is to be armed anew before anything is waited for."""
 
     def begin(self) -> None:
         """
@@ -62,8 +64,7 @@ class Stream:
         """
         self._patience_s = self._stall_timeout_s
         self._breaker.succeeded()
-        self._timer.cancel()
-        self._timer = self._loop.call_at(self._due(), self._check_deadline)
+        self._is_due_sooner = True
 
     @property
     def age_s(self) -> float:
@@ -75,8 +76,7 @@ class Stream:
         if not self._over:
             self._over = True
             self._patience_s = min(self._patience_s, LAST_WORDS_S)
-            self._timer.cancel()
-            self._timer = self._loop.call_at(self._due(), self._check_deadline)
+            self._is_due_sooner = True
 
     def give_up(self, why: Loss) -> None:
         """Close the connection; *why* is what ``lost`` tells from now on."""
@@ -98,6 +98,10 @@ class Stream:
 
     async def read(self) -> bytes:
         """Wait for the next bytes; empty at the end, with ``lost`` set when the connection broke or stalled."""
+        if self._is_due_sooner:
+            self._is_due_sooner = False
+            self._timer.cancel()
+            self._timer = self._loop.call_at(self._due(), self._check_deadline)
         try:
             chunk = await self._response.read()
         except (OSError, NotHttp) as exc:

@@ -9,8 +9,8 @@ from datetime import datetime
 from typing import Any
 
 import pytest
-import structlog
 
+from jarvis_core import log
 from jarvis_core.errors import NotFound, Overloaded, RateLimited
 from jarvis_core.models import Caller, Finish, IdempotencyKey, Prompt, Status
 from jarvis_core.settings import Llm
@@ -116,15 +116,15 @@ async def test_whose_the_log_lines_are(pool: Pool, monkeypatch: pytest.MonkeyPat
     store = TurnStore(pool)
     turns = Turns(store, Model("word", endless=True), Llm())
     store_end = store.end
-    names: dict[str, dict[str, Any]] = {}
+    names: dict[str, tuple[str, str] | None] = {}
     stored = asyncio.Event()
 
     async def checkpoint(_texts: object) -> None:
-        names["checkpoint"] = structlog.contextvars.get_contextvars()
+        names["checkpoint"] = log.current_turn.get()
         stored.set()
 
     async def end(*arguments: Any) -> datetime | None:
-        names["end"] = structlog.contextvars.get_contextvars()
+        names["end"] = log.current_turn.get()
         return await store_end(*arguments)
 
     monkeypatch.setattr(store, "checkpoint", checkpoint)
@@ -134,10 +134,7 @@ async def test_whose_the_log_lines_are(pool: Pool, monkeypatch: pytest.MonkeyPat
     async with asyncio.timeout(5):
         await stored.wait()
         await turns.stop(turn)
-    assert names == {
-        "checkpoint": {},
-        "end": {"response_id": turn.id, "conversation_id": turn.conversation_id},
-    }
+    assert names == {"checkpoint": None, "end": (turn.id, turn.conversation_id)}
 
 
 async def test_stopped_by_several(pool: Pool) -> None:
