@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import re
+import sys
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from types import TracebackType
 
 import msgspec
 from msgspec import UNSET, Struct
@@ -44,6 +46,7 @@ from jarvis_core.services.contract import (
     OfferedTool,
     StreamOptions,
 )
+from jarvis_core.services.stream import Stream
 from jarvis_core.services.transport import Refused, Transport
 from jarvis_core.settings import Llm
 
@@ -98,6 +101,27 @@ class Asked(Struct):
     """What to leave out from now on, once an answer was had without it."""
 
 
+class _Answering(AbstractAsyncContextManager[AsyncIterator[Piece]]):
+    """One answer of *model*; each turn has one, and a generator would cost twice as much."""
+
+    __slots__ = ("_answer", "_model", "_prompt", "_streaming")
+
+    def __init__(self, model: OpenAiModel, prompt: Prompt) -> None:
+        self._model = model
+        self._prompt = prompt
+
+    async def __aenter__(self) -> AsyncIterator[Piece]:
+        self._streaming, self._answer = await self._model.ask(self._prompt)
+        return self._answer.pieces()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if exc is None:
+            self._model.learn_of(self._answer)
+        await self._streaming.__aexit__(kind, exc, trace)
+
+
 class OpenAiModel:
     """
     A model behind ``POST /chat/completions``.
@@ -123,13 +147,16 @@ class OpenAiModel:
         """What may be wrong with the address where there is nothing under it."""
         self.history_limit_chars = settings.context_tokens * BYTES_PER_TOKEN
 
-    @asynccontextmanager
-    async def generate(self, prompt: Prompt, caller: Caller) -> AsyncIterator[AsyncIterator[Piece]]:
+    def generate(self, prompt: Prompt, caller: Caller) -> AbstractAsyncContextManager[AsyncIterator[Piece]]:
         """
         Ask the model, as ``LanguageModel`` has it; *caller* is not told to it.
 
         A server that refuses a field, or the length of the prompt, is asked again without, within the same time.
         """
+        return _Answering(self, prompt)
+
+    async def ask(self, prompt: Prompt) -> tuple[AbstractAsyncContextManager[Stream], CompletionStream]:
+        """Return an answer that has begun, and what is to be left once it was read; raises as ``generate`` does."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._settings.first_token_timeout_s
         if not self._model:
@@ -138,17 +165,21 @@ class OpenAiModel:
         for attempt in range(ATTEMPTS):
             error: ServerError | None
             cause: Refused | None = None
-            answer = None
+            streaming = self._transport.stream(
+                "POST",
+                "/chat/completions",
+                body=_encoder.encode(self._request(asked)),
+                headers=self._headers,
+                first_byte_timeout_s=max(deadline - loop.time(), 0.0),
+                stall_timeout_s=self._settings.stall_timeout_s,
+                total_timeout_s=self._settings.total_timeout_s,
+            )
             try:
-                async with self._transport.stream(
-                    "POST",
-                    "/chat/completions",
-                    body=_encoder.encode(self._request(asked)),
-                    headers=self._headers,
-                    first_byte_timeout_s=max(deadline - loop.time(), 0.0),
-                    stall_timeout_s=self._settings.stall_timeout_s,
-                    total_timeout_s=self._settings.total_timeout_s,
-                ) as stream:
+                stream = await streaming.__aenter__()
+            except Refused as exc:
+                error, cause = error_of_status(exc), exc
+            else:
+                try:
                     answer = CompletionStream(
                         self._transport,
                         stream,
@@ -159,20 +190,19 @@ class OpenAiModel:
                         tools=() if "tools" in asked.left_out else prompt.tools,
                     )
                     error = await answer.wait_begun()
-                    if error is None:
-                        self._left_out |= asked.lasting
-                        yield answer.pieces()
-                        self._learn_of(answer)
-                        return
-            except Refused as exc:
-                if answer is not None:
+                except BaseException:
+                    await streaming.__aexit__(*sys.exc_info())
                     raise
-                error, cause = error_of_status(exc), exc
+                if error is None:
+                    self._left_out |= asked.lasting
+                    return streaming, answer
+                await streaming.__aexit__(None, None, None)
             if attempt + 1 == ATTEMPTS or not self._leave_out(asked, error):
                 raise self._refusal(error, cause) from cause
             logger.info(
                 "a model's server is asked again", neighbour=self._transport.name, without=sorted(asked.left_out)
             )
+        raise AssertionError("the last attempt raises")
 
     async def fetch_name(self) -> str:
         """Return what the server calls the model: as the settings have it, or the first that it lists."""
@@ -214,7 +244,7 @@ class OpenAiModel:
                     error = await answer.wait_begun()
                     if error is None:
                         yield answer
-                        self._learn_of(answer)
+                        self.learn_of(answer)
                         return
             except Refused as exc:
                 if answer is not None:
@@ -298,7 +328,7 @@ class OpenAiModel:
             return request_error(self._transport, error, hint=hint)
         return refusal_error(self._transport, error, cause, hint=hint)
 
-    def _learn_of(self, answer: CompletionStream) -> None:
+    def learn_of(self, answer: CompletionStream) -> None:
         """Take note of how the model's thinking is told, for the next answer."""
         if answer.filter.unopened:
             self._opens_thinking = True
