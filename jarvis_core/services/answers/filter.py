@@ -208,7 +208,7 @@ class AnswerFilter:
             case _:
                 decided = self._read_mark(final=final)
         if not decided and final:
-            partial = special[0] in "<◁" and len(self._buffer) >= PARTIAL_CHARS and not self._code
+            partial = special[0] in "<◁[" and len(self._buffer) >= PARTIAL_CHARS and not self._code
             rest = self._take(len(self._buffer))
             if not partial:
                 self._give(rest)

@@ -142,6 +142,13 @@ def test_what_it_was(text: str, thought: bool, called: bool, over: bool) -> None
     assert (found.thinking_chars > 0, found.called, found.over) == (thought, called, over)
 
 
+@pytest.mark.parametrize("mark", ["<thi", "<|im_e", "[THI", "[/THIN"])
+def test_cut_in_a_mark(mark: str) -> None:
+    """What has begun as a mark where an answer was cut is left out."""
+    assert read(f"Oui. {mark}")[0] == "Oui. "
+    assert read(*f"Oui. {mark}")[0] == "Oui. "
+
+
 def test_text_is_given_at_once() -> None:
     """A piece that cannot be the beginning of anything is given as it comes."""
     found = AnswerFilter()
