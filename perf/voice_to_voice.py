@@ -1,9 +1,9 @@
 """
 From the last word of a question to the first sound of its answer, with the embedded engines.
 
-Twelve recordings are sent in real time over ``/ws``, and a client plays what comes back and counts what it waits for. With
-``PERF_BASE``, a commit or a work tree, each question is asked there too, in turn: both builds have the same models and the same
-machine. ``PERF_WEIGHTS`` is the directory where the models are; they are fetched where it is not set.
+Twelve recordings (four for each of ``PERF_ROUNDS``) are sent in real time over ``/ws``, and a client plays what comes back and
+counts what it waits for. With ``PERF_BASE``, a commit or a work tree, each question is asked there too, in turn: both builds
+have the same models and the same machine. ``PERF_WEIGHTS`` is the directory where the models are; they are fetched where it is not set.
 """
 
 from __future__ import annotations
@@ -61,6 +61,11 @@ class Asked(Struct):
     """From its last word to the first sound."""
     holes_s: list[float]
     """How long the voice was silent in the middle, each time that was over ``HOLE_S``."""
+    first_cpu_s: float
+    """
+    Of all processes, from the last word to the first sound: what is waited for where the machine does nothing else, and little
+    more. It does not depend on what else the machine does.
+    """
     cpu_s: float
     """Of all processes, to the answer's end."""
     sound_s: float
@@ -68,12 +73,12 @@ class Asked(Struct):
     """Empty where the build has none."""
 
 
-def voice_to_voice(data: Path, _rounds: int) -> list[Row]:
-    """Ask twelve questions aloud, and wait for the voice."""
+def voice_to_voice(data: Path, rounds: int) -> list[Row]:
+    """Ask four questions aloud for each round, and wait for the voice."""
     base = os.environ.get("PERF_BASE")
     # A server for each way: what was spoken or read before costs less. The first one of all speaks the questions.
     with _started(data / "v2v-questions", ROOT) as process:
-        clips = recordings(process)
+        clips = recordings(process)[: 4 * rounds]
     trees = {OURS: ROOT, **({OTHER: base_tree(base)} if base else {}), LISTENING: ROOT}
     with ExitStack() as stack:
         cores = {
@@ -83,11 +88,17 @@ def voice_to_voice(data: Path, _rounds: int) -> list[Row]:
         asked: dict[str, list[Asked]] = {way: [] for way in cores}
         for number, clip in enumerate(clips):
             for way, process in cores.items():
-                one = asyncio.run(ask(process, clip, listens=way == LISTENING))
+                try:
+                    one = asyncio.run(ask(process, clip, listens=way == LISTENING))
+                except TimeoutError:
+                    print(f"{number} {way}: no answer within {ANSWER_LIMIT_S} s", file=sys.stderr, flush=True)
+                    continue
                 asked[way].append(one)
                 print(f"{number} {way}: {one}", file=sys.stderr, flush=True)
-    rows = [row for way, answers in asked.items() for row in describe(way, answers)]
-    if base:
+    unanswered = sum(len(clips) - len(answers) for answers in asked.values())
+    rows: list[Row] = [("voice_to_voice: questions without an answer", str(unanswered), "0")] if unanswered else []
+    rows += [row for way, answers in asked.items() if answers for row in describe(way, answers)]
+    if base and not unanswered:
         rows += compare(asked[OURS], asked[OTHER])
     return rows
 
@@ -144,10 +155,10 @@ async def ask(process: Process, clip: bytes, *, listens: bool) -> Asked:
         await _receive(socket, "session.created")
         await socket.send(json.dumps(_configuration(listens=listens)))
         await _receive(socket, "session.updated")
-        microphone = asyncio.create_task(_speak(socket, clip, listens=listens))
+        microphone = asyncio.create_task(_speak(socket, clip, process, listens=listens))
         try:
             async with asyncio.timeout(ANSWER_LIMIT_S):
-                answer = await _hear(socket, microphone)
+                answer = await _hear(socket, microphone, process)
         finally:
             microphone.cancel()
     answer.cpu_s = process.cpu_s() - cpu_s
@@ -160,8 +171,8 @@ def _configuration(*, listens: bool) -> dict[str, object]:
     return {"type": "session.update", "session": {"output_modalities": ["audio"], "audio": {"input": given}}}
 
 
-async def _speak(socket: ClientConnection, clip: bytes, *, listens: bool) -> float:
-    """Send the clip as it is spoken; return when its last word was over."""
+async def _speak(socket: ClientConnection, clip: bytes, process: Process, *, listens: bool) -> tuple[float, float]:
+    """Send the clip as it is spoken; return when its last word was over, and the CPU that was used until then."""
     piece_bytes = round(2 * RATE_HZ * PIECE_S)
     silence = bytes(piece_bytes)
     began = time.monotonic()
@@ -169,7 +180,7 @@ async def _speak(socket: ClientConnection, clip: bytes, *, listens: bool) -> flo
     for number, start in enumerate(range(0, len(sound), piece_bytes)):
         await asyncio.sleep(max(0.0, began + number * PIECE_S - time.monotonic()))
         await socket.send(sound[start : start + piece_bytes])
-    over = time.monotonic()
+    over, cpu_s = time.monotonic(), process.cpu_s()
     if listens:
         for number in range(round(2 / PIECE_S)):
             await asyncio.sleep(max(0.0, over + number * PIECE_S - time.monotonic()))
@@ -177,12 +188,12 @@ async def _speak(socket: ClientConnection, clip: bytes, *, listens: bool) -> flo
     else:
         await socket.send(json.dumps({"type": "input_audio_buffer.commit"}))
         await socket.send(json.dumps({"type": "response.create"}))
-    return over
+    return over, cpu_s
 
 
-async def _hear(socket: ClientConnection, microphone: asyncio.Task[float]) -> Asked:
+async def _hear(socket: ClientConnection, microphone: asyncio.Task[tuple[float, float]], process: Process) -> Asked:
     """Play what comes."""
-    first = playing_until = sound_s = 0.0
+    first = first_cpu_s = playing_until = sound_s = 0.0
     holes = []
     while True:
         event = json.loads(await socket.recv())
@@ -190,7 +201,8 @@ async def _hear(socket: ClientConnection, microphone: asyncio.Task[float]) -> As
         match event["type"]:
             case "response.output_audio.delta":
                 duration_s = len(base64.b64decode(event["delta"])) / 2 / SOUND_HZ
-                first = first or now
+                if not first:
+                    first, first_cpu_s = now, process.cpu_s()
                 if playing_until and now - playing_until > HOLE_S:
                     holes.append(round(now - playing_until, 2))
                 playing_until = max(playing_until, now) + duration_s
@@ -199,7 +211,10 @@ async def _hear(socket: ClientConnection, microphone: asyncio.Task[float]) -> As
                 if not first:
                     raise RuntimeError(f"there was no voice: {event['response']['status_details']}")
                 receipt = event["response"].get("receipt", {})
-                return Asked(round(first - await microphone, 2), holes, 0.0, round(sound_s, 1), receipt)
+                over, over_cpu_s = await microphone
+                return Asked(
+                    round(first - over, 2), holes, round(first_cpu_s - over_cpu_s, 2), 0.0, round(sound_s, 1), receipt
+                )
             case "error" | "conversation.item.input_audio_transcription.failed":
                 raise RuntimeError(str(event))
 
@@ -222,6 +237,11 @@ def describe(way: str, answers: Sequence[Asked]) -> list[Row]:
         (f"{way}: from the last word to the first sound", spread([one.waited_s for one in answers], "s"), NO_AIM),
         (f"{way}: the same of the first question", f"{answers[0].waited_s:.2f} s", NO_AIM),
         (f"{way}: silences over {HOLE_S} s in {len(answers)} answers", f"{len(holes)} {holes or ''}".strip(), "0"),
+        (
+            f"{way}: CPU from the last word to the first sound",
+            spread([one.first_cpu_s for one in answers], "s"),
+            NO_AIM,
+        ),
         (f"{way}: CPU of a question and its answer", spread([one.cpu_s for one in answers], "s"), NO_AIM),
     ]
     for part in PARTS:
@@ -239,6 +259,11 @@ def compare(ours: Sequence[Asked], others: Sequence[Asked]) -> list[Row]:
 
     return [
         ("voice to voice, this build to the other", ratio(lambda one: one.waited_s), "≤ 0.45 ×"),
+        (
+            "the same in CPU, which other work on the machine does not change",
+            ratio(lambda one: one.first_cpu_s),
+            NO_AIM,
+        ),
         ("the same, first question", f"{ours[0].waited_s / others[0].waited_s:.2f} ×", "≤ 0.45 ×"),
     ]
 
