@@ -17,7 +17,7 @@ from msgspec import UNSET, Struct, UnsetType
 from jarvis_core.errors import UnknownModel
 from jarvis_core.handlers.call import Call, Reply
 from jarvis_core.handlers.openai import chat_request
-from jarvis_core.handlers.openai.event_stream import DONE, send_all
+from jarvis_core.handlers.openai.event_stream import DONE, Send, send_all
 from jarvis_core.handlers.openai.models import ASSISTANT
 from jarvis_core.handlers.openai.warning import left_out
 from jarvis_core.memory import Memories
@@ -129,8 +129,12 @@ class ChatCompletionHandlers:
         if asked.request.stream:
             options = asked.request.stream_options
             usage = options is not None and options.include_usage
-            events = self._chunks(completion, call.caller, name, unused, headers, usage=usage)
-            await send_all(call, events, DONE, headers)
+            await send_all(
+                call,
+                lambda send: self._send_chunks(send, completion, call.caller, name, unused, headers, usage=usage),
+                DONE,
+                headers,
+            )
             return None
         body = await call.unless_left(self._whole(completion, call.caller, name, unused, headers))
         return Reply(body, headers=headers)
@@ -161,8 +165,9 @@ class ChatCompletionHandlers:
         )
         return _encode(body)
 
-    async def _chunks(
+    async def _send_chunks(
         self,
+        send: Send,
         completion: Completion,
         caller: Caller,
         name: str,
@@ -170,26 +175,33 @@ class ChatCompletionHandlers:
         headers: list[tuple[bytes, bytes]],
         *,
         usage: bool,
-    ) -> AsyncGenerator[bytes, None]:
+    ) -> None:
         finish: Finish | None = None
+        room_chars = completion.prompt.max_tokens * CHARS_PER_TOKEN_LIMIT
         async with self._model.complete(completion, caller) as answer:
             headers += left_out([*unused, *answer.left_out])
             chunk = _Chunk(name, usage=usage)
-            yield chunk.of(b'{"role":"assistant","content":""}')
+            await send(chunk.of(b'{"role":"assistant","content":""}'))
             head, tail = chunk.content_head, chunk.content_tail
-            async for piece in bounded(answer, completion):
+            # Most of the work of a stream is here: no generator and no function in between.
+            async for piece in answer.pieces():
                 if isinstance(piece, str):
-                    yield b"%s%s%s" % (head, _encode(piece), tail)
+                    await send(b"%s%s%s" % (head, _encode(piece), tail))
+                    room_chars -= len(piece)
+                    if room_chars < 0:
+                        finish = Finish("length")
+                        break
                 elif isinstance(piece, Finish):
                     finish = piece
         reason = end_of(finish)
-        calls = finish.calls if finish is not None else ()
-        if calls:
-            called = [Called(one.id, Function(one.name, one.arguments), index=index) for index, one in enumerate(calls)]
-            yield chunk.of(b'{"tool_calls":%s}' % _encode(called))
-        yield chunk.of(b"{}", reason)
+        if finish is not None and finish.calls:
+            called = [
+                Called(one.id, Function(one.name, one.arguments), index=index) for index, one in enumerate(finish.calls)
+            ]
+            await send(chunk.of(b'{"tool_calls":%s}' % _encode(called)))
+        await send(chunk.of(b"{}", reason))
         if usage:
-            yield chunk.with_usage(_counts(finish, answer))
+            await send(chunk.with_usage(_counts(finish, answer)))
 
 
 async def recalled_for(memories: Memories, caller: Caller, question: str) -> str:

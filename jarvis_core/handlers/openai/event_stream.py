@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -41,35 +41,29 @@ def error_event(error: RequestError) -> bytes:
     return event(ErrorAnswer(failure.openai_fields(error)))
 
 
+Send = Callable[[bytes], Awaitable[None]]
+"""Sends whole events."""
+
+
 class EventStream:
     """
-    An answer of events; enter it (``async with``), which sends its head.
+    An answer of events, whose head goes out with the first of them; enter it (``async with``).
 
-    Sends a comment while nothing else is sent for ``HEARTBEAT_S``. Leaving ends the answer, also where the block raises: what
-    a client is to be told then has to be sent before.
+    Sends a comment while nothing else is sent for ``HEARTBEAT_S``.
     """
 
-    def __init__(self, call: Call, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
+    def __init__(self, call: Call, headers: Sequence[tuple[bytes, bytes]]) -> None:
         self._call = call
         self._headers = headers
         self._sends = BoundedSends()
         self._loop = asyncio.get_running_loop()
-        self._last_sent_s = self._loop.time()
+        self._last_sent_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._beat: asyncio.Task[None] | None = None
-        """The send of a comment that is under way."""
+        """The send of a comment, once there was one."""
 
     async def __aenter__(self) -> Self:
-        call = self._call
         await self._sends.__aenter__()
-        call.status = 200
-        headers = [
-            *(CONTENT_TYPE, UNBUFFERED, (b"x-request-id", call.request_id.encode())),
-            *self._headers,
-            *call.headers,
-        ]
-        await call.send({"type": "http.response.start", "status": 200, "headers": headers})
-        self._timer = self._loop.call_later(HEARTBEAT_S, self._check)
         return self
 
     async def __aexit__(
@@ -88,10 +82,21 @@ class EventStream:
 
     async def send(self, data: bytes, *, more: bool = True) -> None:
         """Send *data*, whole events; raises ``ClientStalled`` out of the block where nobody reads."""
+        if self._timer is None:
+            await self._begin()
         if self._beat is not None:
             await asyncio.wait([self._beat])
         self._last_sent_s = self._loop.time()
         await self._sends.wait(self._call.send({"type": "http.response.body", "body": data, "more_body": more}))
+
+    async def _begin(self) -> None:
+        call = self._call
+        call.status = 200
+        own = (CONTENT_TYPE, UNBUFFERED, (b"x-request-id", call.request_id.encode()))
+        await call.send(
+            {"type": "http.response.start", "status": 200, "headers": [*own, *self._headers, *call.headers]}
+        )
+        self._timer = self._loop.call_later(HEARTBEAT_S, self._check)
 
     def _check(self) -> None:
         now = self._loop.time()
@@ -109,16 +114,21 @@ class EventStream:
 
 
 async def send_all(
-    call: Call, events: AsyncGenerator[bytes, None], end: bytes = b"", headers: Sequence[tuple[bytes, bytes]] = ()
+    call: Call,
+    produce: Callable[[Send], Coroutine[None, None, None]],
+    end: bytes = b"",
+    headers: Sequence[tuple[bytes, bytes]] = (),
 ) -> None:
     """
-    Send *events* as they come, and *end*; stops them when the client leaves, which is ``ClientLeft``.
+    Send what *produce* gives to the function that it is called with, and *end*; cancels it when the client leaves, which is
+    ``ClientLeft``.
 
-    An error of theirs before the first of them is raised, and is an answer of its own; later it is an event before *end*.
+    An error before the first event is raised, and is an answer of its own; later it is an event before *end*. *headers* may be
+    added to until then.
     """
     watcher = asyncio.get_running_loop().create_task(call.left())
     try:
-        await unless(watcher, _send_all(call, events, end, headers, watcher))
+        await unless(watcher, _send_all(call, produce, end, headers, watcher))
     except Preempted:
         raise ClientLeft from None
     finally:
@@ -127,26 +137,22 @@ async def send_all(
 
 async def _send_all(
     call: Call,
-    events: AsyncGenerator[bytes, None],
+    produce: Callable[[Send], Coroutine[None, None, None]],
     end: bytes,
     headers: Sequence[tuple[bytes, bytes]],
     watcher: asyncio.Future[None],
 ) -> None:
-    try:
-        first = await anext(events, b"")
-        async with EventStream(call, headers) as stream:
-            try:
-                await stream.send(first)
-                async for data in events:
-                    await stream.send(data)
-            except RequestError as error:
-                end = error_event(error) + end
-            except asyncio.CancelledError:
-                if watcher.done() or stream.stalled:
-                    raise
-                # By a stop of the server, which waits a moment for its clients to be told.
-                cancellation.absorb()
-                end = error_event(Unavailable("The server is stopping.")) + end
-            await stream.send(end, more=False)
-    finally:
-        await events.aclose()
+    async with EventStream(call, headers) as stream:
+        try:
+            await produce(stream.send)
+        except RequestError as error:
+            if not call.status:
+                raise
+            end = error_event(error) + end
+        except asyncio.CancelledError:
+            if watcher.done() or stream.stalled or not call.status:
+                raise
+            # By a stop of the server, which waits a moment for its clients to be told.
+            cancellation.absorb()
+            end = error_event(Unavailable("The server is stopping.")) + end
+        await stream.send(end, more=False)

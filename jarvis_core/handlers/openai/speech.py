@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import AsyncGenerator
 
 import msgspec
 
 from jarvis_core.codec.messages import OutputFormat
 from jarvis_core.errors import InvalidRequest, RequestError
 from jarvis_core.handlers.call import Call, text_field
-from jarvis_core.handlers.openai.event_stream import event, send_all
+from jarvis_core.handlers.openai.event_stream import Send, event, send_all
 from jarvis_core.handlers.openai.models import VOICE_NAMES, check_model
 from jarvis_core.handlers.openai.warning import left_out
 from jarvis_core.handlers.openai.wire import SpeechDone, SpeechRequest, VoiceId
@@ -58,7 +57,7 @@ class SpeechHandlers:
         )
         headers = left_out(["instructions"] if request.instructions else [])
         if request.stream_format == "sse":
-            await send_all(call, self._events(pieces, options, call), headers=headers)
+            await send_all(call, lambda send: self._send_events(send, pieces, options, call), headers=headers)
             return
         media_type = MEDIA_TYPES[output_format]
         await send_speech(
@@ -90,20 +89,20 @@ class SpeechHandlers:
         namesakes = [one for one, kind in OPENAI_VOICES.items() if kind == sounds]
         return alike[namesakes.index(meant) % len(alike)].id if alike else None
 
-    async def _events(self, pieces: list[str], options: SpeechOptions, call: Call) -> AsyncGenerator[bytes, None]:
+    async def _send_events(self, send: Send, pieces: list[str], options: SpeechOptions, call: Call) -> None:
         spoken = False
         async with self._synthesizer.open_stream(options, call.caller) as speech:
             for text in pieces:
                 piece = await speech.say(text)
                 if piece is not None and piece.data:
                     spoken = True
-                    yield _audio_event(piece.data)
+                    await send(_audio_event(piece.data))
             if not spoken:
                 raise unspeakable(TEXT_PATH)
             rest = await speech.finish()
             if rest.data:
-                yield _audio_event(rest.data)
-        yield event(SpeechDone())
+                await send(_audio_event(rest.data))
+        await send(event(SpeechDone()))
 
 
 def _audio_event(data: bytes) -> bytes:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 
 import msgspec
 
 from jarvis_core.codec.client import Clip
 from jarvis_core.errors import InvalidRequest, Overloaded, RateLimited, TooLarge, UnsupportedMediaType
 from jarvis_core.handlers.call import Call, Reply
-from jarvis_core.handlers.openai.event_stream import event, send_all
+from jarvis_core.handlers.openai.event_stream import Send, event, send_all
 from jarvis_core.handlers.openai.models import HEARING_NAMES, check_model
 from jarvis_core.handlers.openai.warning import left_out
 from jarvis_core.handlers.openai.wire import (
@@ -63,13 +63,13 @@ class TranscriptionHandlers:
         # Without a language OpenAI's own finds out.
         language = clip.language or "auto"
         if clip.fields.get("stream", "").lower() in ("true", "1"):
-            await send_all(call, self._events(clip, language, call), headers=headers)
+            await send_all(call, lambda send: self._send_events(send, clip, language, call), headers=headers)
             return None
         heard = await call.unless_left(self._transcriber.transcribe_clip(clip, language, call.caller))
         body, kind = write(heard)
         return Reply(body, content_type=kind, headers=headers)
 
-    async def _events(self, clip: Clip, language: str, call: Call) -> AsyncGenerator[bytes, None]:
+    async def _send_events(self, send: Send, clip: Clip, language: str, call: Call) -> None:
         told: asyncio.Queue[str | None] = asyncio.Queue()  # bounded by the clip, of which each word comes once
         hearing = asyncio.get_running_loop().create_task(
             self._transcriber.transcribe_clip(clip, language, call.caller, told.put_nowait)
@@ -77,9 +77,9 @@ class TranscriptionHandlers:
         hearing.add_done_callback(lambda _: told.put_nowait(None))
         try:
             while (words := await told.get()) is not None:
-                yield event(TranscriptDelta(words))
+                await send(event(TranscriptDelta(words)))
             heard = hearing.result()
-            yield event(TranscriptDone(heard.text, _usage(heard)))
+            await send(event(TranscriptDone(heard.text, _usage(heard))))
         finally:
             hearing.cancel()
             await asyncio.wait([hearing])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 
 import msgspec
 from msgspec import Raw, Struct
@@ -14,7 +14,7 @@ from jarvis_core.handlers.call import Call, Reply
 from jarvis_core.handlers.openai import chat_request, response_request
 from jarvis_core.handlers.openai.chat import bounded, end_of, recalled_for
 from jarvis_core.handlers.openai.chat_request import SentMessage
-from jarvis_core.handlers.openai.event_stream import named_event, send_all
+from jarvis_core.handlers.openai.event_stream import Send, named_event, send_all
 from jarvis_core.handlers.openai.models import ASSISTANT
 from jarvis_core.handlers.openai.response_request import ResponseRequest
 from jarvis_core.handlers.openai.response_wire import (
@@ -89,7 +89,11 @@ class UnstoredResponses:
         unused = response_request.unknown_fields(fields, stored=False)
         headers: list[tuple[bytes, bytes]] = []
         if request.stream:
-            await send_all(call, self._events(completion, call.caller, response, unused, headers), headers=headers)
+            await send_all(
+                call,
+                lambda send: self._send_events(send, completion, call.caller, response, unused, headers),
+                headers=headers,
+            )
             return None
         whole = await call.unless_left(self._whole(completion, call.caller, response, unused, headers))
         return Reply(_encode(whole), headers=headers)
@@ -151,53 +155,54 @@ class UnstoredResponses:
                     texts.clear()
         return _ended(response, "".join(texts), end_of(finish), finish, answer)
 
-    async def _events(
+    async def _send_events(
         self,
+        send: Send,
         completion: Completion,
         caller: Caller,
         response: Response,
         unused: list[str],
         headers: list[tuple[bytes, bytes]],
-    ) -> AsyncGenerator[bytes, None]:
+    ) -> None:
         numbers = itertools.count()
         outcome = _Outcome()
         async with self._model.complete(completion, caller) as answer:
             headers += left_out([*unused, *answer.left_out])
-            yield _named(ResponseEvent("response.created", next(numbers), response))
-            yield _named(ResponseEvent("response.in_progress", next(numbers), response))
+            await send(_named(ResponseEvent("response.created", next(numbers), response)))
+            await send(_named(ResponseEvent("response.in_progress", next(numbers), response)))
             try:
-                async for data in _text_events(answer, completion, response, outcome, numbers.__next__):
-                    yield data
+                await _send_text(send, answer, completion, response, outcome, numbers.__next__)
                 reason = end_of(outcome.finish)
             except RequestError as error:
                 failed = msgspec.structs.replace(response, status="failed", error=failure_of(error))
                 if outcome.text:
                     failed.output = [_message(response, outcome.text, whole=False)]
-                yield _named(ResponseEvent("response.failed", next(numbers), failed))
+                await send(_named(ResponseEvent("response.failed", next(numbers), failed)))
                 return
         whole = _ended(response, outcome.text, reason, outcome.finish, answer)
         for index, item in enumerate(whole.output):
             if isinstance(item, OutputMessage):
                 part = item.content[0]
-                yield _named(TextDone(next(numbers), item.id, part.text))
-                yield _named(PartEvent("response.content_part.done", next(numbers), item.id, part))
+                await send(_named(TextDone(next(numbers), item.id, part.text)))
+                await send(_named(PartEvent("response.content_part.done", next(numbers), item.id, part)))
             else:
                 begun = msgspec.structs.replace(item, arguments="", status="in_progress")
-                yield _named(ItemEvent("response.output_item.added", next(numbers), index, begun))
-                yield _named(ArgumentsDelta(next(numbers), item.id, index, item.arguments))
-                yield _named(ArgumentsDone(next(numbers), item.id, index, item.name, item.arguments))
-            yield _named(ItemEvent("response.output_item.done", next(numbers), index, item))
-        yield _named(ResponseEvent(f"response.{whole.status}", next(numbers), whole))
+                await send(_named(ItemEvent("response.output_item.added", next(numbers), index, begun)))
+                await send(_named(ArgumentsDelta(next(numbers), item.id, index, item.arguments)))
+                await send(_named(ArgumentsDone(next(numbers), item.id, index, item.name, item.arguments)))
+            await send(_named(ItemEvent("response.output_item.done", next(numbers), index, item)))
+        await send(_named(ResponseEvent(f"response.{whole.status}", next(numbers), whole)))
 
 
-async def _text_events(
+async def _send_text(
+    send: Send,
     answer: CompletionAnswer,
     completion: Completion,
     response: Response,
     outcome: _Outcome,
     number: Callable[[], int],
-) -> AsyncGenerator[bytes, None]:
-    """Give the events of an answer's text, and note in *outcome* what it came to."""
+) -> None:
+    """Send the events of an answer's text, and note in *outcome* what it came to."""
     item_id = _item_id(response)
     head = (
         b'event: response.output_text.delta\ndata: {"type":"response.output_text.delta","item_id":"%s",'
@@ -209,10 +214,10 @@ async def _text_events(
             if isinstance(piece, str):
                 if not texts:
                     item = OutputMessage(item_id, [], "in_progress")
-                    yield _named(ItemEvent("response.output_item.added", number(), 0, item))
-                    yield _named(PartEvent("response.content_part.added", number(), item_id, OutputText("")))
+                    await send(_named(ItemEvent("response.output_item.added", number(), 0, item)))
+                    await send(_named(PartEvent("response.content_part.added", number(), item_id, OutputText(""))))
                 texts.append(piece)
-                yield b'%s%d,"delta":%s}\n\n' % (head, number(), _encode(piece))
+                await send(b'%s%d,"delta":%s}\n\n' % (head, number(), _encode(piece)))
             elif isinstance(piece, Finish):
                 outcome.finish = piece
     finally:
