@@ -41,6 +41,7 @@ def check_chat() -> None:
     assert answer.content == "You said: one two three"
     assert answer.usage_metadata is not None
     assert answer.usage_metadata["total_tokens"] > 0
+    control(MODEL, delta_delay_s=0.02)  # what comes together is given together
     pieces = list(model.stream(messages, stream_usage=True))
     assert "".join(str(piece.content) for piece in pieces) == "You said: one two three"
     assert len(pieces) > 4

@@ -289,6 +289,7 @@ def check_memories_are_recalled() -> None:
 
 def check_streamed_chat_completion() -> None:
     """A streamed answer comes in pieces with one end; its counts come where they are asked for."""
+    control(MODEL, delta_delay_s=0.02)  # what comes together is given together
     for model in ("jarvis", "small-model"):
         stream = client.chat.completions.create(
             model=model,
