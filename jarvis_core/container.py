@@ -36,6 +36,7 @@ from jarvis_core.services.python_bridges import BridgesModel
 from jarvis_core.services.speech_unavailable import NoSpeech
 from jarvis_core.services.tokens import TokenMint
 from jarvis_core.services.transport import Transport
+from jarvis_core.services.turn_end import BridgesTurnEnd
 from jarvis_core.settings import Database, Settings, WorkerGroup, without_userinfo
 from jarvis_core.shared.cache import Cache, LocalCache, SharedCache
 from jarvis_core.shared.mailbox import Mailbox, NoMailbox
@@ -44,6 +45,7 @@ from jarvis_core.speech.cache import SpeechCache
 from jarvis_core.speech.queued_speech import QueuedSpeech
 from jarvis_core.speech.synthesis import Synthesizer, Voices
 from jarvis_core.speech.transcription import Transcriber
+from jarvis_core.speech.turn_ends import TurnEnds
 from jarvis_core.store.conversations import ConversationStore
 from jarvis_core.store.heartbeats import HeartbeatStore
 from jarvis_core.store.memories import MemoryStore
@@ -289,7 +291,14 @@ def _open_speech(
     )
     voices = Voices(kept, settings.speech)
     stack.push_async_callback(_quietly, "the voices", voices.close)
-    transcriber = Transcriber(codec, queued, engine, voices, settings.speech)
+    turn_end: BridgesTurnEnd | None = None
+    if settings.neighbours.python_bridges_url is not None:
+        transport = Transport("turn_end", settings.neighbours.python_bridges_url, settings.neighbours)
+        stack.push_async_callback(_quietly, "the end of turns", transport.close)
+        turn_end = BridgesTurnEnd(transport, mint)
+    turn_ends = TurnEnds(turn_end, codec)
+    stack.push_async_callback(_quietly, "the end of turns", turn_ends.close)
+    transcriber = Transcriber(codec, queued, engine, voices, settings.speech, turn_ends)
     return _Speech(codec, transcriber, Synthesizer(codec, kept, voices), voices, kept, queued)
 
 

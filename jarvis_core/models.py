@@ -500,6 +500,18 @@ class Enhancer(Protocol):
         ...
 
 
+class TurnEndModel(Protocol):
+    """A model that hears whether a turn of speech is over: an adapter under ``services/``."""
+
+    async def end_probability(self, audio: bytes, caller: Caller) -> float:
+        """
+        Return how likely, 0..1, *audio* (as for ``SpeechToText``, its last eight seconds) is the end of a turn.
+
+        Raises ``NotFound`` where there is no such model, ``Unavailable``, ``BadGateway``, ``DeadlineExceeded`` or ``RateLimited``.
+        """
+        ...
+
+
 def new_id() -> str:
     """Return a UUIDv7: sorts by the time it was made."""
     return str(uuid_utils.uuid7())

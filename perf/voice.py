@@ -34,6 +34,7 @@ from jarvis_core.services.transport import Transport
 from jarvis_core.settings import Neighbours, Speech
 from jarvis_core.speech.synthesis import Synthesizer, Voices
 from jarvis_core.speech.transcription import CLIP_LIMIT_BYTES, CLIP_LIMIT_S, Transcriber
+from jarvis_core.speech.turn_ends import TurnEnds
 from perf.load import Latencies, repeat, request
 from perf.processes import Process, bridges, core, free_port
 from perf.report import Row
@@ -212,7 +213,7 @@ async def _hold_loop(wav: bytes, bridges_url: str) -> list[Row]:
     codec = Codec(limit=1)
     voices = Voices(speech, Speech())
     handlers = VoiceHandlers(
-        Transcriber(codec, speech, None, voices, Speech()),
+        Transcriber(codec, speech, None, voices, Speech(), TurnEnds(None, codec)),
         Synthesizer(codec, speech, voices),
         voices,
         body_limit_bytes=1 << 20,

@@ -26,8 +26,8 @@ Below this level (dB of full scale) nothing begins while the assistant is heard.
 
 Our voices have about -20 dB; a microphone hears them from a loudspeaker some 20 dB weaker.
 """
-PAUSE_MS = 192
-"""Silence after which speech may be over: its words are looked for early."""
+PAUSE_MS = 160
+"""Silence after which speech may be over: its words are looked for early, and whether it is over is asked."""
 
 
 class Thresholds(Struct, frozen=True):
@@ -37,6 +37,25 @@ class Thresholds(Struct, frozen=True):
     """0..1: the probability from which on a step begins speech."""
     silence_ms: int = 500
     """Silence that ends speech."""
+
+
+class Waits(Struct, frozen=True):
+    """How long it has to be silent, by how likely the speech is over as a model says, 0..1."""
+
+    sure: float
+    """From this probability on ``short_ms``,"""
+    nearly: float
+    """from this one on ``medium_ms``,"""
+    short_ms: int
+    medium_ms: int
+    long_ms: int
+    """else this."""
+
+    def silence_ms(self, probability: float) -> int:
+        """Return the silence that ends speech which is over with *probability*."""
+        if probability >= self.sure:
+            return self.short_ms
+        return self.medium_ms if probability >= self.nearly else self.long_ms
 
 
 class Phase(Enum):
@@ -69,6 +88,8 @@ class Detector:
         """The first step of the last speech."""
         self.last_voiced = 0
         """The step behind the last one of speech."""
+        self.wait_ms = thresholds.silence_ms
+        """Silence that ends the speech, as far as it is known in this pause."""
         self._recent: deque[bool] = deque(maxlen=INTERRUPT_STEPS + 1)
         """Whether the last steps were speech, while silent."""
 
@@ -88,11 +109,12 @@ class Detector:
             return self._feed_silent(probability, level_db, assistant_heard=assistant_heard)
         if probability >= self.thresholds.threshold - HYSTERESIS:
             self.last_voiced = self.position
+            self.wait_ms = self.thresholds.silence_ms
             if self.phase is Phase.PAUSING:
                 self.phase = Phase.SPEAKING
                 return Change.RESUMED
             return None
-        if self.silence_ms >= self.thresholds.silence_ms:
+        if self.silence_ms >= self.wait_ms:
             self.end()
             return Change.ENDED
         if self.phase is Phase.SPEAKING and self.silence_ms >= PAUSE_MS:
@@ -115,6 +137,7 @@ class Detector:
         self.phase = Phase.SPEAKING
         self.onset = self.position - len(window) + window.index(True)
         self.last_voiced = self.position
+        self.wait_ms = self.thresholds.silence_ms
         self._recent.clear()
         return Change.BEGAN
 

@@ -6,6 +6,7 @@ come out, in the order in which they are to be done. Nothing here waits, and nob
 
 - speech ends or pauses that has not begun, or begins twice;
 - two turns of speech overlap, or one is committed twice;
+- a turn is judged to be over by another pause than the one that was asked about;
 - the assistant is interrupted while it neither answers nor is heard, or by speech of its own loudspeaker;
 - sound counts as heard that was not sent, or before it was sent.
 
@@ -19,10 +20,12 @@ from enum import Enum
 
 from msgspec import Struct
 
-from jarvis_core.conversation.detection import STEP_MS, Change, Detector, Phase, Thresholds, steps_of
+from jarvis_core.conversation.detection import STEP_MS, Change, Detector, Phase, Thresholds, Waits, steps_of
 
 LIMIT_MS = 590_000
 """Of one turn of speech: a recording may last ten minutes."""
+ASKED_MS = 8_000
+"""Sound by which a model judges whether a turn is over."""
 KEPT_MS = 2_000
 """Sound that is kept while nobody speaks: a client may commit it."""
 CUT_WINDOW_MS = 60_000
@@ -36,6 +39,8 @@ class Manner(Struct, frozen=True):
     prefix_padding_ms: int = 300
     """How much sound before the onset belongs to a turn of speech."""
     interrupt_response: bool = True
+    waits: Waits | None = None
+    """Where a model tells whether speech is over; the fixed silence holds where it does not answer."""
 
 
 class Kind(Enum):
@@ -45,10 +50,12 @@ class Kind(Enum):
     """Tell that speech has begun; ``start_ms`` is the prefix's beginning."""
     INTERRUPT = "interrupt"
     """Stop the answer and its voice."""
+    ASK = "ask"
+    """Ask whether the turn is over, by the sound from ``start_ms`` to ``end_ms``; ``judge`` takes the answer."""
     LISTEN = "listen"
     """Begin to transcribe ``start_ms`` to ``end_ms`` early: the turn may be over."""
     FORGET = "forget"
-    """Drop the early transcript: speech goes on."""
+    """Drop the early transcript, and the answer that was asked for: speech goes on."""
     COMMIT = "commit"
     """The turn is over: from ``start_ms`` to ``end_ms``, silence included."""
     CUT = "cut"
@@ -62,7 +69,9 @@ class Action(Struct, frozen=True):
     start_ms: int = 0
     end_ms: int = 0
     silence_ms: int = 0
-    """How long it had been silent when the turn was over."""
+    """How long it had been silent when the turn was over,"""
+    end_probability: float | None = None
+    """and how likely it was over, as the model said; None where it said nothing."""
 
 
 class Conversation:
@@ -77,6 +86,10 @@ class Conversation:
         """Sound up to here belongs to an earlier turn, or was dropped."""
         self._probabilities: list[float] = []
         """Of the steps of the turn's last minute, for the place to cut it."""
+        self._asked = False
+        """Whether an answer is awaited in this pause."""
+        self._end_probability: float | None = None
+        """What was answered in this pause."""
         self._answering = False
         self._sent_ms = 0.0
         """Sound of the answer that was sent."""
@@ -94,6 +107,12 @@ class Conversation:
         return self._detector.phase is not Phase.SILENT
 
     @property
+    def awaits_judgement(self) -> bool:
+        """Return whether the next step can only be taken once ``judge`` has told whether the turn is over."""
+        waits = self.manner.waits
+        return self._asked and waits is not None and self._detector.silence_ms + STEP_MS >= waits.short_ms
+
+    @property
     def keep_from_ms(self) -> int:
         """Return the place before which sound is not needed any more."""
         if self.speaking:
@@ -104,6 +123,7 @@ class Conversation:
         """Go on in another manner, from the next step on."""
         self.manner = manner
         self._detector.thresholds = manner.thresholds
+        self._wait()
 
     def hear(self, steps: Iterable[tuple[float, float]], time_ms: float) -> list[Action]:
         """Take the next steps, each with its probability of speech and its level in dB, which were heard at *time_ms*."""
@@ -118,10 +138,19 @@ class Conversation:
                     actions.append(self._cut())
         return actions
 
+    def judge(self, probability: float | None) -> None:
+        """Take the answer to ``ASK``: how likely the turn is over, 0..1; None leaves the fixed silence."""
+        if not self._asked:
+            return
+        self._asked = False
+        self._end_probability = probability
+        self._wait()
+
     def commit(self) -> int:
         """Have the turn of speech end here because the client says so; return where the sound that is not yet taken begins."""
         start_ms = self._start_ms if self.speaking else self._taken_ms
         self._detector.end()
+        self._asked, self._end_probability = False, None
         self._taken_ms = self.position_ms
         return start_ms
 
@@ -164,6 +193,14 @@ class Conversation:
             return self._sent_ms
         return max(0.0, self._sent_ms - max(0.0, self._playing_until_ms - time_ms))
 
+    def _wait(self) -> None:
+        """Have the detector wait for as much silence as the manner and the answer in this pause ask for."""
+        probability, waits = self._end_probability, self.manner.waits
+        if probability is None or waits is None:
+            self._detector.wait_ms = self.manner.thresholds.silence_ms
+        else:
+            self._detector.wait_ms = waits.silence_ms(probability)
+
     def _follow(self, change: Change) -> list[Action]:
         detector = self._detector
         match change:
@@ -173,12 +210,20 @@ class Conversation:
                 begun = Action(Kind.BEGIN, self._start_ms, self.position_ms)
                 return [begun, Action(Kind.INTERRUPT)] if self.manner.interrupt_response else [begun]
             case Change.PAUSED:
-                return [Action(Kind.LISTEN, self._start_ms, self.position_ms)]
+                heard = Action(Kind.LISTEN, self._start_ms, self.position_ms)
+                self._asked = self.manner.waits is not None
+                if not self._asked:
+                    return [heard]
+                return [Action(Kind.ASK, max(self._start_ms, self.position_ms - ASKED_MS), self.position_ms), heard]
             case Change.RESUMED:
+                self._asked, self._end_probability = False, None
                 return [Action(Kind.FORGET)]
             case Change.ENDED:
                 self._taken_ms = self.position_ms
-                return [Action(Kind.COMMIT, self._start_ms, self.position_ms, detector.silence_ms)]
+                probability, self._asked, self._end_probability = self._end_probability, False, None
+                return [
+                    Action(Kind.COMMIT, self._start_ms, self.position_ms, detector.silence_ms, probability),
+                ]
 
     def _cut(self) -> Action:
         """End a part of the turn at the quietest step of its last minute."""

@@ -209,6 +209,13 @@ class TranscribeAnswer(Struct):
     """and whether it took the words from ``enhanced_audio_data``."""
 
 
+class TurnEndAnswer(Struct):
+    """``POST /api/turn/end``, which is ours: the reference does not have it, the local stand-in does."""
+
+    probability: Annotated[float, Meta(ge=0, le=1)]
+    """That the turn is over."""
+
+
 class SynthesizeRequest(Struct, omit_defaults=True):
     """``POST /api/tts/synthesize`` of the bridges: an explicit null is answered with 400 or 500."""
 

@@ -24,6 +24,7 @@ from jarvis_core.settings import Speech
 from jarvis_core.shares import current_user
 from jarvis_core.speech.held_audio import HeldAudio
 from jarvis_core.speech.synthesis import Voices
+from jarvis_core.speech.turn_ends import TurnEnds
 from jarvis_core.words.languages import language_code
 
 logger = log.get(__name__)
@@ -58,7 +59,13 @@ class Transcriber:
     """Transcribes audio; at most ``buffer_limit_bytes`` of it are ``held`` at a time."""
 
     def __init__(
-        self, codec: Codec, listener: SpeechToText, enhancer: Enhancer | None, voices: Voices, settings: Speech
+        self,
+        codec: Codec,
+        listener: SpeechToText,
+        enhancer: Enhancer | None,
+        voices: Voices,
+        settings: Speech,
+        turn_ends: TurnEnds,
     ) -> None:
         self._codec = codec
         self._listener = listener
@@ -68,6 +75,7 @@ class Transcriber:
         self._languages = list(dict.fromkeys(code for code in map(language_code, settings.languages) if code))
         """Codes of the configured languages."""
         self.held = HeldAudio(settings.buffer_limit_bytes)
+        self.turn_ends = turn_ends
         self.buffer_idle_s = settings.buffer_idle_s
         """How long a client may add nothing to the audio that it has begun to send."""
         self._reading: dict[str, tuple[asyncio.Lock, int]] = {}

@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from jarvis_core.conversation.clock import SessionClock
-from jarvis_core.conversation.detection import CONFIRM_STEPS, INTERRUPT_STEPS, PAUSE_MS, STEP_MS, Thresholds
-from jarvis_core.conversation.machine import CUT_WINDOW_MS, LIMIT_MS, Action, Conversation, Kind, Manner
+from jarvis_core.conversation.detection import CONFIRM_STEPS, INTERRUPT_STEPS, PAUSE_MS, STEP_MS, Thresholds, Waits
+from jarvis_core.conversation.machine import ASKED_MS, CUT_WINDOW_MS, LIMIT_MS, Action, Conversation, Kind, Manner
 
+FIXED_MS = 800
+WAITS = Waits(0.9, 0.5, 250, 640, 2_000)
 SPEECH, HUSH, SPEECH_FAR, BETWEEN = (0.9, -20.0), (0.1, -60.0), (0.9, -45.0), (0.4, -30.0)
 
 
@@ -19,7 +21,11 @@ class Listening(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conversation = Conversation(Manner())
+        self.conversation = Conversation(Manner(Thresholds(silence_ms=FIXED_MS), waits=WAITS))
+        self.judgement: float | None = None
+        """What the model will say."""
+        self.asked = False
+        self.wait_ms = FIXED_MS
         self.time_ms = 0.0
         self.open = False
         self.early = False
@@ -37,6 +43,8 @@ class Listening(RuleBasedStateMachine):
             for _ in range(count):
                 self.time_ms += STEP_MS
                 heard = self.conversation.assistant_heard(self.time_ms)
+                if self.conversation.awaits_judgement:
+                    self.judge()
                 for action in self.conversation.hear([step], self.time_ms):
                     self.look_at(action, heard=heard)
 
@@ -53,6 +61,12 @@ class Listening(RuleBasedStateMachine):
                     self.conversation.silence(self.time_ms)
                     self.conversation.end_answer()
                     self.answering = False
+            case Kind.ASK:
+                assert self.open
+                assert not self.asked
+                assert self.start_ms <= action.start_ms < action.end_ms == self.conversation.position_ms
+                assert action.end_ms - action.start_ms <= ASKED_MS
+                self.asked, self.wait_ms = True, FIXED_MS
             case Kind.LISTEN:
                 assert self.open
                 assert not self.early
@@ -60,13 +74,18 @@ class Listening(RuleBasedStateMachine):
                 self.early = True
             case Kind.FORGET:
                 assert self.early
-                self.early = False
+                self.early = self.asked = False
+                self.wait_ms = FIXED_MS
             case Kind.COMMIT | Kind.CUT:
                 assert self.open
                 assert action.start_ms == self.start_ms
                 assert self.taken_ms <= action.start_ms < action.end_ms <= self.conversation.position_ms
                 self.taken_ms = action.end_ms
                 self.early = False
+                if action.kind is Kind.COMMIT:
+                    assert self.wait_ms <= action.silence_ms < self.wait_ms + STEP_MS
+                    assert (action.end_probability is None) == (self.wait_ms == FIXED_MS)
+                    self.asked, self.wait_ms = False, FIXED_MS
                 self.open, self.start_ms = action.kind is Kind.CUT, action.end_ms
 
     @rule()
@@ -75,6 +94,20 @@ class Listening(RuleBasedStateMachine):
         start_ms = self.conversation.commit()
         assert start_ms == (self.start_ms if self.open else self.taken_ms)
         self.open, self.early, self.taken_ms = False, False, self.conversation.position_ms
+        self.asked, self.wait_ms = False, FIXED_MS
+
+    @rule(judgement=st.none() | st.sampled_from([0.0, 0.5, 0.7, 0.9, 1.0]))
+    def think(self, judgement: float | None) -> None:
+        """Have the model be of another opinion from now on."""
+        self.judgement = judgement
+
+    @rule()
+    def judge(self) -> None:
+        """The model says how likely the turn is over: asked or not, early or at the last moment."""
+        self.conversation.judge(self.judgement)
+        if self.asked and self.judgement is not None:
+            self.wait_ms = WAITS.silence_ms(self.judgement)
+        self.asked = False
 
     @rule()
     def begin_answer(self) -> None:
@@ -155,6 +188,19 @@ def test_what_interrupts(sound: tuple[tuple[float, float], int], begins: bool) -
     conversation = Conversation(Manner())
     conversation.begin_answer()
     assert bool(feed(conversation, (HUSH, 10), sound)) is begins
+
+
+def test_another_silence_in_a_pause() -> None:
+    """A client that asks for a shorter silence in the middle of a pause has it there, with a model as without."""
+    for waits, judgement in ((None, None), (WAITS, 0.95)):
+        conversation = Conversation(Manner(Thresholds(silence_ms=5_000), waits=waits))
+        feed(conversation, (SPEECH, 20), (HUSH, 5))
+        conversation.judge(judgement)
+        conversation.lead(
+            Manner(Thresholds(silence_ms=500), waits=None if waits is None else Waits(0.9, 0.5, 500, 640, 2_000))
+        )
+        assert [kind for kind, _, _ in feed(conversation, (HUSH, 10))] == []
+        assert [kind for kind, _, _ in feed(conversation, (HUSH, 1))] == [Kind.COMMIT]
 
 
 def test_short_word() -> None:

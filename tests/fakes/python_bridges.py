@@ -97,6 +97,15 @@ class BridgesMode(StreamMode, frozen=True, kw_only=True):
     """
     hold_text: str | None = None
     """Speech of a text that has this in it waits for the gate."""
+    turn_end: Literal["absent", "heard", "error_200", "nan", "out_of_range", "text", "broken", "not_made"] = "absent"
+    """
+    Of /api/turn/end: the reference has no such path; a probability; or with status 200 a failure in the reference's words, NaN, 1.5,
+    a text; 500; or 501, as the local stand-in without the model.
+    """
+    end_probabilities: tuple[float, ...] = (0.99,)
+    """What is answered, one after another, the last one again and again; to nothing but silence always 0.5."""
+    end_delay_s: float = 0.0
+    """How long it thinks."""
     dimension: int = 384
     """Of the vectors."""
     vectors: Literal["words", "zero", "nan", "short", "missing"] = "words"
@@ -140,6 +149,8 @@ class FakeBridges(FakeServer[BridgesMode]):
         self.heard: list[Heard] = []
         """The clips that were to be transcribed."""
         self.limits = Limits()
+        self.judged: list[Heard] = []
+        """The clips of which it was asked whether they end a turn, without those in which there is nothing."""
 
     def routes(self) -> list[web.RouteDef]:
         return [
@@ -150,6 +161,7 @@ class FakeBridges(FakeServer[BridgesMode]):
             web.post("/api/llm/read-ahead", self._read_ahead),
             web.get("/api/llm/models", self._models),
             web.post("/api/stt/transcribe", self._transcribe),
+            web.post("/api/turn/end", self._turn_end),
             web.post("/api/tts/synthesize", self._synthesize),
             web.get("/api/tts/voices", self._voices),
             web.post("/api/embeddings/embed", self._embed),
@@ -160,6 +172,7 @@ class FakeBridges(FakeServer[BridgesMode]):
     def forget(self) -> None:
         super().forget()
         self.heard.clear()
+        self.judged.clear()
         self.limits.clear()
 
     async def _health(self, request: web.Request) -> web.Response:
@@ -306,6 +319,33 @@ class FakeBridges(FakeServer[BridgesMode]):
         for start in range(0, len(audio), 4096):
             await response.write(audio[start : start + 4096])
         return response
+
+    async def _turn_end(self, request: web.Request) -> web.Response:
+        mode = self.mode
+        if mode.turn_end == "absent":
+            raise Refusal(404, "Not found")
+        body = await self._read(request)
+        heard = hear(_audio(body), INPUT_RATE_HZ)
+        if mode.turn_end == "not_made":
+            raise Refusal(501, "the local stand-in has no end of turn")
+        probability = 0.5
+        if heard.rms > 0:
+            probability = mode.end_probabilities[min(len(self.judged), len(mode.end_probabilities) - 1)]
+            self.judged.append(heard)
+            await asyncio.sleep(mode.end_delay_s)
+        match mode.turn_end:
+            case "broken":
+                raise Refusal(500, "the end of turn failed")
+            case "error_200":
+                return json_response({"text": "Error: no model", "probability": None})
+            case "nan":
+                return web.Response(body=b'{"probability": NaN}', content_type="application/json")
+            case "out_of_range":
+                return json_response({"probability": 1.5})
+            case "text":
+                return json_response({"probability": "likely"})
+            case _:
+                return json_response({"probability": probability})
 
     async def _voices(self, request: web.Request) -> web.Response:
         self._admit(request)

@@ -17,6 +17,7 @@ from jarvis_core.settings import Speech
 from jarvis_core.speech import transcription
 from jarvis_core.speech.synthesis import Language
 from jarvis_core.speech.transcription import Heard, Transcriber
+from jarvis_core.speech.turn_ends import TurnEnds
 
 pytestmark = pytest.mark.every_python
 
@@ -108,7 +109,9 @@ def transcriber(
     **settings: Any,
 ) -> tuple[Transcriber, StubCodec]:
     codec = StubCodec(clip)
-    one = Transcriber(codec, listener, enhancer, voices or StubVoices("fr", "en"), Speech(**settings))  # type: ignore[arg-type]
+    one = Transcriber(
+        codec, listener, enhancer, voices or StubVoices("fr", "en"), Speech(**settings), TurnEnds(None, codec)
+    )  # type: ignore[arg-type]
     return one, codec
 
 
@@ -397,7 +400,7 @@ async def test_uploads_of_one_user_are_read_in_turn(monkeypatch: pytest.MonkeyPa
     """Who sends many recordings has one read at a time, and others' are read beside it; too long a wait is an error."""
     monkeypatch.setattr(transcription, "READING_TIMEOUT_S", 0.05)
     codec = SlowCodec(Clip(0, [], None))
-    one = Transcriber(codec, StubListener(), None, StubVoices(), Speech())  # type: ignore[arg-type]
+    one = Transcriber(codec, StubListener(), None, StubVoices(), Speech(), TurnEnds(None, codec))  # type: ignore[arg-type]
     callers = (ANN, ANN, Caller("bob"), ANN)
     asked = [asyncio.create_task(one.transcribe_upload([b"x"], "audio/wav", caller)) for caller in callers]
     await asyncio.sleep(0.01)

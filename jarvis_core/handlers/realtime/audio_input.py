@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable
 from contextlib import aclosing
 
-from msgspec import Struct
+import msgspec
+from msgspec import UNSET, Struct
 
 from jarvis_core.conversation.machine import Action, Kind
 from jarvis_core.errors import RequestError
@@ -21,6 +22,7 @@ from jarvis_core.handlers.realtime.socket import Socket
 from jarvis_core.handlers.realtime.transcriptions import PendingTranscriptions, Respond
 from jarvis_core.handlers.realtime.wire import (
     CommittedEvent,
+    SemanticVad,
     SessionBody,
     SpeechStartedEvent,
     SpeechStoppedEvent,
@@ -84,6 +86,16 @@ class AudioInput:
         if detection is not None:
             self._hearing.conversation.lead(manner_of(detection))
 
+    async def settle(self, config: SessionBody) -> SessionBody:
+        """Return *config* as it can be done: where no model tells the end of a turn, ``semantic_vad`` falls back to silence."""
+        detection = config.audio.input.turn_detection
+        if not isinstance(detection, SemanticVad):
+            return config
+        served = await self._hearing.knows_ends(self._caller)
+        detection = msgspec.structs.replace(detection, fallback=UNSET if served else "silence")
+        given = msgspec.structs.replace(config.audio.input, turn_detection=detection)
+        return msgspec.structs.replace(config, audio=msgspec.structs.replace(config.audio, input=given))
+
     async def append(self, samples: bytes, config: SessionBody, answering: Answering) -> None:
         """Take samples, and do what they lead to; raises ``Overloaded``, ``RateLimited``, ``TooLarge`` or ``Unavailable``."""
         given = config.audio.input
@@ -130,6 +142,8 @@ class AudioInput:
                 await self._begin_speech(action.start_ms)
             case Kind.INTERRUPT:
                 await self._interrupter.interrupt("turn_detected")
+            case Kind.ASK:
+                self._hearing.ask_whether_over(action.start_ms, action.end_ms, self._caller)
             case Kind.LISTEN:
                 language = config.audio.input.transcription.language
                 self._hearing.listen_early(action.start_ms, action.end_ms, language, self._caller)
@@ -142,6 +156,7 @@ class AudioInput:
                 await self._begin_speech(action.end_ms)
 
     async def _begin_speech(self, start_ms: int) -> None:
+        self._hearing.expect_words()
         self._hearing.item_id = item_id = new_id()
         await self._socket.emit(lambda seq: SpeechStartedEvent(f"event_{seq}", seq, start_ms, item_id))
 
@@ -150,6 +165,7 @@ class AudioInput:
         timer = TurnTimer(time.perf_counter())
         if action.kind is Kind.COMMIT:
             timer.receipt.end_of_turn_ms = action.silence_ms
+            timer.receipt.end_probability = action.end_probability
         recording = self._hearing.recording(action.start_ms, action.end_ms)
         if action.kind is Kind.CUT:
             # It is of the turn up to its last pause, and not up to the cut.

@@ -8,7 +8,7 @@ from typing import TypeVar
 import msgspec
 from msgspec import UNSET, Struct
 
-from jarvis_core.conversation.detection import Thresholds
+from jarvis_core.conversation.detection import Thresholds, Waits
 from jarvis_core.conversation.machine import Manner
 from jarvis_core.errors import InvalidRequest
 from jarvis_core.handlers.call import text_field
@@ -26,6 +26,7 @@ from jarvis_core.handlers.realtime.wire import (
     AudioBody,
     AudioInputBody,
     AudioOutputBody,
+    Eagerness,
     Modality,
     SemanticVad,
     ServerVad,
@@ -40,8 +41,19 @@ NAMES = ("instructions", "output_modalities", "max_output_tokens", "temperature"
 
 EITHER_WAY = ("create_response", "interrupt_response")
 """Fields of every kind of turn detection."""
-SILENCE_MS = {"low": 1_200, "medium": 800, "auto": 800, "high": 400}
+SILENCE_MS: dict[Eagerness, int] = {"low": 1_200, "medium": 800, "auto": 800, "high": 400}
 """By eagerness: the silence that ends a turn where no model tells its end."""
+MEDIUM = Waits(0.97, 0.88, 250, 640, 2_000)
+WAITS: dict[Eagerness, Waits] = {
+    "low": Waits(0.98, 0.92, 500, 1_200, 3_000),
+    "medium": MEDIUM,
+    "auto": MEDIUM,
+    "high": Waits(0.93, 0.80, 200, 320, 1_200),
+}
+"""
+By eagerness: how long to wait by how sure Smart Turn is. Measured with three voices in both languages (``perf listening``):
+it is never surer than 0.99; of 100 pauses in a sentence 9 reach 0.97, of 100 ends 55.
+"""
 
 FORMATS: dict[FormatName, type[AudioFormat]] = {
     "audio/pcm": PcmFormat,
@@ -142,8 +154,11 @@ def _detection(body: TurnDetection | None, config: TurnDetectionConfig | None) -
 def manner_of(detection: TurnDetection) -> Manner:
     """Return how a conversation is led whose turns of speech are found as *detection* says."""
     if isinstance(detection, SemanticVad):
-        silence_ms = SILENCE_MS[detection.eagerness]
-        return Manner(Thresholds(silence_ms=silence_ms), interrupt_response=detection.interrupt_response)
+        return Manner(
+            Thresholds(silence_ms=SILENCE_MS[detection.eagerness]),
+            interrupt_response=detection.interrupt_response,
+            waits=WAITS[detection.eagerness] if detection.fallback is UNSET else None,
+        )
     return Manner(
         Thresholds(detection.threshold, detection.silence_duration_ms),
         detection.prefix_padding_ms,

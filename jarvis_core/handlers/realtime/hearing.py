@@ -47,6 +47,8 @@ class Hearing:
         self._sound_from_ms = 0
         self._hold: AudioHold | None = None
         """Of more than ``FREE_BYTES``: of speech."""
+        self._asking: asyncio.Task[float | None] | None = None
+        """Asks whether the turn is over."""
         self._expiry: asyncio.TimerHandle | None = None
 
     @property
@@ -64,8 +66,14 @@ class Hearing:
         async for sound in self._microphone.hear(data):
             self._keep(sound.samples)
             self.clock.hear(len(sound.samples) / MS_BYTES, self._now_ms())
-            for action in self.conversation.hear(sound.steps, self.time_ms):
-                yield action
+            # One by one where a model is asked: sound that comes fast waits for it too, so that its pace changes nothing.
+            one_by_one = self.conversation.manner.waits is not None
+            for steps in ([step] for step in sound.steps) if one_by_one else [sound.steps]:
+                if self.conversation.awaits_judgement:
+                    asking, self._asking = self._asking, None
+                    self.conversation.judge(None if asking is None else await asking)
+                for action in self.conversation.hear(steps, self.time_ms):
+                    yield action
             self._forget_before(self.conversation.keep_from_ms)
 
     def recording(self, start_ms: int, end_ms: int) -> Recording:
@@ -94,9 +102,26 @@ class Hearing:
 
     def listen_early(self, start_ms: int, end_ms: int, language: str | None, caller: Caller) -> None:
         """Begin to transcribe a turn of speech that may be over, where there is room for it: it can wait for the end."""
-        self.forget_early()
+        self._drop_early()
         with contextlib.suppress(Overloaded, RateLimited):
             self.early = EarlyTranscript(self._transcriber, self.recording(start_ms, end_ms), language, caller)
+
+    def expect_words(self) -> None:
+        """Have ready what the words of a turn that has begun will need."""
+        self._transcriber.expect()
+
+    async def knows_ends(self, caller: Caller) -> bool:
+        """Return whether a model tells the end of a turn; waits where that is not known."""
+        return await self._transcriber.turn_ends.look(caller)
+
+    def ask_whether_over(self, start_ms: int, end_ms: int, caller: Caller) -> None:
+        """Begin to ask the model, where there is room for what it is to hear: silence can decide."""
+        self._drop_question()
+        with contextlib.suppress(Overloaded, RateLimited):
+            recording = self.recording(start_ms, end_ms)
+            asking = self._transcriber.turn_ends.probability(recording.parts, caller)
+            self._asking = self._loop.create_task(asking)
+            self._asking.add_done_callback(lambda _: recording.close())
 
     def take_early(self) -> EarlyTranscript | None:
         """Return the early transcript, for the caller to own."""
@@ -104,9 +129,18 @@ class Hearing:
         return early
 
     def forget_early(self) -> None:
-        """Drop the early transcript: speech goes on."""
+        """Drop the early transcript, and whether the turn was over: speech goes on."""
+        self._drop_question()
+        self._drop_early()
+
+    def _drop_early(self) -> None:
         if (early := self.take_early()) is not None:
             early.drop()
+
+    def _drop_question(self) -> None:
+        asking, self._asking = self._asking, None
+        if asking is not None:
+            asking.cancel()
 
     async def close(self) -> None:
         """Listen no more."""

@@ -311,7 +311,7 @@ class Session:
             config.audio.input.format = settings.body.audio.input.format
             rule = "cannot change while the buffer has audio: commit or clear it"
             errors.append(InvalidRequest.field("$.session.audio.input.format", rule))
-        settings.body = config
+        settings.body = config = await sound.settle(config)
         sound.lead(config.audio.input.turn_detection)
         await self._show_config("session.updated")
         for error in errors:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from jarvis_core.handlers.events import AudioFormat, EventError, Item
 
@@ -144,13 +144,13 @@ class ServerVad(Struct, tag_field="type", tag="server_vad"):
 
 
 class SemanticVad(Struct, tag_field="type", tag="semantic_vad"):
-    """A turn of speech ends when it sounds finished; without a model that can tell, after a silence by the eagerness."""
+    """A turn of speech ends the sooner the more it sounds finished; without a model that can tell, after a fixed silence."""
 
     eagerness: Eagerness = "auto"
     create_response: bool = True
     interrupt_response: bool = True
-    fallback: Literal["silence"] = "silence"
-    """Ours: no model tells the end of a turn; a fixed silence does."""
+    fallback: Literal["silence"] | UnsetType = UNSET
+    """Ours: there where no model tells the end of a turn, but a fixed silence."""
 
 
 TurnDetection = ServerVad | SemanticVad
