@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import msgspec
@@ -34,6 +34,10 @@ CLIP_LIMIT_S = 600.0
 CLIP_LIMIT_BYTES = 25 << 20
 CLIP_RATE_HZ = 16_000
 READING_TIMEOUT_S = 60.0
+
+
+Tell = Callable[[str], Awaitable[None]]
+"""Takes words as soon as they are known; those of one recording, put together, are its transcript."""
 
 
 class Heard(Struct, frozen=True):
@@ -174,29 +178,30 @@ class Transcriber:
         caller: Caller,
         *,
         language: str | None = None,
+        tell: Tell | None = None,
     ) -> Heard:
         """
-        Return the transcript of samples; raises as ``transcribe_upload`` does.
+        Return the transcript of samples, *tell* its words window by window; raises as ``transcribe_upload`` does.
 
         Whoever holds the samples holds ``clip_bytes`` for the clip that is made of them too: what was let in is heard.
         """
         clip = await self._codec.decode_pcm(parts, encoding, sample_rate_hz, limit_s=CLIP_LIMIT_S)
-        return await self._transcribe_clip(clip, language, caller)
+        return await self._transcribe_clip(clip, language, caller, tell)
 
     async def transcribe_clip(
-        self, clip: Clip, language: str | None, caller: Caller, told: Callable[[str], None] = lambda _text: None
+        self, clip: Clip, language: str | None, caller: Caller, tell: Tell | None = None
     ) -> Heard:
         """
-        Return the transcript of what ``read_upload`` has read; raises as ``SpeechToText`` does.
+        Return the transcript of what ``read_upload`` has read, and *tell* its words window by window.
 
-        *told* gets the words as far as they are known, each once, with the space that goes before them.
+        Raises as ``SpeechToText`` does.
         """
         # A small file may be a long clip.
         with self.held.reserve(sum(len(window.audio) for window in clip.windows)):
-            return await self._transcribe_clip(clip, language, caller, told)
+            return await self._transcribe_clip(clip, language, caller, tell)
 
     async def _transcribe_clip(
-        self, clip: Clip, language: str | None, caller: Caller, told: Callable[[str], None] = lambda _text: None
+        self, clip: Clip, language: str | None, caller: Caller, tell: Tell | None = None
     ) -> Heard:
         asked = language_code(language or self._settings.default_language)
         languages = self._languages
@@ -216,9 +221,11 @@ class Transcriber:
                 continue
             transcript = await self._transcribe_window(window, asked, languages, caller)
             enhanced = enhanced and transcript.enhanced
-            if transcript.text:
-                told((" " if texts else "") + transcript.text.replace("\0", ""))
-                texts.append(transcript.text)
+            text = transcript.text.replace("\0", "").strip()
+            if text:
+                if tell is not None:
+                    await tell(f" {text}" if texts else text)
+                texts.append(text)
                 if asked is None:
                     # The rest of a recording is in the language of its first words.
                     found, asked = transcript, language_code(transcript.language) or None
@@ -228,7 +235,7 @@ class Transcriber:
             spoken_ms += window.duration_ms
             weighed += transcript.confidence * window.duration_ms
         return Heard(
-            text=" ".join(texts).replace("\0", ""),
+            text=" ".join(texts),
             language=heard_language,
             confidence=round(weighed / spoken_ms, 4) if spoken_ms else 0.0,
             duration_ms=clip.duration_ms,

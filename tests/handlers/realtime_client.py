@@ -35,6 +35,8 @@ class Tally:
         self.sound = b""
         """The samples that came with it."""
         self._sound_ended = False
+        self._words: dict[str, str] = {}
+        """Of recordings, by the item's id, as far as they were told."""
         self._ended: set[str] = set()
         self._event_ids: set[str] = set()
 
@@ -61,6 +63,11 @@ class Tally:
                 sound = base64.b64decode(event["delta"], validate=True)
                 assert sound
                 self.sound += sound
+            case "conversation.item.input_audio_transcription.delta":
+                assert event["delta"]
+                self._words[event["item_id"]] = self._words.get(event["item_id"], "") + event["delta"]
+            case "conversation.item.input_audio_transcription.completed":
+                assert self._words.pop(event["item_id"], "") == event["transcript"]
             case "response.output_audio.done":
                 self._sound_ended = True
             case "response.output_text.done":

@@ -72,7 +72,7 @@ class TranscriptionHandlers:
     async def _send_events(self, send: Send, clip: Clip, language: str, call: Call) -> None:
         told: asyncio.Queue[str | None] = asyncio.Queue()  # bounded by the clip, of which each word comes once
         hearing = asyncio.get_running_loop().create_task(
-            self._transcriber.transcribe_clip(clip, language, call.caller, told.put_nowait)
+            self._transcriber.transcribe_clip(clip, language, call.caller, told.put)
         )
         hearing.add_done_callback(lambda _: told.put_nowait(None))
         try:

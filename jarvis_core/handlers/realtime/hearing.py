@@ -19,7 +19,7 @@ from jarvis_core.handlers.realtime.audio import Recording
 from jarvis_core.handlers.realtime.refusals import BufferExpired, BufferGaveWay, CommitEmpty
 from jarvis_core.models import Caller
 from jarvis_core.speech.held_audio import AudioHold
-from jarvis_core.speech.transcription import CLIP_RATE_HZ, Heard, Transcriber, clip_bytes
+from jarvis_core.speech.transcription import CLIP_RATE_HZ, Heard, Tell, Transcriber, clip_bytes
 
 CLIP_FORMAT = PcmFormat(CLIP_RATE_HZ)
 MS_BYTES = 2 * CLIP_RATE_HZ // 1_000
@@ -199,16 +199,34 @@ class EarlyTranscript:
 
     def __init__(self, transcriber: Transcriber, recording: Recording, language: str | None, caller: Caller) -> None:
         self._recording = recording
+        self._known: list[str] = []
+        """Words that were not told yet."""
+        self._tell: Tell | None = None
         self._task = asyncio.get_running_loop().create_task(
             transcriber.transcribe_pcm(
-                recording.parts, recording.format.encoding, recording.format.rate, caller, language=language
+                recording.parts,
+                recording.format.encoding,
+                recording.format.rate,
+                caller,
+                language=language,
+                tell=self._note,
             )
         )
         self._task.add_done_callback(lambda _: recording.close())
 
-    async def heard(self) -> Heard:
-        """Wait for the transcript; raises as ``Transcriber.transcribe_pcm`` does."""
+    async def heard(self, tell: Tell) -> Heard:
+        """Wait for the transcript, and *tell* its words from now on; raises as ``Transcriber.transcribe_pcm`` does."""
+        while self._known:
+            await tell(self._known.pop(0))
+        self._tell = tell
         return await self._task
+
+    async def _note(self, words: str) -> None:
+        """Tell *words*, or keep them while nobody may know that there are any."""
+        if self._tell is None:
+            self._known.append(words)
+        else:
+            await self._tell(words)
 
     def drop(self) -> None:
         """Transcribe it no further."""

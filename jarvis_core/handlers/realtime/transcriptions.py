@@ -26,6 +26,7 @@ from jarvis_core.handlers.realtime.wire import (
     ResponseCreate,
     SessionBody,
     TranscriptionCompletedEvent,
+    TranscriptionDeltaEvent,
     TranscriptionFailedEvent,
 )
 from jarvis_core.models import Caller
@@ -84,7 +85,7 @@ class PendingTranscriptions:
         by this object: a bound method of the session would make a reference cycle.
         """
         before = self._tasks[-1] if self._tasks else None
-        words = self._words(recording, early, config)
+        words = self._words(item_id, recording, early, config)
         task = asyncio.get_running_loop().create_task(
             self._finish(item_id, words, config, respond, answer, timer, before)
         )
@@ -112,18 +113,29 @@ class PendingTranscriptions:
         self._deferred = None
         return self._tasks
 
-    async def _words(self, recording: Recording, early: EarlyTranscript | None, config: SessionBody) -> Heard:
-        """Return the transcript of *recording*: the early one, where that did not fail."""
+    async def _words(
+        self, item_id: str, recording: Recording, early: EarlyTranscript | None, config: SessionBody
+    ) -> Heard:
+        """Return the transcript of *recording*, the early one where that did not fail, and tell its words as they come."""
+        told = False
+
+        async def tell(words: str) -> None:
+            nonlocal told
+            told = True
+            await self._socket.emit(lambda seq: TranscriptionDeltaEvent(f"event_{seq}", seq, item_id, words))
+
         try:
             if early is not None:
                 with contextlib.suppress(RequestError):
-                    return await early.heard()
+                    return await early.heard(tell)
             return await self._transcriber.transcribe_pcm(
                 recording.parts,
                 recording.format.encoding,
                 recording.format.rate,
                 self._caller,
                 language=config.audio.input.transcription.language,
+                # What was told of an early transcript that failed is not told again.
+                tell=None if told else tell,
             )
         finally:
             recording.close()

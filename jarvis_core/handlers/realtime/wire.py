@@ -287,6 +287,19 @@ class DurationUsage(Struct):
     type: Literal["duration"] = "duration"
 
 
+class TranscriptionDeltaEvent(Struct):
+    """``conversation.item.input_audio_transcription.delta``; its deltas are the transcript, one behind the other."""
+
+    event_id: str
+    seq: int
+    item_id: str
+    delta: str
+    content_index: int = 0
+    type: Literal["conversation.item.input_audio_transcription.delta"] = (
+        "conversation.item.input_audio_transcription.delta"
+    )
+
+
 class TranscriptionCompletedEvent(Struct):
     """``conversation.item.input_audio_transcription.completed``; an empty transcript where nobody speaks."""
 

@@ -16,7 +16,7 @@ from jarvis_core.handlers.realtime.hearing import EarlyTranscript, Hearing
 from jarvis_core.models import Caller
 from jarvis_core.settings import Llm
 from jarvis_core.speech.held_audio import HeldAudio
-from jarvis_core.speech.transcription import Heard, Transcriber
+from jarvis_core.speech.transcription import Heard, Tell, Transcriber
 
 CALLER = Caller("zoé")
 
@@ -36,6 +36,7 @@ class Ear(Transcriber):
         caller: Caller,
         *,
         language: str | None = None,
+        tell: Tell | None = None,
     ) -> Heard:
         """Hear for ever."""
         await asyncio.Event().wait()

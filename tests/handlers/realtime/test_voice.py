@@ -38,6 +38,7 @@ APPEND = "input_audio_buffer.append"
 COMMIT = "input_audio_buffer.commit"
 COMMITTED = "input_audio_buffer.committed"
 COMPLETED = "conversation.item.input_audio_transcription.completed"
+PIECE = "conversation.item.input_audio_transcription.delta"
 FAILED = "conversation.item.input_audio_transcription.failed"
 WORDS = "response.output_audio_transcript.delta"
 SOUND = "response.output_audio.delta"
@@ -141,6 +142,7 @@ async def test_recording_becomes_a_message(server: Server, bridges: FakeBridges,
             COMMITTED,
             "conversation.item.added",
             "conversation.item.done",
+            PIECE,
             COMPLETED,
         ]
         assert (committed["item_id"], committed["previous_item_id"]) == (item_id, None)
@@ -277,6 +279,20 @@ async def test_ten_minutes(server: Server, bridges: FakeBridges) -> None:
         words = await socket.until(COMPLETED)
         assert (words["transcript"], words["usage"]["seconds"]) == ("", 600)
     assert bridges.heard == []
+
+
+async def test_words_of_a_long_recording(server: Server, bridges: FakeBridges) -> None:
+    """The words of a recording of minutes are told piece by piece, as they are known."""
+    async with open_push_to_talk(server.url, key=ALICE) as socket:
+        await configure(socket, audio={"input": {"format": {"type": "audio/pcm", "rate": 8_000}}})
+        item_id = await commit(socket, 130.0, 8_000)
+        await socket.until(PIECE)
+        # The rest is still to be heard.
+        assert COMPLETED not in types_of(socket.seen)
+        words = await socket.until(COMPLETED)
+        pieces = [event["delta"] for event in socket.seen if event["type"] == PIECE and event["item_id"] == item_id]
+    assert len(pieces) == 3
+    assert "".join(pieces) == words["transcript"]
 
 
 async def test_rates(server: Server, bridges: FakeBridges) -> None:
