@@ -85,6 +85,11 @@ class Transcriber:
         self._reading: dict[str, tuple[asyncio.Lock, int]] = {}
         """By user: the lock that an upload holds while it is read, and how many uploads hold it or wait."""
 
+    @property
+    def suppresses_noise(self) -> bool:
+        """Whether there is an audio engine."""
+        return self._enhancer is not None
+
     def expect(self, *, upload: bool = False) -> None:
         """Start the codec, for an upload or else for samples, while the audio arrives."""
         if upload:
@@ -179,14 +184,15 @@ class Transcriber:
         *,
         language: str | None = None,
         tell: Tell | None = None,
+        clean: bool = True,
     ) -> Heard:
         """
         Return the transcript of samples, *tell* its words window by window; raises as ``transcribe_upload`` does.
 
-        Whoever holds the samples holds ``clip_bytes`` for the clip that is made of them too: what was let in is heard.
+        Their noise is suppressed where they are to be *clean* and there is an audio engine. Whoever holds the samples holds ``clip_bytes`` for the clip that is made of them too: what was let in is heard.
         """
         clip = await self._codec.decode_pcm(parts, encoding, sample_rate_hz, limit_s=CLIP_LIMIT_S)
-        return await self._transcribe_clip(clip, language, caller, tell)
+        return await self._transcribe_clip(clip, language, caller, tell, clean=clean)
 
     async def transcribe_clip(
         self, clip: Clip, language: str | None, caller: Caller, tell: Tell | None = None
@@ -201,7 +207,7 @@ class Transcriber:
             return await self._transcribe_clip(clip, language, caller, tell)
 
     async def _transcribe_clip(
-        self, clip: Clip, language: str | None, caller: Caller, tell: Tell | None = None
+        self, clip: Clip, language: str | None, caller: Caller, tell: Tell | None = None, *, clean: bool = True
     ) -> Heard:
         asked = language_code(language or self._settings.default_language)
         languages = self._languages
@@ -219,7 +225,7 @@ class Transcriber:
         for window in clip.windows:
             if not window.audio:
                 continue
-            transcript = await self._transcribe_window(window, asked, languages, caller)
+            transcript = await self._transcribe_window(window, asked, languages, caller, clean=clean)
             enhanced = enhanced and transcript.enhanced
             text = transcript.text.replace("\0", "").strip()
             if text:
@@ -245,14 +251,14 @@ class Transcriber:
         )
 
     async def _transcribe_window(
-        self, window: Window, language: str | None, languages: list[str], caller: Caller
+        self, window: Window, language: str | None, languages: list[str], caller: Caller, *, clean: bool
     ) -> Transcript:
         """
         Return the transcript of a window, in *language* or else in one of *languages*, where there are any.
 
         The language is detected in the original recording: noise suppression also removes some of the sounds of speech.
         """
-        audio = await self._enhance(window)
+        audio = await self._enhance(window) if clean else None
         if language is None:
             transcript = await self._listener.transcribe(
                 window.audio, None, caller, languages=languages, enhanced=audio

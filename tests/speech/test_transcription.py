@@ -109,9 +109,8 @@ def transcriber(
     **settings: Any,
 ) -> tuple[Transcriber, StubCodec]:
     codec = StubCodec(clip)
-    one = Transcriber(
-        codec, listener, enhancer, voices or StubVoices("fr", "en"), Speech(**settings), TurnEnds(None, codec)
-    )  # type: ignore[arg-type]
+    ends = TurnEnds(None, codec)  # type: ignore[arg-type]
+    one = Transcriber(codec, listener, enhancer, voices or StubVoices("fr", "en"), Speech(**settings), ends)  # type: ignore[arg-type]
     return one, codec
 
 

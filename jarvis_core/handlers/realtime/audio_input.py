@@ -87,13 +87,17 @@ class AudioInput:
             self._hearing.conversation.lead(manner_of(detection))
 
     async def settle(self, config: SessionBody) -> SessionBody:
-        """Return *config* as it can be done: where no model tells the end of a turn, ``semantic_vad`` falls back to silence."""
-        detection = config.audio.input.turn_detection
-        if not isinstance(detection, SemanticVad):
-            return config
-        served = await self._hearing.knows_ends(self._caller)
-        detection = msgspec.structs.replace(detection, fallback=UNSET if served else "silence")
-        given = msgspec.structs.replace(config.audio.input, turn_detection=detection)
+        """
+        Return *config* as it can be done: where no model tells the end of a turn, ``semantic_vad`` falls back to silence, and
+        where there is no audio engine noise is not reduced.
+        """
+        given = config.audio.input
+        if given.noise_reduction is not None and not self._hearing.suppresses_noise:
+            given = msgspec.structs.replace(given, noise_reduction=None)
+        if isinstance(given.turn_detection, SemanticVad):
+            served = await self._hearing.knows_ends(self._caller)
+            detection = msgspec.structs.replace(given.turn_detection, fallback=UNSET if served else "silence")
+            given = msgspec.structs.replace(given, turn_detection=detection)
         return msgspec.structs.replace(config, audio=msgspec.structs.replace(config.audio, input=given))
 
     async def append(self, samples: bytes, config: SessionBody, answering: Answering) -> None:
@@ -145,8 +149,9 @@ class AudioInput:
             case Kind.ASK:
                 self._hearing.ask_whether_over(action.start_ms, action.end_ms, self._caller)
             case Kind.LISTEN:
-                language = config.audio.input.transcription.language
-                self._hearing.listen_early(action.start_ms, action.end_ms, language, self._caller)
+                given = config.audio.input
+                language, clean = given.transcription.language, given.noise_reduction is not None
+                self._hearing.listen_early(action.start_ms, action.end_ms, language, self._caller, clean=clean)
             case Kind.FORGET:
                 self._hearing.forget_early()
             case Kind.COMMIT:

@@ -28,6 +28,7 @@ from jarvis_core.handlers.realtime.wire import (
     AudioOutputBody,
     Eagerness,
     Modality,
+    NoiseReduction,
     SemanticVad,
     ServerVad,
     SessionBody,
@@ -73,8 +74,11 @@ class SessionSettings:
         self.body = body
 
 
-def default_config(session_id: str, conversation_id: str | None, settings: Llm, modality: Modality) -> SessionBody:
-    """Return the settings of a session before its client changes any."""
+def default_config(
+    session_id: str, conversation_id: str | None, settings: Llm, modality: Modality, *, clean: bool = False
+) -> SessionBody:
+    """Return the settings of a session before its client changes any; *clean* is whether noise is suppressed."""
+    heard = AudioInputBody(PcmFormat(), Transcription(), noise_reduction=NoiseReduction() if clean else None)
     return SessionBody(
         id=session_id,
         conversation_id=conversation_id,
@@ -82,7 +86,7 @@ def default_config(session_id: str, conversation_id: str | None, settings: Llm, 
         output_modalities=[modality],
         max_output_tokens=settings.max_tokens,
         temperature=settings.temperature,
-        audio=AudioBody(AudioInputBody(PcmFormat(), Transcription()), AudioOutputBody(PcmFormat())),
+        audio=AudioBody(heard, AudioOutputBody(PcmFormat())),
     )
 
 
@@ -113,6 +117,11 @@ def _configured_audio(body: AudioBody, config: AudioConfig, path: str, errors: l
         if config.input.format is not UNSET:
             audio_format = _format(incoming.format, config.input.format, f"{path}.input.format", errors)
             incoming = msgspec.structs.replace(incoming, format=audio_format)
+        if config.input.noise_reduction is None:
+            incoming = msgspec.structs.replace(incoming, noise_reduction=None)
+        elif config.input.noise_reduction is not UNSET:
+            noise = _replaced(incoming.noise_reduction or NoiseReduction(), config.input.noise_reduction, ("type",))
+            incoming = msgspec.structs.replace(incoming, noise_reduction=noise)
         incoming = _replaced(incoming, config.input, ("create_response",))
         if config.input.transcription is not UNSET:
             transcription = _replaced(incoming.transcription, config.input.transcription, ("language",))

@@ -100,15 +100,23 @@ class Hearing:
         self.forget_early()
         self._forget_before(self.conversation.position_ms)
 
-    def listen_early(self, start_ms: int, end_ms: int, language: str | None, caller: Caller) -> None:
+    def listen_early(
+        self, start_ms: int, end_ms: int, language: str | None, caller: Caller, *, clean: bool = True
+    ) -> None:
         """Begin to transcribe a turn of speech that may be over, where there is room for it: it can wait for the end."""
         self._drop_early()
         with contextlib.suppress(Overloaded, RateLimited):
-            self.early = EarlyTranscript(self._transcriber, self.recording(start_ms, end_ms), language, caller)
+            recording = self.recording(start_ms, end_ms)
+            self.early = EarlyTranscript(self._transcriber, recording, language, caller, clean=clean)
 
     def expect_words(self) -> None:
         """Have ready what the words of a turn that has begun will need."""
         self._transcriber.expect()
+
+    @property
+    def suppresses_noise(self) -> bool:
+        """Whether there is what suppresses noise."""
+        return self._transcriber.suppresses_noise
 
     async def knows_ends(self, caller: Caller) -> bool:
         """Return whether a model tells the end of a turn; waits where that is not known."""
@@ -197,7 +205,9 @@ class Hearing:
 class EarlyTranscript:
     """The transcript of a turn of speech that may be over, begun before it is known to be."""
 
-    def __init__(self, transcriber: Transcriber, recording: Recording, language: str | None, caller: Caller) -> None:
+    def __init__(
+        self, transcriber: Transcriber, recording: Recording, language: str | None, caller: Caller, *, clean: bool
+    ) -> None:
         self._recording = recording
         self._known: list[str] = []
         """Words that were not told yet."""
@@ -210,6 +220,7 @@ class EarlyTranscript:
                 caller,
                 language=language,
                 tell=self._note,
+                clean=clean,
             )
         )
         self._task.add_done_callback(lambda _: recording.close())

@@ -105,7 +105,9 @@ class Session:
         self._grace: asyncio.Task[None] | None = None
         self._handling = asyncio.Lock()
         """Held while an event or a transcript changes the session."""
-        config = default_config(self.id, conversation_id, realtime.settings, modality)
+        config = default_config(
+            self.id, conversation_id, realtime.settings, modality, clean=realtime.transcriber.suppresses_noise
+        )
         on_turn = partial(_keep, realtime, weakref.ref(self))
         self.parts = assemble(realtime, self.caller, Socket(send), config, self._handling, on_turn)
         self._socket = self.parts.socket

@@ -62,6 +62,12 @@ class TurnDetectionConfig(Partial):
     interrupt_response: bool | UnsetType = UNSET
 
 
+class NoiseReductionConfig(Partial):
+    """A client's setting for noise suppression."""
+
+    type: Literal["near_field", "far_field"] | UnsetType = UNSET
+
+
 class AudioInputConfig(Partial):
     """A client's settings for the audio that it sends."""
 
@@ -69,13 +75,15 @@ class AudioInputConfig(Partial):
     transcription: TranscriptionConfig | UnsetType = UNSET
     turn_detection: TurnDetectionConfig | UnsetType | None = UNSET
     """Null leaves it to the client to commit."""
+    noise_reduction: NoiseReductionConfig | UnsetType | None = UNSET
+    """Null switches it off."""
     create_response: bool | UnsetType = UNSET
     """Ours: whether a committed buffer is answered without ``response.create``."""
 
     @classmethod
     def switched_off(cls) -> frozenset[str]:
         """Name the fields that null switches off."""
-        return frozenset({"turn_detection"})
+        return frozenset({"turn_detection", "noise_reduction"})
 
 
 class AudioOutputConfig(Partial):
@@ -123,13 +131,14 @@ class FlatConfig(Partial):
     input_audio_format: FlatFormatName | UnsetType = UNSET
     output_audio_format: FlatFormatName | UnsetType = UNSET
     input_audio_transcription: TranscriptionConfig | UnsetType = UNSET
+    input_audio_noise_reduction: NoiseReductionConfig | UnsetType | None = UNSET
     turn_detection: TurnDetectionConfig | UnsetType | None = UNSET
     max_response_output_tokens: MaxOutputTokens | UnsetType = UNSET
 
     @classmethod
     def switched_off(cls) -> frozenset[str]:
         """Name the fields that null switches off."""
-        return frozenset({"turn_detection"})
+        return frozenset({"turn_detection", "input_audio_noise_reduction"})
 
     def nested(self) -> SessionConfig:
         """Return them in the shape of today."""
@@ -143,6 +152,7 @@ class FlatConfig(Partial):
                     UNSET if self.input_audio_format is UNSET else FORMATS[self.input_audio_format],
                     self.input_audio_transcription,
                     self.turn_detection,
+                    self.input_audio_noise_reduction,
                 ),
                 AudioOutputConfig(
                     UNSET if self.output_audio_format is UNSET else FORMATS[self.output_audio_format],

@@ -136,6 +136,7 @@ class PendingTranscriptions:
                 language=config.audio.input.transcription.language,
                 # What was told of an early transcript that failed is not told again.
                 tell=None if told else tell,
+                clean=config.audio.input.noise_reduction is not None,
             )
         finally:
             recording.close()

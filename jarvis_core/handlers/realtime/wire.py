@@ -156,12 +156,20 @@ class SemanticVad(Struct, tag_field="type", tag="semantic_vad"):
 TurnDetection = ServerVad | SemanticVad
 
 
+class NoiseReduction(Struct):
+    """How far the microphone is from who speaks; the audio engine does the same for both."""
+
+    type: Literal["near_field", "far_field"] = "near_field"
+
+
 class AudioInputBody(Struct):
     """The audio that a client sends."""
 
     format: AudioFormat
     transcription: Transcription
     turn_detection: TurnDetection | None = msgspec.field(default_factory=ServerVad)
+    noise_reduction: NoiseReduction | None = None
+    """Null: what is understood is the sound as it came."""
     create_response: bool = False
     """Whether a buffer that the client commits is answered."""
 

@@ -28,6 +28,9 @@ class Ear(Transcriber):
         self.held = HeldAudio(limit_bytes)
         self.buffer_idle_s = 1_000.0
 
+    def expect(self, *, upload: bool = False) -> None:
+        """Have nothing ready."""
+
     async def transcribe_pcm(
         self,
         parts: Sequence[bytes],
@@ -37,6 +40,7 @@ class Ear(Transcriber):
         *,
         language: str | None = None,
         tell: Tell | None = None,
+        clean: bool = True,
     ) -> Heard:
         """Hear for ever."""
         await asyncio.Event().wait()

@@ -582,6 +582,15 @@ async def test_enhanced(make_server: MakeServer, bridges: FakeBridges) -> None:
         server = make_server(AUDIO_ENGINE_URL=engine.url)
         async with open_push_to_talk(server.url) as socket:
             assert (await say(socket))["enhanced"] is True
+            shown = await configure(socket, audio={"input": {"noise_reduction": None}})
+            assert shown["audio"]["input"]["noise_reduction"] is None
+            asked = len(engine.requests)
+            assert (await say(socket))["enhanced"] is False
+            assert bridges.heard[-1].peak == pytest.approx(AMPLITUDE, rel=0.05)
+            assert len(engine.requests) == asked
+            shown = await configure(socket, input_audio_noise_reduction={"type": "far_field"})
+            assert shown["audio"]["input"]["noise_reduction"] == {"type": "far_field"}
+            assert (await say(socket))["enhanced"] is True
             assert bridges.heard[-1].peak == pytest.approx(engine.mode.gain * AMPLITUDE, rel=0.05)
             await engine.go_away()
             assert (await say(socket))["enhanced"] is False
@@ -602,6 +611,7 @@ async def test_settings_are_shown(server: Server, bridges: FakeBridges) -> None:
                 "format": pcm,
                 "transcription": {"language": None},
                 "turn_detection": None,
+                "noise_reduction": None,
                 "create_response": False,
             },
             "output": {"format": pcm, "voice": None, "speed": 1.0},
