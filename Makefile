@@ -1,6 +1,6 @@
 # Jarvis Core: `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-pythons clients check docs fuzz faults home perf profile image lock clean FORCE
+.PHONY: help install run test test-pythons clients check docs fuzz faults conversation home perf profile image lock clean FORCE
 
 PYTHON ?= python3
 VENV := .venv
@@ -83,6 +83,10 @@ fuzz: install ## send every route and the WebSocket 12,000 requests that nobody 
 
 faults: install ## a minute of failing neighbours and 50 kills against the real server, with its books kept
 	FAULTS_LOAD_S=60 FAULTS_KILLS=50 FAULTS_WAYS="refused silent" $(RUN) -m pytest -s tests/system/faults
+
+conversation: install ## ten recorded turns in real time and at ten times, 200 interruptions, 1,000 sockets in any order
+	CONVERSATION_PACES=1.0,0.1 CONVERSATION_MOMENTS=200 CONVERSATION_SOCKETS=1000 $(RUN) -m pytest \
+	  tests/handlers/realtime/test_conversation.py tests/handlers/realtime/test_random_sockets.py
 
 # What is compared with and what profiles, each in an environment of its own; without one, its rows say so.
 .cache/perf/peers/.installed: config/perf.lock

@@ -7,6 +7,7 @@ that its melody goes on, and silence is put where it is quietest there.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -100,8 +101,8 @@ def speak(kokoro: Kokoro, voice: str, text: str) -> Said:
     return Said(voice, text, samples, places)
 
 
-def load(weights: Path, cache: Path) -> list[Said]:
-    """Return all sentences, spoken by the model in *weights*, or before, as *cache* has them."""
+def load(weights: Callable[[], Path], cache: Path) -> list[Said]:
+    """Return all sentences, spoken by the model of which *weights* tells the directory, or before, as *cache* has them."""
     kokoro: Kokoro | None = None
     cache.mkdir(parents=True, exist_ok=True)
     found = []
@@ -113,7 +114,7 @@ def load(weights: Path, cache: Path) -> list[Said]:
                 if str(kept["text"]) == text:
                     found.append(Said(voice, text, kept["samples"], kept["pauses"].tolist()))
                     continue
-            kokoro = kokoro or Kokoro(weights, 1)
+            kokoro = kokoro or Kokoro(weights(), 1)
             said = speak(kokoro, voice, text)
             np.savez(path, text=text, samples=said.samples, pauses=np.array(said.pauses, int))
             found.append(said)

@@ -38,6 +38,7 @@ from jarvis_core.speech.turn_ends import TurnEnds
 from perf.load import Latencies, repeat, request
 from perf.processes import Process, bridges, core, free_port
 from perf.report import Row
+from perf.turn_taking import turn_taking
 from tests.fakes.python_bridges import BridgesMode, FakeBridges
 
 CLIP = Path(__file__).parent.parent / "tests" / "fixtures" / "audio" / "fx16k_en_1.wav"
@@ -147,9 +148,9 @@ async def _decode_all() -> list[Row]:
     return rows
 
 
-def listening(_data: Path, rounds: int) -> list[Row]:
-    """What a microphone that is listened to costs a second, in the server and in the process that listens, and its steps."""
-    return uvloop.run(_listen(rounds))
+def listening(data: Path, rounds: int) -> list[Row]:
+    """What a microphone that is listened to costs a second, and its steps; and how soon its turns are over."""
+    return uvloop.run(_listen(rounds)) + turn_taking(data, rounds)
 
 
 async def _listen(rounds: int) -> list[Row]:
