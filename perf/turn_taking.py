@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from websockets.asyncio.client import ClientConnection, connect
 
 from jarvis_core.codec.silero import STEP_SAMPLES, Silero, State
-from jarvis_core.conversation.detection import STEP_MS, Thresholds
+from jarvis_core.conversation.detection import Thresholds
 from jarvis_core.conversation.machine import Conversation, Kind, Manner
 from jarvis_core.handlers.realtime.config import WAITS
 from perf.processes import core, free_port
@@ -85,9 +85,9 @@ async def _converse(core_port: int, bridges_port: int, rounds: int) -> tuple[lis
                 await _speak(socket, _room(0.3))
                 first, last = await _speak(socket, _clip())
                 await _speak_until(socket, arrivals, "input_audio_buffer.committed", turn + 1)
-                ends.append(1_000 * (arrivals.at("input_audio_buffer.committed", turn) - last))
                 if turn:
-                    # It interrupted the answer to the one before.
+                    # The first one has the process that listens start; the others interrupt the answer to the one before.
+                    ends.append(1_000 * (arrivals.at("input_audio_buffer.committed", turn) - last))
                     end = arrivals.at("response.done", turn - 1)
                     stops.append(1_000 * (end - first))
                     ours.append(1_000 * (end - arrivals.at("input_audio_buffer.speech_started", turn)))
@@ -180,12 +180,8 @@ def _pauses() -> list[Row]:
         shares, waits = [], []
         for language in ("f", "a"):
             spoken = [one for one in said if one.voice.startswith(language)]
-            cut = [
-                listener.cuts(one, place, pause_ms, manner)
-                for one in spoken
-                for place in one.pauses
-                for pause_ms in PAUSES_MS
-            ]
+            patience_ms = [listener.patience_ms(one, place, manner) for one in spoken for place in one.pauses]
+            cut = [pause_ms >= one for one in patience_ms for pause_ms in PAUSES_MS]
             shares.append(sum(cut) / len(cut))
             waits += [listener.wait_ms(one, manner) for one in spoken]
         share = statistics.mean(shares)
@@ -203,14 +199,13 @@ class Listener:
         self._model = model
         self._silero = silero
         self._judged: dict[bytes, float] = {}
-        self._probabilities: dict[int, list[float]] = {}
+        self._probabilities: dict[bytes, list[float]] = {}
         """By the sound: the manners hear the same."""
 
-    def cuts(self, said: Any, place: int, pause_ms: int, manner: Manner) -> bool:
-        """Return whether a pause of *pause_ms* at *place* ends the turn."""
-        head = np.concatenate([said.samples[:place], np.zeros(RATE_HZ * pause_ms // 1_000, np.float32)])
-        ends = self._ends(np.concatenate([head, said.samples[place:]]), manner)
-        return any(1_000 * place / RATE_HZ < end_ms < 1_000 * len(head) / RATE_HZ + STEP_MS for end_ms, _ in ends)
+    def patience_ms(self, said: Any, place: int, manner: Manner) -> float:
+        """Return how long a pause at *place* may be before it ends the turn: what comes behind it is not known by then."""
+        place_ms = 1_000 * place / RATE_HZ
+        return next(end_ms for end_ms, _ in self._ends(said.samples[:place], manner) if end_ms > place_ms) - place_ms
 
     def wait_ms(self, said: Any, manner: Manner) -> int:
         """Return how long it is silent before the whole sentence is over."""
@@ -225,7 +220,7 @@ class Listener:
         conversation = Conversation(manner)
         asked: Samples = sound[:0]
         found = []
-        key = hash(sound.tobytes())
+        key = sound.tobytes()
         if key not in self._probabilities:
             self._probabilities[key] = self._silero.probabilities(State(), sound)
         for probability in self._probabilities[key]:

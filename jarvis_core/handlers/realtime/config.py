@@ -53,7 +53,7 @@ WAITS: dict[Eagerness, Waits] = {
 }
 """
 By eagerness: how long to wait by how sure Smart Turn is. Measured with three voices in both languages (``perf listening``):
-it is never surer than 0.99; of 100 pauses in a sentence 9 reach 0.97, of 100 ends 55.
+it is never surer than 0.99. At medium 18 % of the pauses end a turn where 500 ms of silence would end 78 %, and the median end waits 256 ms.
 """
 
 FORMATS: dict[FormatName, type[AudioFormat]] = {
