@@ -37,6 +37,7 @@ from jarvis_core.handlers.openai.unstored_responses import UnstoredResponses
 from jarvis_core.handlers.realtime.session import Session
 from jarvis_core.handlers.realtime.sockets import Realtime, upgrade_required
 from jarvis_core.handlers.router import Route, Router
+from jarvis_core.handlers.tool_wire import ApproveRequest, OutputsRequest
 from jarvis_core.handlers.voice import VoiceHandlers
 from jarvis_core.handlers.wire import (
     AddMemory,
@@ -274,12 +275,13 @@ def routes_for(container: Container) -> list[Route]:
               media_type="text/plain"),
         Route("POST", "/api/chat", chat.chat, "Say something; the assistant answers.",
               request=ChatRequest, response=ChatReply, other=((200, None, "With stream: server-sent events."),),
+              query=(query.EVENTS,),
               headers=(("Idempotency-Key", "A retry with the same key joins the first try's turn; kept 24 hours."),)),
         Route("GET", "/api/chat/response/{id}", chat.response, "A turn's state and its text so far.",
               response=ResponseState),
         Route("GET", "/api/chat/response/{id}/events", chat.response_events, "Follow a turn, or replay it.",
               media_type="text/event-stream",
-              query=(query.AFTER, query.TICKET),
+              query=(query.AFTER, query.EVENTS, query.TICKET),
               headers=(("Last-Event-ID", "In place of after; what browsers send when they come back."),),
               other=((204, None, "There is nothing more to come after this event, and no sense in coming back."),)),
         Route("POST", "/api/chat/response/{id}/ticket", chat.ticket,
@@ -287,6 +289,13 @@ def routes_for(container: Container) -> list[Route]:
               response=TicketReply),
         Route("POST", "/api/chat/response/{id}/cancel", chat.cancel, "Stop a turn; answers once the model has stopped.",
               response=ResponseState, exempt_from_limits=True),
+        Route("POST", "/api/chat/response/{id}/outputs", chat.outputs,
+              "Give the outputs of the calls that a turn waits for; it goes on.",
+              request=OutputsRequest, response=ChatReply, other=((200, None, "With stream: server-sent events."),),
+              query=(query.EVENTS,)),
+        Route("POST", "/api/chat/response/{id}/approve", chat.approve,
+              "Allow the calls that a turn asks about, or not; it goes on.",
+              request=ApproveRequest, response=ResponseState),
         Route("GET", "/api/chat/conversations", chat.list_conversations, "Conversations, newest first.",
               response=ConversationPage,
               query=(query.LIMIT, query.CURSOR, query.SOUGHT, query.ARCHIVED)),
@@ -384,9 +393,10 @@ def service_states(container: Container) -> ServiceStates:
 
 def tool_servers(container: Container) -> dict[str, ToolServer] | UnsetType:
     """Return how each part is that acts; unset where there is none."""
-    if container.house is None:
-        return UNSET
-    return {HOUSE_SERVER: ToolServer(container.neighbours[HOUSE_SERVER].health.state)}
+    servers = {one.name: ToolServer(one.state, len(one.tools)) for one in container.toolbox.servers}
+    if container.house is not None:
+        servers[HOUSE_SERVER] = ToolServer(container.neighbours[HOUSE_SERVER].health.state)
+    return servers or UNSET
 
 
 def not_ready_reasons(container: Container) -> list[str]:

@@ -53,10 +53,12 @@ from jarvis_core.store.migrations import migrate
 from jarvis_core.store.pool import Pool
 from jarvis_core.store.turns import TurnStore
 from jarvis_core.tools.house import House
+from jarvis_core.tools.toolbox import Toolbox
 from jarvis_core.turns.conversations import Conversations
 from jarvis_core.turns.heartbeats import Heartbeats
 from jarvis_core.turns.queued_model import QueuedCompletions, QueuedModel
 from jarvis_core.turns.remote import RemoteTurns
+from jarvis_core.turns.tool_loop import ToolLoop
 from jarvis_core.turns.turns import Ask, Turns
 
 logger = log.get(__name__)
@@ -90,6 +92,7 @@ class Container:
     settings: Settings
     pool: Pool
     turns: Turns
+    toolbox: Toolbox
     completions: CompletionModel
     """The model of the turns, for what a client asks of itself."""
     house: House | None
@@ -152,6 +155,7 @@ async def open_container(settings: Settings, group: WorkerGroup) -> AsyncIterato
         speech = _open_speech(settings, group, neighbours, mint, storage.cache, stack)
         house = _house(settings, neighbours, speech.voices)
         durations = Histogram()
+        tools = ToolLoop(storage.turns.calls, Toolbox((), settings.tools))
         turns = Turns(
             storage.turns,
             model,
@@ -161,6 +165,7 @@ async def open_container(settings: Settings, group: WorkerGroup) -> AsyncIterato
             house=house,
             limit=settings.server.turn_limit,
             durations=durations,
+            tools=tools,
         )
         if storage.remote_turns is not None:
             storage.remote_turns.serve(turns)
@@ -169,6 +174,7 @@ async def open_container(settings: Settings, group: WorkerGroup) -> AsyncIterato
             settings=settings,
             pool=storage.pool,
             turns=turns,
+            toolbox=tools.toolbox,
             completions=completions,
             house=house,
             conversations=Conversations(_conversations(settings, storage.pool), turns),
@@ -187,6 +193,9 @@ async def open_container(settings: Settings, group: WorkerGroup) -> AsyncIterato
             limiter=_limiter(settings, storage.cache),
         )
         _describe(container, speech.kept)
+        container.metrics.labelled(
+            "tool_calls", "Calls of tools of servers.", ("server", "tool", "outcome"), tools.runner.outcomes.items
+        )
         container.metrics.histogram(
             "turn", "How long the parts of turns took, as their receipts tell it.", "part", durations
         )

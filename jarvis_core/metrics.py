@@ -18,6 +18,10 @@ from msgspec import Struct
 
 BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
+SERVICE = ("service",)
+TOGETHER = "\x1f"
+"""Between the values of several labels."""
+
 Kind = Literal["gauge", "counter"]
 Together = Literal["sum", "least", "most"]
 """How the values of several workers are combined."""
@@ -35,13 +39,14 @@ class RouteCounts(Struct, array_like=True):
 
 
 class Family(Struct, array_like=True):
-    """The values of one metric, by service; a metric without labels has the empty key only."""
+    """The values of one metric, by its labels' values together; a metric without labels has the empty key only."""
 
     kind: Kind
     together: Together
     name: str
     documentation: str
     values: dict[str, float]
+    labels: tuple[str, ...] = SERVICE
 
 
 class Distribution(Struct, array_like=True):
@@ -156,6 +161,8 @@ class Metrics:
         self.others: Callable[[], Iterable[Counts]] = lambda: ()
         """Returns the counts of the other workers and of this worker's predecessors."""
         self._histograms: list[tuple[str, str, str, Histogram]] = []
+        self._labels: dict[str, tuple[str, ...]] = {}
+        """Of the metrics that have others than ``service``."""
         self._families: list[tuple[Kind, Together, str, str, Callable[[], dict[str, float]]]] = []
         self.gauge("http_in_flight", "Requests being answered.", lambda: self.in_flight)
 
@@ -181,6 +188,17 @@ class Metrics:
         """Have *read* asked for the values of ``jarvis_<name>_total`` by service at each scrape."""
         self._families.append(("counter", "sum", name, documentation, read))
 
+    def labelled(
+        self,
+        name: str,
+        documentation: str,
+        labels: tuple[str, ...],
+        read: Callable[[], Iterable[tuple[tuple[str, ...], int]]],
+    ) -> None:
+        """Have *read* asked for the values of ``jarvis_<name>_total`` by the values of *labels* at each scrape."""
+        self._labels[name] = labels
+        self.counts(name, documentation, lambda: {TOGETHER.join(key): value for key, value in read()})
+
     def states(
         self, name: str, documentation: str, read: Callable[[], dict[str, float]], *, together: Together = "least"
     ) -> None:
@@ -195,7 +213,14 @@ class Metrics:
             if one.statuses
         ]
         families = [
-            Family(kind, together, name, documentation, {key: float(value) for key, value in read().items()})
+            Family(
+                kind,
+                together,
+                name,
+                documentation,
+                {key: float(value) for key, value in read().items()},
+                self._labels.get(name, SERVICE),
+            )
             for kind, together, name, documentation, read in self._families
         ]
         histograms = [
@@ -247,9 +272,9 @@ class Metrics:
         yield from (requests, errors, durations)
         for kind in counts.families:
             make = GaugeMetricFamily if kind.kind == "gauge" else CounterMetricFamily
-            family = make(f"jarvis_{kind.name}", kind.documentation, labels=() if "" in kind.values else ["service"])
-            for service, value in kind.values.items():
-                family.add_metric([service] if service else [], value)
+            family = make(f"jarvis_{kind.name}", kind.documentation, labels=() if "" in kind.values else kind.labels)
+            for key, value in kind.values.items():
+                family.add_metric(key.split(TOGETHER) if key else [], value)
             yield family
         for histogram in counts.histograms:
             distributions = HistogramMetricFamily(

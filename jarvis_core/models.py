@@ -66,6 +66,23 @@ class Message(Struct, frozen=True):
     """How much of its sound was heard, where that was interrupted; its content is what was heard."""
     unheard: str | UnsetType = UNSET
     """The words that were not heard, where they were asked for."""
+    type: Literal["message", "function_call", "function_call_output"] = "message"
+    call_id: str | UnsetType = UNSET
+    """Of a call of a tool and of its output, as the name is."""
+    name: str | UnsetType = UNSET
+    arguments: str | UnsetType = UNSET
+    """A call's, as JSON."""
+    output: str | UnsetType = UNSET
+
+
+class ToolTime(Struct, frozen=True, gc=False):
+    """One call of a tool."""
+
+    name: str
+    outcome: str
+    """``finished``, ``failed``, ``unknown``, ``waiting`` for its client, or ``asked`` whether it may be made."""
+    ms: int | None = None
+    """How long it took, where it was made here."""
 
 
 class Receipt(Struct, gc=False):
@@ -95,6 +112,8 @@ class Receipt(Struct, gc=False):
     """How sure the end-of-turn model was that the speech was over, 0..1."""
     heard_ms: int | None = None
     """How much of the answer's sound was heard, where that was interrupted."""
+    tools: list[ToolTime] = []
+    """The calls of tools, in order."""
 
 
 class TurnRecord(Struct, frozen=True):

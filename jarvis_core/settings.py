@@ -254,6 +254,17 @@ class Memory(Struct, frozen=True, forbid_unknown_fields=True):
     """How often entries without a vector are looked for, and the longest pause after a failure (30 s at most)."""
 
 
+class Tools(Struct, frozen=True, forbid_unknown_fields=True):
+    """What the assistant may do, and how it is kept in hand."""
+
+    limit: Annotated[int, Meta(ge=1, le=1_000, extra={"env": "TOOLS_LIMIT"})] = 20
+    """Most tools that the model is offered in one turn; of more those whose name and description fit the question best."""
+    call_limit: Annotated[int, Meta(ge=0, le=1_000, extra={"env": "TOOL_CALLS_LIMIT"})] = 10
+    """Most calls of tools in one turn."""
+    timeout_s: Annotated[Seconds, Meta(extra={"env": "TOOLS_TIMEOUT_S"})] = 30.0
+    """Longest that the tools of one turn may take together, and 10 s each; the model's own time is not counted."""
+
+
 class Auth(Struct, frozen=True, forbid_unknown_fields=True):
     """Callers' credentials; with neither set the server is open and every caller is the user ``local``."""
 
@@ -327,6 +338,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     home: Home = Home()
     speech: Speech = Speech()
     memory: Memory = Memory()
+    tools: Tools = Tools()
     auth: Auth = Auth()
     limits: Limits = Limits()
     local: Local = Local()

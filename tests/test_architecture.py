@@ -43,10 +43,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "speech": {"conversation", "turns", "codec", "shared", *KNOWN_TO_ALL},
     "conversation": set(),
     "turns": {"tools", "memory", "store", "shared", "processes", *KNOWN_TO_ALL},
-    "tools": KNOWN_TO_ALL,
     "memory": {"store", *KNOWN_TO_ALL},
-    "store": {"processes", *KNOWN_TO_ALL},
+    "store": {"tools", "processes", *KNOWN_TO_ALL},
     "services": KNOWN_TO_ALL,
+    "tools": KNOWN_TO_ALL,
     "codec": {"processes", "models", "errors"},
     "local": {"processes", "errors", "cancellation", "tasks"},
     "shared": KNOWN_TO_ALL,
@@ -608,6 +608,7 @@ async def application(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[app_modu
         pool=SimpleNamespace(healthy=True), turns=SimpleNamespace(running=0), conversations=SimpleNamespace(),
         transcriber=SimpleNamespace(), synthesizer=SimpleNamespace(), voices=SimpleNamespace(), codec=SimpleNamespace(),
         memories=SimpleNamespace(semantic=True), completions=SimpleNamespace(), embedder=None, tickets=SimpleNamespace(), cache=SimpleNamespace(state="disabled"), remote_turns=None, house=None, remarks=list,
+        toolbox=SimpleNamespace(servers=[]),
     )  # fmt: skip
 
     @asynccontextmanager

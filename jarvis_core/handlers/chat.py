@@ -8,11 +8,12 @@ from datetime import UTC, datetime
 import msgspec
 
 from jarvis_core.access.tickets import Tickets
-from jarvis_core.errors import InvalidRequest
+from jarvis_core.errors import Conflict, InvalidRequest
 from jarvis_core.handlers.call import Call, Reply, text_field
 from jarvis_core.handlers.cursor import encoded, position, time_and_id
 from jarvis_core.handlers.query import AFTER, ARCHIVED, LIMIT, UNHEARD
 from jarvis_core.handlers.stream import send_events, wait_for_end
+from jarvis_core.handlers.tool_wire import ApproveRequest, OutputsRequest, own_tools, waiting_calls
 from jarvis_core.handlers.wire import (
     ChangeConversation,
     ChatReply,
@@ -22,7 +23,9 @@ from jarvis_core.handlers.wire import (
     ResponseState,
     TicketReply,
 )
-from jarvis_core.models import IdempotencyKey, Status
+from jarvis_core.models import IdempotencyKey, Status, ToolOutput
+from jarvis_core.tools.calls import GoingOn, Output
+from jarvis_core.tools.runner import bounded
 from jarvis_core.turns.conversations import Conversations
 from jarvis_core.turns.log import Reader, Turn
 from jarvis_core.turns.receipt import TurnTimer, server_timing
@@ -37,6 +40,8 @@ RETRY = b"retry: 1000\n\n"
 
 _encoder = msgspec.json.Encoder()
 _chat_decoder = msgspec.json.Decoder(ChatRequest)
+_outputs_decoder = msgspec.json.Decoder(OutputsRequest)
+_approve_decoder = msgspec.json.Decoder(ApproveRequest)
 _create_decoder = msgspec.json.Decoder(CreateConversation)
 _change_decoder = msgspec.json.Decoder(ChangeConversation)
 
@@ -53,6 +58,7 @@ class ChatHandlers:
     async def chat(self, call: Call) -> Reply | None:
         """Answer ``POST /api/chat``, whole or as server-sent events."""
         request = await call.decode(_chat_decoder, self._body_limit_bytes)
+        tools, choice = own_tools(request.tools, request.tool_choice)
         ask = Ask(
             content=text_field("$.content", request.content),
             conversation_id=None if request.conversation_id is None else request.conversation_id.lower(),
@@ -60,10 +66,38 @@ class ChatHandlers:
             temperature=request.temperature,
             max_tokens=request.max_tokens,
             use_memory=request.use_memory,
+            tools=tools,
+            tool_choice=choice,
         )
         turn = await self._turns.start(ask, call.caller, idempotency_key(call, ask), TurnTimer(call.started_s))
-        if request.stream or "text/event-stream" in call.header(b"accept"):
-            await send_events(call, self._turns, turn)
+        return await self._answer(call, turn, stream=request.stream)
+
+    async def outputs(self, call: Call) -> Reply | None:
+        """Answer ``POST /api/chat/response/{id}/outputs``: the turn goes on, and is answered as ``/api/chat`` does."""
+        await self._turns.find(call.caller, call.path_param)
+        request = await call.decode(_outputs_decoder, self._body_limit_bytes)
+        outputs = [Output(one.call_id, bounded(ToolOutput(one.output))) for one in request.outputs]
+        going_on = GoingOn("waiting", outputs)
+        turn = await self._turns.go_on(call.caller, call.path_param, going_on, TurnTimer(call.started_s))
+        return await self._answer(call, turn, stream=request.stream, after=turn.went_on_at)
+
+    async def approve(self, call: Call) -> Reply:
+        """Answer ``POST /api/chat/response/{id}/approve`` with the turn's state; it goes on."""
+        turn = await self._turns.find(call.caller, call.path_param)
+        request = await call.decode(_approve_decoder, self._body_limit_bytes)
+        asked = [one.call_id for one in turn.calls if one.asked and one.state == "asked"]
+        if asked:
+            refusal = "The user did not allow this call." + (f" They said: {request.reason}" if request.reason else "")
+            refused = [Output(call_id, bounded(ToolOutput(refusal)), "failed") for call_id in asked]
+            going_on = GoingOn("asked", allowed=asked) if request.approve else GoingOn("asked", refused)
+            turn = await self._turns.go_on(call.caller, turn.id, going_on, TurnTimer(call.started_s), keep_running=True)
+        elif not any(one.asked for one in turn.calls):
+            raise Conflict("This response does not ask to have a call allowed.")
+        return _state(turn)
+
+    async def _answer(self, call: Call, turn: Turn, *, stream: bool, after: int = 0) -> Reply | None:
+        if stream or "text/event-stream" in call.header(b"accept"):
+            await send_events(call, self._turns, turn, after)
             return None
         await wait_for_end(call, self._turns, turn)
         if turn.status is Status.FAILED:
@@ -189,6 +223,7 @@ def _reply(turn: Turn) -> ChatReply:
         status=turn.status.value,  # type: ignore[arg-type]  # an ended turn is none of the others
         memories=turn.memories,
         reason=turn.reason or None,
+        tool_calls=waiting_calls(turn),
     )
 
 
@@ -207,6 +242,7 @@ def _state(turn: Turn) -> Reply:
         ended_at=turn.ended_at,
         heard_ms=turn.heard_ms,
         receipt=turn.timer.receipt,
+        tool_calls=waiting_calls(turn),
         details=turn.error.details if turn.error is not None else None,
     )
     return Reply(_encoder.encode(state))

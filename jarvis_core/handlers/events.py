@@ -17,8 +17,10 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from jarvis_core.codec.messages import SampleEncoding
+from jarvis_core.handlers.call_events import NAMES as CALL_NAMES
+from jarvis_core.handlers.call_events import ApprovalRequestItem, FunctionCallItem, call_event, call_item
 from jarvis_core.models import Receipt, Status
-from jarvis_core.turns.log import Entry, Step, Turn
+from jarvis_core.turns.log import CallEntry, Entry, Step, Turn
 
 ItemStatus = Literal["completed", "incomplete", "in_progress"]
 Metadata = Annotated[
@@ -44,6 +46,9 @@ class Item(Struct, omit_defaults=True):
     status: ItemStatus
     type: Literal["message"] = msgspec.field(default_factory=lambda: "message")
     object: Literal["realtime.item"] = msgspec.field(default_factory=lambda: "realtime.item")
+
+
+OutputItem = Item | FunctionCallItem | ApprovalRequestItem
 
 
 class EventError(Struct):
@@ -124,7 +129,7 @@ class Response(Struct):
     id: str
     status: Literal["in_progress", "completed", "cancelled", "incomplete", "failed"]
     status_details: StatusDetails | None
-    output: list[Item]
+    output: list[OutputItem]
     conversation_id: str
     user_message_id: str | None
     """Null where the assistant speaks without being asked."""
@@ -242,23 +247,31 @@ REASONS = {"cancelled": "client_cancelled", "max_tokens": "max_output_tokens"}
 class TurnEvents:
     """Encodes the entries of one turn's log as events."""
 
-    __slots__ = ("_delta_head", "_metadata", "_turn")
+    __slots__ = ("_delta", "_delta_head", "_metadata", "_turn")
 
     def __init__(self, turn: Turn, delta: str = TEXT_DELTA, *, metadata: Metadata | None = None) -> None:
         self._turn = turn
         self._metadata = metadata
         # Deltas are most of all events and differ only in number and text: everything else is encoded once.
+        self._delta = delta
         self._delta_head = delta_head(delta, turn)
 
     def json(self, seq: int, entry: Entry) -> bytes:
         """Return *entry* as the JSON of an event with the number *seq*."""
         if isinstance(entry, str):
             return b'%s%d","seq":%d,"delta":%s}' % (self._delta_head, seq, seq, _encode(entry))
+        if isinstance(entry, CallEntry):
+            return call_event(self._turn, entry, seq)
+        if entry is Step.ITEM_ADDED and self._turn.calls:
+            self._delta_head = delta_head(self._delta, self._turn)
         return _encode(self._event(NAMES[entry], f"event_{seq}", seq, entry))
 
     def server_sent(self, position: int, entry: Entry) -> bytes:
         """Return *entry* as a server-sent event whose id, and ``seq``, is its position."""
-        name = TEXT_DELTA if isinstance(entry, str) else NAMES[entry]
+        if isinstance(entry, CallEntry):
+            name = CALL_NAMES[entry.step]
+        else:
+            name = TEXT_DELTA if isinstance(entry, str) else NAMES[entry]
         return b"id: %d\nevent: %s\ndata: %s\n\n" % (position, name.encode(), self.json(position, entry))
 
     def _event(self, name: str, event_id: str, seq: int, step: Step) -> Struct:
@@ -267,12 +280,13 @@ class TurnEvents:
             case Step.CREATED | Step.ENDED:
                 return ResponseEvent(name, event_id, seq, self._response(ended=step is Step.ENDED))
             case Step.ITEM_ADDED | Step.ITEM_DONE:
-                return ItemEvent(name, event_id, seq, turn.id, self.item(done=step is Step.ITEM_DONE))
+                item = self.item(done=step is Step.ITEM_DONE)
+                return ItemEvent(name, event_id, seq, turn.id, item, turn.message_index)
             case Step.PART_ADDED | Step.PART_DONE:
                 text = turn.text() if step is Step.PART_DONE else ""
-                return PartEvent(name, event_id, seq, turn.id, turn.id, ContentPart("text", text))
+                return PartEvent(name, event_id, seq, turn.id, turn.id, ContentPart("text", text), turn.message_index)
             case Step.TEXT_DONE:
-                return TextDoneEvent(name, event_id, seq, turn.id, turn.id, turn.text())
+                return TextDoneEvent(name, event_id, seq, turn.id, turn.id, turn.text(), turn.message_index)
 
     def item(self, *, done: bool) -> Item:
         """Return the assistant's item, as it begins or as it is in the end."""
@@ -286,7 +300,7 @@ class TurnEvents:
             id=turn.id,
             status=WORDS[turn.status] if ended else "in_progress",
             status_details=self._details() if ended else None,
-            output=[self.item(done=True)] if ended and turn.opened else [],
+            output=self._output() if ended else [],
             conversation_id=turn.conversation_id,
             user_message_id=turn.user_message_id,
             model=turn.model,
@@ -295,6 +309,13 @@ class TurnEvents:
             metadata=UNSET if self._metadata is None else self._metadata,
             receipt=turn.timer.receipt if ended else UNSET,
         )
+
+    def _output(self) -> list[OutputItem]:
+        turn = self._turn
+        items: list[OutputItem] = [call_item(call) for call in turn.calls if call.shown]
+        if turn.opened:
+            items.insert(turn.message_index, self.item(done=True))
+        return items
 
     def _details(self) -> StatusDetails | None:
         turn = self._turn
@@ -338,9 +359,12 @@ class SpokenTurnEvents(TurnEvents):
         match step:
             case Step.PART_ADDED | Step.PART_DONE:
                 text = turn.text() if step is Step.PART_DONE else ""
-                return PartEvent(name, event_id, seq, turn.id, turn.id, ContentPart("audio", transcript=text))
+                part = ContentPart("audio", transcript=text)
+                return PartEvent(name, event_id, seq, turn.id, turn.id, part, turn.message_index)
             case Step.TEXT_DONE:
-                return TranscriptDoneEvent(TRANSCRIPT_DONE, event_id, seq, turn.id, turn.id, turn.text())
+                return TranscriptDoneEvent(
+                    TRANSCRIPT_DONE, event_id, seq, turn.id, turn.id, turn.text(), turn.message_index
+                )
             case _:
                 return super()._event(name, event_id, seq, step)
 
@@ -367,8 +391,5 @@ def item_of(turn: Turn, *, spoken: bool) -> Item:
 
 def delta_head(name: str, turn: Turn) -> bytes:
     """Return the JSON of an event *name* up to its number."""
-    return b'{"type":"%s","response_id":"%s","item_id":"%s","output_index":0,"content_index":0,"event_id":"event_' % (
-        name.encode(),
-        turn.id.encode(),
-        turn.id.encode(),
-    )
+    head = b'{"type":"%s","response_id":"%s","item_id":"%s","output_index":%d,"content_index":0,"event_id":"event_'
+    return head % (name.encode(), turn.id.encode(), turn.id.encode(), turn.message_index)

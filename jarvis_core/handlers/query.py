@@ -66,6 +66,7 @@ class IntegerField(QueryField, Generic[D], frozen=True):
 LIMIT = IntegerField("limit", "How many at most.", 1, 200, 50)
 CURSOR = QueryField("cursor", "The next_cursor of the page before.")
 AFTER = IntegerField("after", "Go on after this event's id.", 0, 999_999_999, None)
+EVENTS = QueryField("events", "``jarvis`` for events of ours, too: what tools do meanwhile (``jarvis.tool``).")
 TICKET = QueryField("ticket", "In place of credentials, for who can send no header.")
 SOUGHT = QueryField("q", "Only those with this in title or messages.")
 ARCHIVED = BooleanField("archived", "Only archived ones, or only others.")

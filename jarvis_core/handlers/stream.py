@@ -12,9 +12,10 @@ import asyncio
 from typing import Protocol
 
 from jarvis_core.handlers.call import BoundedSends, Call, ClientLeft
+from jarvis_core.handlers.call_events import note_event
 from jarvis_core.handlers.events import TurnEvents
 from jarvis_core.tasks import start_in
-from jarvis_core.turns.log import Entry, Reader, Step, Turn
+from jarvis_core.turns.log import Entry, Reader, Step, ToolNote, Turn
 from jarvis_core.turns.turns import Turns
 
 HEARTBEAT_S = 15.0
@@ -43,6 +44,11 @@ async def wait_for_end(call: Call, turns: Turns, turn: Turn) -> None:
         watch.cancel()
         for task in leaving:
             task.cancel()
+
+
+def tool_event(turn: Turn, note: ToolNote) -> bytes:
+    """Return *note* as a server-sent event; it has no id: who comes back goes on behind the last that has one."""
+    return b"event: jarvis.tool\ndata: %s\n\n" % note_event(turn, note)
 
 
 class _Heartbeat:
@@ -94,6 +100,10 @@ async def send_events(
     reader = Reader(turn, after)
     if events is None:
         events = TurnEvents(turn)
+    noted = len(turn.notes) if after else 0
+    notes = "jarvis" in call.query().get("events", "")
+    if notes:
+        turn.note_watchers.append(reader.wake)
     turns.attach(turn)
     watch = call.watch(reader.wake)
     heartbeat = _Heartbeat(loop, reader)
@@ -107,7 +117,10 @@ async def send_events(
                 taken = await reader.next()
                 more = not turn.ended if not taken else taken[-1][1] is not Step.ENDED
                 body = b"".join([events.server_sent(position, entry) for position, entry in taken])
-                if not taken and more:
+                if notes and noted < len(turn.notes):
+                    body = b"".join(tool_event(turn, note) for note in turn.notes[noted:]) + body
+                    noted = len(turn.notes)
+                elif not taken and more:
                     body = b": still here\n\n"
                 if retry:
                     body, retry = retry + body, b""
@@ -118,4 +131,6 @@ async def send_events(
     finally:
         heartbeat.cancel()
         watch.cancel()
+        if notes:
+            turn.note_watchers.remove(reader.wake)
         await turns.detach(turn)

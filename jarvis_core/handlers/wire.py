@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from jarvis_core.handlers.tool_wire import ToolBody, ToolCallBody, ToolChoice
 from jarvis_core.models import Receipt
 
 Content = Annotated[str, Meta(min_length=1, max_length=10_000, description="What the user says.")]
@@ -88,6 +89,9 @@ class ChatRequest(Struct, frozen=True):
     use_memory: bool = True
     stream: bool = False
     """Answer with server-sent events."""
+    tools: Annotated[list[ToolBody], Meta(max_length=128)] | None = None
+    """Functions of the client's that the assistant may have called."""
+    tool_choice: ToolChoice | None = None
 
 
 class ChatReply(Struct, frozen=True):
@@ -104,6 +108,8 @@ class ChatReply(Struct, frozen=True):
     memories: list[str]
     reason: str | None = None
     """Why it ended so, as in ``/api/chat/response/{id}``."""
+    tool_calls: list[ToolCallBody] | UnsetType = UNSET
+    """The calls that wait for the client, with the reason ``tool_calls`` or ``approval_required``."""
     role: Literal["assistant"] = "assistant"
 
 
@@ -126,6 +132,8 @@ class ResponseState(Struct, frozen=True):
     model: str
     memories: list[str]
     ended_at: datetime | None
+    tool_calls: list[ToolCallBody] | UnsetType = UNSET
+    """The calls that wait for the client, with the reason ``tool_calls`` or ``approval_required``."""
     details: dict[str, Any] | None = None
     """What a program may want to know of the error, such as the model server's own words; not kept for long."""
     heard_ms: int | None = None
@@ -192,6 +200,13 @@ class MessageBody(Struct, frozen=True):
     """How much of a spoken answer's sound was heard, where it was interrupted; its content is what was heard. Else null."""
     unheard: str | UnsetType = UNSET
     """The words that were not heard; only where the query asks for them."""
+    type: Literal["message", "function_call", "function_call_output"] = "message"
+    """A call of a tool, or its output, has no content."""
+    call_id: str | UnsetType = UNSET
+    name: str | UnsetType = UNSET
+    arguments: str | UnsetType = UNSET
+    """Of a call, as JSON."""
+    output: str | UnsetType = UNSET
 
 
 class HistoryPage(Struct, frozen=True):

@@ -271,10 +271,11 @@ def pack(prompt: Prompt) -> GenerateRequest:
     context = prompt.context if len(prompt.context) + 1 <= PROMPT_LIMIT_CHARS - len(head) - len(tail) else ""
     if context:
         tail = f"\n{context}{tail}"
-    lines = [_line(utterance) for utterance in prompt.history]
+    history = [one for one in prompt.history if one.role != "tool" and not one.calls]
+    lines = [_line(utterance) for utterance in history]
     room = PROMPT_LIMIT_CHARS - len(head) - len(tail)
     first = first_kept([len(line) for line in lines], room, prompt.older)
-    kept, lines = prompt.history[first:], lines[first:]
+    kept, lines = history[first:], lines[first:]
     messages = in_order(kept, prompt.content, context)
     system = BETWEEN.join(part for part in (prompt.system, *system_texts(kept)) if part)
     return GenerateRequest(

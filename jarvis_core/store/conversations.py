@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
+import msgspec
 from msgspec import UNSET
 from psycopg.rows import TupleRow
 
@@ -22,7 +23,8 @@ one, and as JSON up to six times as much.
 """
 
 MESSAGE = """
-m.id::text, m.conversation_id::text, m.role, m.content, m.created_at, m.tokens, m.model, m.status, m.heard_ms, m.unheard
+m.id::text, m.conversation_id::text, m.role, m.content, m.created_at, m.tokens, m.model, m.status, m.heard_ms, m.unheard,
+m.type, m.call_id, m.name
 """
 
 CREATE = f"insert into conversations (id, owner, title) values (%s, %s, %s) returning {CONVERSATION}"
@@ -40,7 +42,8 @@ where owner = %(owner)s
   and (%(archived)s::boolean is null or archived = %(archived)s)
   and (%(after_time)s::timestamptz is null or (updated_at, id) < (%(after_time)s, %(after_id)s::uuid))
   and (%(pattern)s::text is null or title ilike %(pattern)s
-       or exists (select from messages m where m.conversation_id = c.id and m.content ilike %(pattern)s offset 0))
+       or exists (select from messages m where m.conversation_id = c.id and m.turn_id is null
+           and m.content ilike %(pattern)s offset 0))
 order by updated_at desc, id desc
 limit %(limit)s
 """
@@ -264,9 +267,19 @@ def _conversation(row: TupleRow) -> Conversation:
 
 
 def _message(row: TupleRow, *, unheard: bool) -> Message:
-    _position, *values, status, heard_ms, rest = row
+    _position, *values, status, heard_ms, rest, kind, call_id, name = row
     values += Status(status), heard_ms, rest if unheard else UNSET
-    return Message(*values)
+    message = Message(*values)
+    if kind == "message":
+        return message
+    return msgspec.structs.replace(
+        message,
+        content="",
+        type=kind,
+        call_id=call_id,
+        name=name,
+        **{"arguments" if kind == "function_call" else "output": message.content},
+    )
 
 
 def _escaped(query: str) -> str:

@@ -15,6 +15,8 @@ with l as (
     returning turns.id, turns.conversation_id, turns.user_message_id
 ), k as (
     delete from idempotency_keys using t where idempotency_keys.turn_id = t.id
+), calls as (
+    delete from messages using t where messages.turn_id = t.id
 ), m as (
     delete from messages using t
     where messages.conversation_id = t.conversation_id and (messages.id = t.id or (

@@ -16,11 +16,13 @@ from msgspec import Struct
 from psycopg.rows import TupleRow
 
 from jarvis_core.errors import BadGateway, Conflict, NotFound, RequestError, Unavailable
-from jarvis_core.models import IdempotencyKey, Receipt, Status, TurnRecord, Utterance, is_id, new_id
+from jarvis_core.models import IdempotencyKey, Receipt, Status, ToolCall, TurnRecord, Utterance, is_id, new_id
 from jarvis_core.store.conversations import unknown_conversation
 from jarvis_core.store.pool import Pool
+from jarvis_core.store.tool_calls import CALL_TYPES, CallStore
 from jarvis_core.store.turn_deletion import delete_turn
 from jarvis_core.store.unconfirmed_turns import UnconfirmedTurns
+from jarvis_core.tools.calls import GoingOn
 
 STORED_MESSAGE = """
     insert into messages (id, conversation_id, role, content, status)
@@ -59,8 +61,11 @@ MESSAGES = "(select message_count from conversations where id = t.conversation_i
 HISTORY = """
     select position, role, content, sum(char_length(content)) over (order by position desc) as total
     from (
-        select position, role, content from messages
+        select position, case when turn_id is null then role else type end as role,
+            case when turn_id is null then content else json_build_array(call_id, name, content)::text end as content
+        from messages
         where conversation_id = %(conversation)s and (%(asked)s::uuid is null or id <> %(asked)s)
+            and (turn_id is null or turn_id is distinct from %(turn)s::uuid)
         order by position desc limit %(history_messages)s
     ) latest
 """
@@ -209,6 +214,7 @@ FETCH = f"{RECORD} where t.owner = %s and t.id = %s"
 FETCH_MANY = f"{RECORD} where t.id = any(%s::uuid[])"
 FETCH_RUNNING = f"{RECORD} where t.owner = %s and t.conversation_id = %s and t.status = 'running'"
 
+_decode_call = msgspec.json.Decoder(tuple[str, str, str]).decode
 _encode_receipt = msgspec.json.Encoder().encode
 _receipt_decoder = msgspec.json.Decoder(Receipt)
 
@@ -277,6 +283,7 @@ class TurnStore:
         self._pool = pool
         self.worker_id = worker_id or new_id()
         self.unconfirmed = UnconfirmedTurns(pool, self.worker_id)
+        self.calls = CallStore(pool, self.worker_id)
 
     async def begin(self, beginning: Beginning) -> Begun | str:
         """
@@ -351,10 +358,32 @@ class TurnStore:
             "conversation": conversation_id,
             "owner": owner,
             "asked": None,
+            "turn": None,
             "history_chars": history_chars,
             "history_messages": HISTORY_MESSAGES,
         }
         return _begun(await self._pool.fetch_all(FETCH_HISTORY, parameters), 0)
+
+    async def go_on(self, owner: str, turn_id: str, going_on: GoingOn) -> None:
+        """
+        Set a turn running again that waits for its client, with what that has done.
+
+        Raises ``Conflict`` where it does not wait, or another turn runs in its conversation.
+        """
+        try:
+            waited = await self.calls.go_on(owner, turn_id, going_on)
+        except psycopg.errors.UniqueViolation as exc:
+            raise another_runs() from exc
+        except Unavailable:
+            self.unconfirmed.add(turn_id, open_s=0.0)
+            raise
+        if not waited:
+            raise Conflict("This response does not wait for its client.")
+
+    async def fetch_earlier(self, beginning: Beginning) -> Begun:
+        """Return what was said before a turn that goes on, but its user's message."""
+        parameters = self._parameters(beginning, asked=beginning.user_message_id)
+        return _begun(await self._pool.fetch_all(FETCH_HISTORY, parameters), 1)
 
     async def forget_keys(self) -> None:
         """Remove idempotency keys that are older than 24 hours."""
@@ -469,5 +498,29 @@ def _begun(rows: list[TupleRow], asked: int) -> Begun:
     """Return what *rows* tell; *asked* is how many of the messages that they count are answered by the turn."""
     if not rows:
         raise unknown_conversation()
-    history = [Utterance(role, text) for _, _, role, text, _ in rows if role is not None]
-    return Begun(history, bool(rows[0][0]), rows[0][1], max(0, rows[0][4] - asked - len(history)))
+    history = [(role, text) for _, _, role, text, _ in rows if role is not None]
+    roles = [role for role, _ in history]
+    calls = sum(map(roles.count, CALL_TYPES))
+    older = max(0, rows[0][4] - asked - len(history) + calls)
+    if not calls:
+        return Begun([Utterance(role, text) for role, text in history], bool(rows[0][0]), rows[0][1], older)
+    return Begun(_with_calls(history), bool(rows[0][0]), rows[0][1], older)
+
+
+def _with_calls(history: list[tuple[Any, str]]) -> list[Utterance]:
+    """Return *history* with its calls, as ``HISTORY`` gives them, as an assistant's, and their outputs as a tool's."""
+    found: list[Utterance] = []
+    for role, content in history:
+        if role not in CALL_TYPES:
+            found.append(Utterance(role, content))
+            continue
+        call_id, name, text = _decode_call(content)
+        if role != "function_call":
+            found.append(Utterance("tool", text, call_id=call_id))
+            continue
+        call = ToolCall(call_id, name, text)
+        if found and found[-1].calls:
+            found[-1] = Utterance("assistant", "", (*found[-1].calls, call))
+        else:
+            found.append(Utterance("assistant", "", (call,)))
+    return found

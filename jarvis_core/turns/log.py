@@ -12,11 +12,16 @@ from __future__ import annotations
 import asyncio
 import bisect
 import enum
+from collections.abc import Callable, Sequence
 from datetime import datetime
+from typing import Literal
+
+from msgspec import Struct
 
 from jarvis_core.errors import RequestError
 from jarvis_core.models import Caller, Status, TurnRecord
 from jarvis_core.store.turns import TurnEnd
+from jarvis_core.tools.calls import CallRecord
 from jarvis_core.turns.receipt import TurnTimer
 
 
@@ -38,7 +43,41 @@ class Step(enum.Enum):
 OPENING = (Step.ITEM_ADDED, Step.PART_ADDED)
 CLOSING = (Step.TEXT_DONE, Step.PART_DONE, Step.ITEM_DONE)
 
-Entry = str | Step
+
+class CallStep(enum.Enum):
+    """An event about a call that is the client's to see."""
+
+    ADDED = "added"
+    ARGUMENTS = "arguments"
+    ARGUMENTS_DONE = "arguments_done"
+    DONE = "done"
+
+
+class CallEntry(Struct, frozen=True):
+    """An entry of the log about the call at *place* among those that are the client's to see; counts 1."""
+
+    place: int
+    step: CallStep
+    call: CallRecord
+
+
+CALLING = tuple(CallStep)
+"""Of a client's own tool, whose arguments are one delta."""
+ASKING = (CallStep.ADDED, CallStep.DONE)
+"""Of a call that the client is asked to allow."""
+
+
+class ToolNote(Struct, frozen=True):
+    """Tells of a tool that runs here; no entry of the log, and not told again to a reader that comes back."""
+
+    call_id: str
+    server: str
+    name: str
+    state: Literal["started", "finished", "failed"]
+    elapsed_ms: int | None = None
+
+
+Entry = str | Step | CallEntry
 
 
 class Turn:
@@ -73,6 +112,14 @@ class Turn:
         self.ended_at: datetime | None = None
         self.heard_ms: int | None = None
         """How much of its sound was heard, where that was less than all; its text is what was heard."""
+        self.calls: list[CallRecord] = []
+        """The calls of tools, in order; those that are the client's to see are in the log, too."""
+        self.notes: list[ToolNote] = []
+        """Of tools that run here."""
+        self.went_on_at = 0
+        """The position from which it went on, where it had waited for its client."""
+        self.note_watchers: list[Callable[[], None]] = []
+        """Told of each note."""
         self.readers = 0
         self.pieces = 0
         """How many pieces of text the model has sent."""
@@ -80,6 +127,8 @@ class Turn:
         """All text in the log, as far as it is joined."""
         self._answer_at = 0
         """How many code points of it came before the answer."""
+        self._discarded_to = 0
+        self._opened = False
         self._unjoined: list[str] = []
         self._entries: list[Entry] = []
         self._positions: list[int] = []
@@ -87,15 +136,55 @@ class Turn:
         self._ended = asyncio.Event()
 
     @classmethod
-    def from_record(cls, caller: Caller, record: TurnRecord) -> Turn:
-        """Return an ended turn as the store has it."""
+    def from_record(cls, caller: Caller, record: TurnRecord, calls: Sequence[CallRecord] = ()) -> Turn:
+        """Return an ended turn as the store has it, with its *calls*."""
         turn = cls(caller, record.conversation_id, record.id, record.user_message_id)
         turn.memories, turn.heard_ms = record.memories, record.heard_ms
         turn.append(Step.CREATED)
-        if record.content:
-            turn.append(*OPENING, record.content)
+        turn.replay(record.content, calls)
         turn.end(TurnEnd.from_record(record))
         return turn
+
+    def replay(self, text: str, calls: Sequence[CallRecord]) -> None:
+        """Append what was said before, and the *calls* between it, where they were."""
+        at = 0
+        for call in calls:
+            if call.shown and call.text_at > at:
+                self.append_text(text[at : call.text_at])
+                at = call.text_at
+            self.append_call(call)
+        self.append_text(text[at:])
+
+    def replay_before(self, text: str, calls: Sequence[CallRecord]) -> None:
+        """Append what a turn had come to that goes on from there."""
+        self.replay(text, calls)
+        self.went_on_at = self._positions[-1]
+
+    def append_text(self, text: str) -> None:
+        """Append *text*, where there is any."""
+        if text:
+            self.append(*(() if self._opened else OPENING), text)
+
+    def append_call(self, call: CallRecord) -> None:
+        """Take *call* among the turn's; it is logged where it is the client's to see."""
+        if call.shown:
+            place = sum(one.shown for one in self.calls)
+            self.append(*(CallEntry(place, step, call) for step in (ASKING if call.asked else CALLING)))
+        self.calls.append(call)
+
+    def add_note(self, note: ToolNote) -> None:
+        """Tell whoever wants to know what a tool does."""
+        self.notes.append(note)
+        for tell in self.note_watchers:
+            tell()
+
+    @property
+    def message_index(self) -> int:
+        """The place of the message among the turn's items: behind the calls that came before it."""
+        if not self.calls:
+            return 0
+        shown = [call for call in self.calls if call.shown]
+        return sum(call.text_at == 0 for call in shown) if self._opened else len(shown)
 
     @property
     def ended(self) -> bool:
@@ -105,7 +194,7 @@ class Turn:
     @property
     def opened(self) -> bool:
         """Whether the model began to speak."""
-        return len(self._entries) > 1 and self._entries[1] is Step.ITEM_ADDED
+        return self._opened
 
     def text(self) -> str:
         """Return the answer up to now."""
@@ -132,11 +221,12 @@ class Turn:
         on behind it.
         """
         self._answer_at = len(self.logged_text()) if answer_at is None else answer_at
+        self._discarded_to = self._positions[-1] if answer_at is None else 1 + len(OPENING) + answer_at
 
     @property
     def discarded_to(self) -> int:
         """The position up to which texts are not to be given; 0 where none was discarded."""
-        return 1 + len(OPENING) + self._answer_at if self._answer_at else 0
+        return self._discarded_to if self._answer_at else 0
 
     def append(self, *entries: Entry) -> None:
         """Add to the log and wake the readers; for the producer."""
@@ -148,6 +238,8 @@ class Turn:
                 self.pieces += 1
             else:
                 position += 1
+                if entry is Step.ITEM_ADDED:
+                    self._opened = True
             self._entries.append(entry)
             self._positions.append(position)
         if self._waiting:

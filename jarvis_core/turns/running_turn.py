@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 from jarvis_core.models import Caller, Status
 from jarvis_core.turns.log import Turn
@@ -30,6 +31,8 @@ class RunningTurn(Turn):
         """Whether the turn goes on without readers."""
         self.task: asyncio.Task[object] | None = None
         """Produces the turn; None before that begins, and once the turn has ended."""
+        self.allowed: Sequence[str] = ()
+        """The ids of the calls that its client has allowed."""
         self.generating = False
         """Whether the task may be cancelled: the user's message is stored, and the end is not being stored."""
         self.asked_to_act = ""

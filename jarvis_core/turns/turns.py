@@ -14,14 +14,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from datetime import UTC, datetime
 
 import msgspec
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
 from jarvis_core import cancellation, log
-from jarvis_core.errors import Overloaded, RateLimited, RequestError, Stopping, Unavailable
+from jarvis_core.errors import Conflict, Overloaded, RateLimited, RequestError, Stopping, Unavailable
 from jarvis_core.memory import NOTHING_RECALLED, Memories, Recalled
 from jarvis_core.metrics import Histogram
 from jarvis_core.models import (
@@ -32,14 +32,18 @@ from jarvis_core.models import (
     LanguageModel,
     Prompt,
     Status,
+    Tool,
+    ToolTime,
     TurnRecord,
     Utterance,
     new_id,
 )
-from jarvis_core.settings import Llm
+from jarvis_core.settings import Llm, Tools
 from jarvis_core.shares import Shares, current_user
 from jarvis_core.store.turns import Beginning, Begun, TurnEnd, TurnStore
+from jarvis_core.tools.calls import WAITING_REASONS, CallRecord, GoingOn
 from jarvis_core.tools.house import HOUSE, UNCLEAR, House
+from jarvis_core.tools.toolbox import Toolbox
 from jarvis_core.turns.ended import EndedTurns
 from jarvis_core.turns.log import OPENING, Step, Turn
 from jarvis_core.turns.outcome import error_without_text, outcome
@@ -47,6 +51,7 @@ from jarvis_core.turns.receipt import TurnTimer, elapsed_ms, observe_answer, obs
 from jarvis_core.turns.recorder import TurnRecorder, storable_text, storable_tokens
 from jarvis_core.turns.remote import RemoteTurns
 from jarvis_core.turns.running_turn import RunningTurn
+from jarvis_core.turns.tool_loop import ToolLoop
 from jarvis_core.words.titles import NEW_TITLE, title_from
 
 logger = log.get(__name__)
@@ -80,6 +85,14 @@ class Ask(Struct, frozen=True):
     """Whether the house is asked before the model, where there is one."""
     before: list[Utterance] = []
     """What was said between the history and the content, which the client keeps: the model is told, and it is not stored."""
+    tools: list[Tool] | UnsetType = UNSET
+    """The client's own."""
+    tool_choice: str | UnsetType = UNSET
+    """As a prompt's."""
+
+
+Starting = Coroutine[None, None, tuple[Turn, Coroutine[None, None, None] | None]]
+"""Stores a turn; returns it, and what produces it where it is to be run here."""
 
 
 class Turns:
@@ -100,8 +113,10 @@ class Turns:
         house: House | None = None,
         limit: int = 2_000,
         durations: Histogram | None = None,
+        tools: ToolLoop | None = None,
     ) -> None:
         self._durations = durations or Histogram()
+        self._tools = tools or ToolLoop(store.calls, Toolbox((), Tools()))
         self._shares = Shares(limit)
         self.refused = 0
         """Turns that were refused as too many."""
@@ -133,8 +148,11 @@ class Turns:
                 record = await self._store.fetch(caller.user_id, turn_id)
                 if record.heard_ms is not None:
                     self._ended.remove(turn_id)
-                    return Turn.from_record(caller, record)
+                    return await self._from_end(caller, record)
         return turn
+
+    async def _from_end(self, caller: Caller, record: TurnRecord) -> Turn:
+        return Turn.from_record(caller, record, await self._store.calls.fetch(record.id))
 
     async def _from_record(self, caller: Caller, record: TurnRecord) -> Turn:
         # It may have come here, or ended, while the store was asked.
@@ -143,7 +161,7 @@ class Turns:
             return turn
         if record.status is Status.RUNNING and self._remote_turns is not None:
             return await self._remote_turns.follow(caller, record)
-        return Turn.from_record(caller, record)
+        return await self._from_end(caller, record)
 
     async def take_session(self, caller: Caller, turn_id: str, after: int) -> tuple[Turn, bytes] | None:
         """
@@ -184,6 +202,32 @@ class Turns:
         while name is not None and (first := self._keyed.get(name)) is not None:
             # Another request with this key is between here and the database; it decides which turn this is.
             await asyncio.wait([first])
+        user = self._take_share()
+        begun = self._run_apart(self._start(ask, caller, key, timer or TurnTimer(time.perf_counter())), user, name)
+        try:
+            return await asyncio.shield(begun)
+        finally:
+            del begun  # its error refers to this frame: together they would wait for the collector
+
+    async def go_on(
+        self, caller: Caller, turn_id: str, going_on: GoingOn, timer: TurnTimer, *, keep_running: bool = False
+    ) -> Turn:
+        """
+        Have a turn go on that waits for its client, with what that has done; returns once that is stored.
+
+        A request that comes again finds the turn as it is. Raises as ``start`` does, and ``InvalidRequest`` where it is not what the
+        turn waits for.
+        """
+        self.check_open()
+        user = self._take_share()
+        begun = self._run_apart(self._go_on(caller, turn_id, going_on, timer, keep_running), user, None)
+        try:
+            return await asyncio.shield(begun)
+        finally:
+            del begun
+
+    def _take_share(self) -> str:
+        """Count a turn of the current user, who is returned; raises ``RateLimited`` or ``Overloaded``."""
         user = current_user.get()
         if not self._shares.take(user):
             self.refused += 1
@@ -192,31 +236,62 @@ class Turns:
                     "This user has as many turns running as one may; wait for one to end.", retry_after_s=1
                 )
             raise Overloaded("As many turns run as may; try again.", retry_after_s=1)
-        # A task of its own: whoever asks may be cancelled, but a turn that was committed is run.
+        return user
+
+    def _run_apart(self, starting: Starting, user: str, name: tuple[str, str] | None) -> asyncio.Future[Turn]:
+        """
+        Start a turn of *user* in a task of its own, under the *name* of its key; return what will be the turn.
+
+        Whoever asks may be cancelled, but a turn that was committed is run.
+        """
         loop = asyncio.get_running_loop()
         begun: asyncio.Future[Turn] = loop.create_future()
         if name is not None:
             self._keyed[name] = begun
-        timer = timer or TurnTimer(time.perf_counter())
-        self._starting[begun] = loop.create_task(self._begin_and_produce(begun, user, ask, caller, key, timer))
-        try:
-            return await asyncio.shield(begun)
-        finally:
-            del begun  # its error refers to this frame: together they would wait for the collector
+        self._starting[begun] = loop.create_task(self._begin_and_produce(begun, starting, user, name))
+        return begun
+
+    async def _go_on(
+        self, caller: Caller, turn_id: str, going_on: GoingOn, timer: TurnTimer, keep_running: bool
+    ) -> tuple[Turn, Coroutine[None, None, None] | None]:
+        before = await self.find(caller, turn_id)
+        if going_on.is_done(before.calls):
+            return before, None
+        going_on.check(before.calls)
+        kept = await self._store.calls.fetch_request(caller.user_id, before.id)
+        if kept is None:
+            raise Conflict("This response does not wait for its client.")
+        ask = _decode_ask(kept)
+        turn = RunningTurn(
+            caller,
+            before.conversation_id,
+            before.id,
+            before.user_message_id,
+            user=current_user.get(),
+            keep_running=keep_running,
+            timer=timer,
+        )
+        log.bind_turn(turn.id, turn.conversation_id)
+        begun = await self._store.fetch_earlier(self._beginning(turn, ask, None))
+        recalled = await self._recall(ask, caller, begun, timer)
+        calls = await self._store.calls.fetch(turn.id)
+        # From then on it is run, whatever happens.
+        await self._store.go_on(caller.user_id, turn.id, going_on)
+        going_on.apply(calls)
+        turn.allowed = going_on.allowed
+        return self._run(turn, ask, begun, recalled, text=before.text(), calls=calls)
 
     async def _begin_and_produce(
         self,
         begun: asyncio.Future[Turn],
+        starting: Starting,
         user: str,
-        ask: Ask,
-        caller: Caller,
-        key: IdempotencyKey | None,
-        timer: TurnTimer,
+        name: tuple[str, str] | None,
     ) -> None:
         """Tell *begun* which turn a request of *user* is, and produce it, unless it runs or has ended already."""
         producing = None
         try:
-            turn, producing = await self._start(ask, caller, key, timer)
+            turn, producing = await starting
             begun.set_result(turn)
         except asyncio.CancelledError:
             begun.cancel()
@@ -226,8 +301,8 @@ class Turns:
         finally:
             del self._starting[begun]
             del begun
-            if key is not None:
-                del self._keyed[caller.user_id, key.text]
+            if name is not None:
+                del self._keyed[name]
             if producing is None:
                 self._shares.give_back(user)
         if producing is not None:
@@ -246,8 +321,18 @@ class Turns:
             keep_running=key is not None,
             timer=timer,
         )
-        beginning = Beginning(
-            owner=caller.user_id,
+        beginning = self._beginning(turn, ask, key)
+        begun = await self._store.begin(beginning)
+        if isinstance(begun, str):
+            return await self._join(ask, caller, beginning, begun, timer)
+        log.bind_turn(turn.id, turn.conversation_id)
+        if self._house is not None and ask.ask_house and ask.content:
+            return self._run(turn, ask, begun, None)
+        return self._run(turn, ask, begun, await self._recall(ask, caller, begun, timer))
+
+    def _beginning(self, turn: RunningTurn, ask: Ask, key: IdempotencyKey | None) -> Beginning:
+        return Beginning(
+            owner=turn.caller.user_id,
             conversation_id=turn.conversation_id,
             turn_id=turn.id,
             user_message_id=turn.user_message_id,
@@ -258,13 +343,6 @@ class Turns:
             key=key,
             asked_to_act=HOUSE if self._house is not None and ask.ask_house and ask.content else "",
         )
-        begun = await self._store.begin(beginning)
-        if isinstance(begun, str):
-            return await self._join(ask, caller, beginning, begun, timer)
-        log.bind_turn(turn.id, turn.conversation_id)
-        if self._house is not None and ask.ask_house and ask.content:
-            return self._run(turn, ask, begun, None)
-        return self._run(turn, ask, begun, await self._recall(ask, caller, begun, timer))
 
     async def _recall(self, ask: Ask, caller: Caller, begun: Begun, timer: TurnTimer) -> Recalled:
         question = _latest(ask, begun.history)[1]
@@ -281,7 +359,7 @@ class Turns:
     ) -> tuple[Turn, Coroutine[None, None, None] | None]:
         """Return the turn that an earlier request with the same key began, run again if it came to nothing."""
         turn = await self.find(caller, turn_id)
-        if turn.status not in (Status.FAILED, Status.INCOMPLETE) or turn.text():
+        if turn.status not in (Status.FAILED, Status.INCOMPLETE) or turn.text() or turn.reason in WAITING_REASONS:
             return turn, None
         again = msgspec.structs.replace(
             beginning,
@@ -302,20 +380,34 @@ class Turns:
             keep_running=True,
             timer=timer,
         )
+        calls = await self._store.calls.fetch(turn.id)
         if begun.before == HOUSE:
             # It may have been done when this process, or the house, was lost.
             fresh.asked_to_act = HOUSE
         elif self._house is not None and ask.ask_house:
-            return self._run(fresh, ask, begun, None)
-        return self._run(fresh, ask, begun, await self._recall(ask, caller, begun, timer))
+            return self._run(fresh, ask, begun, None, calls=calls)
+        return self._run(fresh, ask, begun, await self._recall(ask, caller, begun, timer), calls=calls)
 
     def _run(
-        self, turn: RunningTurn, ask: Ask, begun: Begun, recalled: Recalled | None
+        self,
+        turn: RunningTurn,
+        ask: Ask,
+        begun: Begun,
+        recalled: Recalled | None,
+        *,
+        text: str = "",
+        calls: Sequence[CallRecord] = (),
     ) -> tuple[Turn, Coroutine[None, None, None]]:
-        """Have the running task run *turn*; without what was *recalled* the house is asked first, and what is remembered only where it is needed."""
+        """
+        Have the running task run *turn*, of which came *text* and *calls* before.
+
+        Without what was *recalled* the house is asked first, and what is remembered only where it is needed.
+        """
         if recalled is not None:
             turn.memories = recalled.ids
         turn.append(Step.CREATED)
+        if calls:
+            turn.replay_before(text, calls)
         self._ended.remove(turn.id)
         self._running[turn.id] = turn
         turn.task = asyncio.current_task()
@@ -335,6 +427,8 @@ class Turns:
             conversation_id=conversation_id,
             context="\n\n".join(part for part in (recalled.text, unclear) if part),
             older=begun.older,
+            tools=self._tools.choose(content, ask.tools),
+            tool_choice="auto" if ask.tool_choice is UNSET else ask.tool_choice,
         )
 
     def read_ahead(self, caller: Caller, ask: Ask) -> None:
@@ -459,6 +553,7 @@ class Turns:
         turns = list(self._running.values())
         # All at once: each waits for its end to be stored, or for that to fail.
         await asyncio.gather(*(turn.stop(Status.INCOMPLETE, "server_stopped") for turn in turns))
+        await self._tools.close()
         await self._recorder.close(deadline)
 
     async def _produce(self, turn: RunningTurn, ask: Ask, begun: Begun, recalled: Recalled | None) -> None:
@@ -472,8 +567,12 @@ class Turns:
                 if recalled is None:
                     recalled = await self._recall(ask, turn.caller, begun, turn.timer)
                     turn.memories = recalled.ids
-                finish = await self._generate(turn, self._prompt(ask, begun, recalled, turn.conversation_id))
-            if finish is not None and not turn.text():
+                prompt = self._prompt(ask, begun, recalled, turn.conversation_id)
+                if prompt.tools or turn.calls:
+                    finish = await self._tools.run(turn, prompt, _encode_ask(ask).decode(), self._generate)
+                else:
+                    finish = await self._generate(turn, prompt)
+            if finish is not None and not turn.text() and not finish.calls:
                 raise error_without_text(finish)
         except RequestError as exc:
             error = exc.bare()
@@ -488,6 +587,8 @@ class Turns:
         cancellation.absorb()
         self._recorder.forget_text(turn)
         turn.timer.note_end()
+        if turn.calls:
+            turn.timer.receipt.tools = [ToolTime(call.name, call.state, call.elapsed_ms) for call in turn.calls]
         status, reason = outcome(finish, turn.stop_reason, error, has_text=bool(turn.text()))
         model = "" if finish is None else storable_text(finish.model)
         if turn.asked_to_act and not turn.text():
@@ -523,8 +624,8 @@ class Turns:
     async def _generate(self, turn: RunningTurn, prompt: Prompt) -> Finish | None:
         """Read the model's stream into the log; returns None when the model was cut off here."""
         finish = None
-        length = 0
-        limit = prompt.max_tokens * CHARS_PER_TOKEN_LIMIT
+        length = len(turn.logged_text())
+        limit = prompt.max_tokens * CHARS_PER_TOKEN_LIMIT + length
         async with self._model.generate(prompt, turn.caller) as pieces:
             async for piece in pieces:
                 if not isinstance(piece, str):
@@ -554,6 +655,10 @@ def _latest(ask: Ask, history: list[Utterance]) -> tuple[list[Utterance], str]:
     if not ask.content and history and history[-1].role == "user":
         return history[:-1], history[-1].content
     return history, ask.content
+
+
+_encode_ask = msgspec.json.Encoder().encode
+_decode_ask = msgspec.json.Decoder(Ask).decode
 
 
 def _not_stored(turn: Turn, end: TurnEnd, error: RequestError) -> TurnEnd:

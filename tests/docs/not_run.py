@@ -23,6 +23,14 @@ NOT_RUN = {
     ("docs/tools.md", "HOME_ASSISTANT_URL=http://homeassistant.local:8123 HOME_ASSISTANT_TOKEN=eyJhbGciOi… make run"): (
         "there is no Home Assistant where it would be run"
     ),
+    (
+        "docs/tools.md",
+        'curl -s localhost:8100/api/chat -H \'content-type: application/json\' -d \'{"content": "Turn the kitchen light on",',
+    ): "the model of the examples calls no tools",
+    (
+        "docs/tools.md",
+        "curl -s localhost:8100/api/chat/response/01a20ae2-174a-7232-a16a-74ffd537723c/outputs -H 'content-type: application/json' \\",
+    ): "the model of the examples calls no tools",
     ("docs/operations.md", "[Unit]"): "it is for a machine with systemd",
     ("docs/operations.md", "location / {"): "nginx is not among what tests need",
     ("docs/operations.md", "docker build -t jarvis-core:1.9.0 -f Containerfile ."): (

@@ -19,6 +19,7 @@ from jarvis_core.services.answers.filter import AnswerFilter
 from jarvis_core.services.answers.messages import with_calls
 from jarvis_core.services.answers.written_calls import read_calls
 from jarvis_core.services.openai_compatible import OpenAiModel
+from jarvis_core.services.python_bridges import pack
 from jarvis_core.services.transport import Transport
 from jarvis_core.settings import Llm, Neighbours
 from tests.fakes.openai_compatible import FakeModelServer, ModelCalls, ModelServerMode
@@ -305,6 +306,25 @@ async def test_long_outputs_fit(server: FakeModelServer, model: OpenAiModel) -> 
 
 
 CALL = ToolCall("call_aaaaaa", "time", "{}")
+
+
+def test_bridges_see_no_tools() -> None:
+    """Models of the bridges are told what was said, and nothing of calls."""
+    history = [
+        Utterance("user", "a"),
+        Utterance("assistant", "", (CALL,)),
+        Utterance("tool", "noon", call_id=CALL.id),
+        Utterance("assistant", "b"),
+    ]
+    packed = pack(Prompt("", history, "c", 0.5, 10, tools=TOOLS))
+    assert [(one.role, one.content) for one in packed.messages or ()] == [
+        ("user", "a"),
+        ("assistant", "b"),
+        ("user", "c"),
+    ]
+    assert "noon" not in packed.prompt
+
+
 UTTERANCES = st.one_of(
     st.builds(Utterance, st.sampled_from(["system", "user", "assistant"]), st.sampled_from(["", "a", "b"])),
     st.builds(lambda n: Utterance("assistant", "", (ToolCall(f"call_{n}", "time", "{}"),)), st.integers(0, 2)),

@@ -141,7 +141,7 @@ async def read(turn: Turn, limit_s: float = 10) -> tuple[list[Step], str]:
             for _, entry in await reader.next():
                 if isinstance(entry, Step):
                     steps.append(entry)
-                else:
+                elif isinstance(entry, str):
                     text += entry
     return steps, text
 

@@ -24,7 +24,7 @@ from jarvis_core.handlers.openai.response_wire import (
     usage_of,
 )
 from jarvis_core.models import Status as TurnStatus
-from jarvis_core.turns.log import Entry, Step, Turn
+from jarvis_core.turns.log import CallEntry, Entry, Step, Turn
 from jarvis_core.turns.outcome import error_without_end
 
 _encode = msgspec.json.Encoder().encode
@@ -71,6 +71,9 @@ class ResponseEvents:
             case Step.ENDED:
                 whole = response_of(turn, self._response)
                 return _event(ResponseEvent(f"response.{END_EVENTS[whole.status]}", position, whole))
+            case CallEntry():
+                # Turns that are asked for here are offered none of the client's tools.
+                return b""
 
 
 END_EVENTS: dict[Status, str] = {
