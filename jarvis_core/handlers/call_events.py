@@ -25,6 +25,17 @@ class FunctionCallItem(Struct):
     object: Literal["realtime.item"] = "realtime.item"
 
 
+class FunctionOutputItem(Struct):
+    """What a client told of a call."""
+
+    id: str
+    call_id: str
+    output: str
+    status: Literal["completed"] = "completed"
+    type: Literal["function_call_output"] = "function_call_output"
+    object: Literal["realtime.item"] = "realtime.item"
+
+
 class ApprovalRequestItem(Struct):
     """A call that the client is asked to allow."""
 

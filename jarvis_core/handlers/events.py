@@ -247,10 +247,19 @@ REASONS = {"cancelled": "client_cancelled", "max_tokens": "max_output_tokens"}
 class TurnEvents:
     """Encodes the entries of one turn's log as events."""
 
-    __slots__ = ("_delta", "_delta_head", "_metadata", "_turn")
+    __slots__ = ("_calls_complete", "_delta", "_delta_head", "_metadata", "_turn")
 
-    def __init__(self, turn: Turn, delta: str = TEXT_DELTA, *, metadata: Metadata | None = None) -> None:
+    def __init__(
+        self,
+        turn: Turn,
+        delta: str = TEXT_DELTA,
+        *,
+        metadata: Metadata | None = None,
+        calls_complete: bool = False,
+    ) -> None:
         self._turn = turn
+        self._calls_complete = calls_complete
+        """Whether a response that ends with calls is complete, as in the Realtime API, where another one follows."""
         self._metadata = metadata
         # Deltas are most of all events and differ only in number and text: everything else is encoded once.
         self._delta = delta
@@ -268,10 +277,10 @@ class TurnEvents:
 
     def server_sent(self, position: int, entry: Entry) -> bytes:
         """Return *entry* as a server-sent event whose id, and ``seq``, is its position."""
-        if isinstance(entry, CallEntry):
-            name = CALL_NAMES[entry.step]
+        if isinstance(entry, str):
+            name = TEXT_DELTA
         else:
-            name = TEXT_DELTA if isinstance(entry, str) else NAMES[entry]
+            name = CALL_NAMES[entry.step] if isinstance(entry, CallEntry) else NAMES[entry]
         return b"id: %d\nevent: %s\ndata: %s\n\n" % (position, name.encode(), self.json(position, entry))
 
     def _event(self, name: str, event_id: str, seq: int, step: Step) -> Struct:
@@ -298,7 +307,7 @@ class TurnEvents:
         turn = self._turn
         return Response(
             id=turn.id,
-            status=WORDS[turn.status] if ended else "in_progress",
+            status=self._status() if ended else "in_progress",
             status_details=self._details() if ended else None,
             output=self._output() if ended else [],
             conversation_id=turn.conversation_id,
@@ -310,6 +319,11 @@ class TurnEvents:
             receipt=turn.timer.receipt if ended else UNSET,
         )
 
+    def _status(self) -> EndStatus:
+        if self._calls_complete and self._turn.calls and self._turn.reason == "tool_calls":
+            return "completed"
+        return WORDS[self._turn.status]
+
     def _output(self) -> list[OutputItem]:
         turn = self._turn
         items: list[OutputItem] = [call_item(call) for call in turn.calls if call.shown]
@@ -319,7 +333,7 @@ class TurnEvents:
 
     def _details(self) -> StatusDetails | None:
         turn = self._turn
-        if turn.status in (Status.COMPLETED, Status.RUNNING):
+        if turn.status in (Status.COMPLETED, Status.RUNNING) or self._status() == "completed":
             return None
         error = None
         if turn.error is not None:
@@ -340,7 +354,7 @@ class SpokenTurnEvents(TurnEvents):
         *,
         metadata: Metadata | None = None,
     ) -> None:
-        super().__init__(turn, TRANSCRIPT_DELTA, metadata=metadata)
+        super().__init__(turn, TRANSCRIPT_DELTA, metadata=metadata, calls_complete=True)
         self._audio = audio
         self._audio_head = delta_head(AUDIO_DELTA, turn)
         self._interrupted = interrupted

@@ -101,9 +101,9 @@ async def send_events(
     if events is None:
         events = TurnEvents(turn)
     noted = len(turn.notes) if after else 0
-    notes = "jarvis" in call.query().get("events", "")
+    notes = bool(call.scope["query_string"]) and call.query().get("events") == "jarvis"
     if notes:
-        turn.note_watchers.append(reader.wake)
+        turn.note_watchers = (*turn.note_watchers, reader.wake)
     turns.attach(turn)
     watch = call.watch(reader.wake)
     heartbeat = _Heartbeat(loop, reader)
@@ -114,7 +114,8 @@ async def send_events(
         more = True
         async with BoundedSends() as sends:
             while more and not watch.over:
-                taken = await reader.next()
+                # A note that came while something was sent has woken nobody.
+                taken = reader.take() if notes and noted < len(turn.notes) else await reader.next()
                 more = not turn.ended if not taken else taken[-1][1] is not Step.ENDED
                 body = b"".join([events.server_sent(position, entry) for position, entry in taken])
                 if notes and noted < len(turn.notes):
@@ -132,5 +133,5 @@ async def send_events(
         heartbeat.cancel()
         watch.cancel()
         if notes:
-            turn.note_watchers.remove(reader.wake)
+            turn.note_watchers = [one for one in turn.note_watchers if one != reader.wake]
         await turns.detach(turn)

@@ -74,24 +74,24 @@ class ApproveRequest(Struct, frozen=True):
 
 
 def own_tools(
-    bodies: list[ToolBody] | None, choice: ToolChoice | None
+    bodies: list[ToolBody] | None, choice: ToolChoice | None, path: str = "$"
 ) -> tuple[list[Tool] | UnsetType, str | UnsetType]:
-    """Return the client's tools and its choice among them; raises ``InvalidRequest`` that names what is wrong."""
+    """Return the client's tools, at *path*, and its choice among them; raises ``InvalidRequest`` that names what is wrong."""
     tools: list[Tool] = []
     for place, body in enumerate(bodies or ()):
         parameters = msgspec.json.encode({"type": "object"} if body.parameters is None else body.parameters)
         if len(parameters) > PARAMETERS_LIMIT_BYTES:
             rule = f"must have at most {PARAMETERS_LIMIT_BYTES} bytes"
-            raise InvalidRequest.field(f"$.tools[{place}].parameters", rule)
+            raise InvalidRequest.field(f"{path}.tools[{place}].parameters", rule)
         if any(tool.name == body.name for tool in tools):
-            raise InvalidRequest.field(f"$.tools[{place}].name", "is another tool's, too")
+            raise InvalidRequest.field(f"{path}.tools[{place}].name", "is another tool's, too")
         tools.append(Tool(body.name, (body.description or "").replace("\0", ""), msgspec.Raw(parameters)))
     if choice is None:
         return (tools if bodies else UNSET), UNSET
     if isinstance(choice, str):
         return (tools if bodies else UNSET), choice
     if all(tool.name != choice.name for tool in tools):
-        raise InvalidRequest.field("$.tool_choice.name", "is none of the tools'")
+        raise InvalidRequest.field(f"{path}.tool_choice.name", "is none of the tools'")
     return tools, choice.name
 
 

@@ -24,7 +24,6 @@ from jarvis_core.services.answers.messages import (
     in_order,
     system_texts,
     with_calls,
-    with_context,
     without_system,
 )
 from jarvis_core.services.answers.server_errors import ServerError, error_in_body
@@ -378,7 +377,7 @@ def fit(prompt: Prompt, context_tokens: int, *, tools: bool = True) -> list[Chat
     if history and (texts := system_texts(history)):
         system = BETWEEN.join([system, *texts] if system else texts)
     if tools:
-        messages = with_calls(history, with_context(prompt.content, prompt.context), followed)
+        messages = with_calls(history, prompt.content, followed, prompt.context)
     else:
         messages = in_order(history, prompt.content, prompt.context)
     return [ChatMessage("system", system), *messages] if system else messages

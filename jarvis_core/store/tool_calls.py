@@ -43,6 +43,17 @@ with called as (
 on conflict do nothing
 """
 
+ADD_OUTPUT = f"""
+with called as (
+    update messages set outcome = 'finished' from conversations c
+    where c.id = messages.conversation_id and c.owner = %(owner)s and c.id = %(conversation)s
+        and messages.call_id = %(call)s and type = 'function_call' and outcome = 'waiting'
+    returning messages.conversation_id, turn_id, call_id, name
+)
+{OUTPUT.format(id="%(id)s::uuid", output="%(output)s")} from called
+returning id::text, turn_id::text
+"""
+
 FETCH = """
 select c.id::text, c.call_id, c.name, c.content, c.server, c.round, c.text_at, c.asked, c.outcome, o.content, c.elapsed_ms
 from messages c left join messages o on o.turn_id = c.turn_id and o.call_id = c.call_id and o.type = 'function_call_output'
@@ -129,6 +140,22 @@ class CallStore:
                 "elapsed_ms": call.elapsed_ms,
             },
         )
+
+    async def add_output(
+        self, owner: str, conversation_id: str | None, call_id: str, output: str
+    ) -> tuple[str, str] | None:
+        """Store the output of a call that waits for its client; return the ids of its message and turn, or None."""
+        if conversation_id is None:
+            return None
+        parameters = {
+            "owner": owner,
+            "conversation": conversation_id,
+            "call": call_id,
+            "output": output,
+            "id": new_id(),
+        }
+        row = await self._pool.fetch_one(ADD_OUTPUT, parameters)
+        return None if row is None else (row[0], row[1])
 
     async def fetch(self, turn_id: str) -> list[CallRecord]:
         """Return the calls of a turn, in order."""

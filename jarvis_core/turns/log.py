@@ -88,6 +88,18 @@ class Turn:
     however the text was cut into pieces, and whether the turn is read from memory or from the store.
     """
 
+    # Of the class: nearly all turns have no tools, and make none of these.
+    calls: Sequence[CallRecord] = ()
+    """The calls of tools, in order; those that are the client's to see are in the log, too."""
+    notes: Sequence[ToolNote] = ()
+    """Of tools that run here."""
+    note_watchers: Sequence[Callable[[], None]] = ()
+    """Told of each note."""
+    went_on_at = 0
+    """The position from which it went on, where it had waited for its client."""
+    _opened = False
+    _discarded_to = 0
+
     def __init__(
         self,
         caller: Caller,
@@ -112,14 +124,6 @@ class Turn:
         self.ended_at: datetime | None = None
         self.heard_ms: int | None = None
         """How much of its sound was heard, where that was less than all; its text is what was heard."""
-        self.calls: list[CallRecord] = []
-        """The calls of tools, in order; those that are the client's to see are in the log, too."""
-        self.notes: list[ToolNote] = []
-        """Of tools that run here."""
-        self.went_on_at = 0
-        """The position from which it went on, where it had waited for its client."""
-        self.note_watchers: list[Callable[[], None]] = []
-        """Told of each note."""
         self.readers = 0
         self.pieces = 0
         """How many pieces of text the model has sent."""
@@ -127,8 +131,6 @@ class Turn:
         """All text in the log, as far as it is joined."""
         self._answer_at = 0
         """How many code points of it came before the answer."""
-        self._discarded_to = 0
-        self._opened = False
         self._unjoined: list[str] = []
         self._entries: list[Entry] = []
         self._positions: list[int] = []
@@ -170,11 +172,15 @@ class Turn:
         if call.shown:
             place = sum(one.shown for one in self.calls)
             self.append(*(CallEntry(place, step, call) for step in (ASKING if call.asked else CALLING)))
-        self.calls.append(call)
+        self.calls = (*self.calls, call)
+
+    def call_entries(self) -> list[CallEntry]:
+        """Return the entries of the log about calls."""
+        return [entry for entry in self._entries if isinstance(entry, CallEntry)]
 
     def add_note(self, note: ToolNote) -> None:
         """Tell whoever wants to know what a tool does."""
-        self.notes.append(note)
+        self.notes = (*self.notes, note)
         for tell in self.note_watchers:
             tell()
 

@@ -59,6 +59,8 @@ class Ended(Struct, tag="e", array_like=True, frozen=True):
     ended_at: datetime
     answer_at: int = 0
     receipt: Receipt | None = None
+    has_calls: bool = False
+    """Whether there are calls that are the client's to see: the store tells of them."""
 
 
 class Unknown(Struct, tag="u", array_like=True, frozen=True):

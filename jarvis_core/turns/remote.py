@@ -250,7 +250,9 @@ class RemoteTurns:
             remote.discard_text(message.answer_at)
         if not remote.ended:
             remote.memories = message.memories
-            if isinstance(message, Ended):
+            if isinstance(message, Ended) and message.has_calls:
+                remote.needs_store_check = True
+            elif isinstance(message, Ended):
                 self._end(remote, _end_of(message))
 
     def _turns_of(self, worker_id: str, turn_id: str | None = None) -> list[RemoteTurn]:
@@ -397,6 +399,8 @@ class RemoteTurns:
         # Until it is told that it has ended, also where the store cannot be asked.
         remote.needs_store_check = True
         if await self._reconcile(remote, record) and not remote.ended:
+            for call in (await self._store.calls.fetch(remote.id))[len(remote.calls) :]:
+                remote.append_call(call)
             remote.memories = record.memories
             self._end(remote, TurnEnd.from_record(record))
 
@@ -451,6 +455,7 @@ def _ended(turn: Turn, at: int, text: str) -> Ended:
         ended_at,
         turn.answer_at,
         turn.timer.receipt,
+        any(call.shown for call in turn.calls),
     )
 
 

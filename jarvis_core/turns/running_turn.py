@@ -13,6 +13,9 @@ from jarvis_core.turns.receipt import TurnTimer
 class RunningTurn(Turn):
     """A turn that runs on this worker, or has ended here."""
 
+    allowed: Sequence[str] = ()
+    """The ids of the calls that its client has allowed."""
+
     def __init__(
         self,
         caller: Caller,
@@ -31,8 +34,6 @@ class RunningTurn(Turn):
         """Whether the turn goes on without readers."""
         self.task: asyncio.Task[object] | None = None
         """Produces the turn; None before that begins, and once the turn has ended."""
-        self.allowed: Sequence[str] = ()
-        """The ids of the calls that its client has allowed."""
         self.generating = False
         """Whether the task may be cancelled: the user's message is stored, and the end is not being stored."""
         self.asked_to_act = ""

@@ -455,6 +455,22 @@ class Turns:
         except Exception:
             logger.exception("nothing was read in advance through a defect")
 
+    async def add_output(self, caller: Caller, conversation_id: str | None, call_id: str, output: str) -> str | None:
+        """
+        Store the client's *output* for a call of a conversation that waits for it; the next turn there is told of it.
+
+        Returns the id of its message; None where no such call waits.
+        """
+        stored = await self._store.calls.add_output(caller.user_id, conversation_id, call_id, output)
+        if stored is None:
+            return None
+        message_id, turn_id = stored
+        turn = self.get(caller.user_id, turn_id)
+        for call in () if turn is None else turn.calls:
+            if call.call_id == call_id:
+                call.state, call.output = "finished", output
+        return message_id
+
     def get(self, owner: str, turn_id: str) -> Turn | None:
         """Return a turn that runs here or ended here not long ago, if it is *owner*'s."""
         turn = self._running.get(turn_id) or self._ended.get(turn_id)

@@ -77,12 +77,13 @@ class Tally:
                 assert event["transcript"] == self.text
             case "response.content_part.done":
                 assert words_of(event["part"]) == self.text
-            case "response.output_item.done":
+            case "response.output_item.done" if event["item"]["type"] == "message":
                 assert words_of(event["item"]["content"][0]) == self.text
             case "response.done":
                 response = event["response"]
                 assert response["id"] == self.active
-                assert "".join(words_of(item["content"][0]) for item in response["output"]) == self.text
+                said = [words_of(item["content"][0]) for item in response["output"] if item["type"] == "message"]
+                assert "".join(said) == self.text
                 self._ended.add(response["id"])
                 self.active = None
 
@@ -161,8 +162,8 @@ class Socket:
             event = await self.until("conversation.item.done", "error")
             assert event["type"] == "conversation.item.done", event
             added: Event = event["item"]
-            # A response that is active has an item of its own.
-            if words_of(added["content"][0]) == whole:
+            # A response that is active has items of its own.
+            if added["type"] == "message" and words_of(added["content"][0]) == whole:
                 return added
 
     async def ask(self, text: str, **overrides: object) -> Event:

@@ -44,7 +44,7 @@ async def server() -> AsyncIterator[FakeModelServer]:
 @pytest.fixture
 async def model(server: FakeModelServer) -> AsyncIterator[OpenAiModel]:
     """Give the model behind it; afterwards no connection is open."""
-    transport = Transport("llm", server.llm_url, Neighbours(connect_timeout_s=0.5))
+    transport = Transport("llm", server.llm_url, Neighbours(connect_timeout_s=5))
     yield OpenAiModel(transport, Llm(model="small-model", first_token_timeout_s=5, stall_timeout_s=5))
     await transport.close()
     async with asyncio.timeout(2):

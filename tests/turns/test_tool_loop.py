@@ -14,6 +14,7 @@ import pytest
 from msgspec import Raw
 
 from jarvis_core.errors import BadGateway
+from jarvis_core.handlers.stream import tool_event
 from jarvis_core.models import (
     Caller,
     Finish,
@@ -155,6 +156,12 @@ async def test_dependent_calls(pool: Pool) -> None:
     assert kinds == ["message", *["function_call", "function_call_output"] * 3, "message"]
     assert [(one.name, one.outcome) for one in turn.timer.receipt.tools] == [(DO.name, "finished")] * 3
     assert [note.state for note in turn.notes] == ["started", "finished"] * 3
+    head, data = tool_event(turn, turn.notes[1]).decode().strip().split("\n")
+    told = msgspec.json.decode(data.removeprefix("data: "))
+    assert (head, told["type"], told["response_id"]) == ("event: jarvis.tool", "jarvis.tool", turn.id)
+    assert (told["server"], told["name"], told["state"]) == ("house", DO.name, "finished")
+    assert told["call_id"] == turn.calls[0].call_id
+    assert told["elapsed_ms"] == turn.calls[0].elapsed_ms
     assert bench.loop.runner.outcomes == {("house", DO.name, "finished"): 3}
 
 

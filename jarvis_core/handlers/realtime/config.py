@@ -35,9 +35,10 @@ from jarvis_core.handlers.realtime.wire import (
     Transcription,
     TurnDetection,
 )
+from jarvis_core.handlers.tool_wire import own_tools
 from jarvis_core.settings import Llm
 
-NAMES = ("instructions", "output_modalities", "max_output_tokens", "temperature")
+NAMES = ("instructions", "output_modalities", "max_output_tokens", "temperature", "tools", "tool_choice")
 """Fields of a session that are taken unchanged."""
 
 EITHER_WAY = ("create_response", "interrupt_response")
@@ -102,6 +103,12 @@ def configured(body: SessionBody, given: object, path: str) -> tuple[SessionBody
         except InvalidRequest as error:
             errors.append(error)
             config.instructions = UNSET
+    if config.tools is not UNSET:
+        try:
+            own_tools(config.tools, None, path)
+        except InvalidRequest as error:
+            errors.append(error)
+            config.tools = UNSET
     audio = body.audio
     if config.audio is not UNSET:
         audio = _configured_audio(body.audio, config.audio, f"{path}.audio", errors)

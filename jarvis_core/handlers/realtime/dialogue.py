@@ -5,6 +5,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from jarvis_core.errors import NotFound
+from jarvis_core.handlers.call_events import FunctionOutputItem
 from jarvis_core.handlers.events import ContentPart, Item
 from jarvis_core.handlers.realtime.refusals import DuplicateItem, NotRetrievable
 from jarvis_core.handlers.realtime.socket import Socket
@@ -110,6 +111,13 @@ class Dialogue:
         self._shown[item.id] = Shown(message_id or item.id, item.content[0].type)
         while len(self._shown) > SHOWN_LIMIT:
             del self._shown[next(iter(self._shown))]
+        await self._tell(socket, item)
+
+    async def show_output(self, socket: Socket, item: FunctionOutputItem) -> None:
+        """Tell the client of what it told of a call, which becomes the last item."""
+        await self._tell(socket, item)
+
+    async def _tell(self, socket: Socket, item: Item | FunctionOutputItem) -> None:
         previous, self.last_item_id = self.last_item_id, item.id
         conversation_id = self.conversation_id
         for name in ("conversation.item.added", "conversation.item.done"):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from jarvis_core.errors import InvalidRequest, NotFound
 from jarvis_core.handlers.call import text_field
+from jarvis_core.handlers.call_events import FunctionOutputItem
 from jarvis_core.handlers.events import Item, item_of
 from jarvis_core.handlers.realtime.dialogue import MESSAGE_LIMIT_CHARS, Dialogue, part_of
 from jarvis_core.handlers.realtime.refusals import NotRetrievable
 from jarvis_core.handlers.realtime.response import ResponseStream
 from jarvis_core.handlers.realtime.socket import Socket
-from jarvis_core.handlers.realtime.wire import ClientItem, ItemCreate, ItemRetrieve, RetrievedEvent
-from jarvis_core.models import Caller
+from jarvis_core.handlers.realtime.wire import ClientItem, ItemCreate, ItemRetrieve, OutputItem, RetrievedEvent
+from jarvis_core.models import Caller, ToolOutput
+from jarvis_core.tools.runner import bounded
 from jarvis_core.turns.turns import Turns
 
 TEXT_PARTS = ("input_text", "output_text", "text")
@@ -31,12 +33,25 @@ class Items:
     async def add(self, event: ItemCreate) -> None:
         """Store an item of the client's, and show it; raises ``InvalidRequest``, also where its id is known."""
         item = event.item
+        if isinstance(item, OutputItem):
+            await self._add_output(item)
+            return
         text = text_of(item, "$.item")
         if item.id is not None:
             self._dialogue.check_free(item.id)
         message_id = await self._dialogue.store(item.role, text)
         shown = Item(item.id or message_id, item.role, [part_of(item.role, text)], "completed")
         await self._dialogue.show(self._socket, shown, message_id)
+
+    async def _add_output(self, item: OutputItem) -> None:
+        output = bounded(ToolOutput(item.output))
+        if item.id is not None:
+            self._dialogue.check_free(item.id)
+        conversation_id = self._dialogue.conversation_id
+        message_id = await self._turns.add_output(self._caller, conversation_id, item.call_id, output)
+        if message_id is None:
+            raise InvalidRequest.field("$.item.call_id", "is no call of this conversation that waits for its output")
+        await self._dialogue.show_output(self._socket, FunctionOutputItem(item.id or message_id, item.call_id, output))
 
     async def retrieve(self, event: ItemRetrieve) -> None:
         """Tell the client of an item as it is now: of an answer what was heard, of a recording its words."""

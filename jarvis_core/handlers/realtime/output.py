@@ -11,6 +11,7 @@ import msgspec
 
 from jarvis_core.conversation.ledger import Ledger
 from jarvis_core.errors import RequestError
+from jarvis_core.handlers.call_events import call_item
 from jarvis_core.handlers.events import EventError, Metadata, SpokenOutput, SpokenTurnEvents, TurnEvents
 from jarvis_core.handlers.failure import status_of
 from jarvis_core.handlers.realtime.audio import bytes_per_second
@@ -18,7 +19,7 @@ from jarvis_core.handlers.realtime.wire import ConversationItemEvent, ErrorEvent
 from jarvis_core.models import Caller
 from jarvis_core.speech.narration import Cursor, Narration, Phase
 from jarvis_core.speech.synthesis import SpeechOptions, Synthesizer
-from jarvis_core.turns.log import CLOSING, OPENING, Reader, Step, Turn
+from jarvis_core.turns.log import CLOSING, OPENING, CallEntry, CallStep, Reader, Step, Turn
 
 VOICE_DONE = Cursor(Phase.VOICE_DONE)
 OPENED_AT = 2
@@ -27,6 +28,7 @@ BESIDE_BYTES = 1
 """Of a place: the item's event of the conversation, which follows that of the response. No step has sound."""
 BESIDE = {Step.ITEM_ADDED: "conversation.item.added", Step.ITEM_DONE: "conversation.item.done"}
 """What else is told with a step: a response's item is also one of the conversation."""
+BESIDE_CALL = {CallStep.ADDED: "conversation.item.added", CallStep.DONE: "conversation.item.done"}
 
 
 SEEN = {
@@ -39,10 +41,14 @@ SEEN = {
 class Event:
     """An event to send: its place in the response, its step, and its encoder."""
 
-    __slots__ = ("place", "sound_ms", "step", "write")
+    __slots__ = ("item_id", "place", "sound_ms", "step", "write")
 
-    def __init__(self, place: Cursor, step: Step | None, write: Writer, sound_ms: float = 0.0) -> None:
+    def __init__(
+        self, place: Cursor, step: Step | None, write: Writer, sound_ms: float = 0.0, item_id: str | None = None
+    ) -> None:
         self.place = place
+        self.item_id = item_id
+        """Of a call's item that becomes the conversation's last."""
         self.step = step
         """None for a delta and the like."""
         self.write = write
@@ -97,7 +103,7 @@ class TextOutput:
         self.silenced: str | None = None
         self.ledger: Ledger | None = None
         self.previous_item_id: str | None = None
-        self._events = TurnEvents(turn, metadata=metadata)
+        self._events = TurnEvents(turn, metadata=metadata, calls_complete=True)
 
     async def events(self, after: Cursor) -> AsyncGenerator[Event, None]:
         """Yield the entries of the turn's log; a place holds the log's position."""
@@ -113,6 +119,8 @@ class TextOutput:
                 yield Event(place, step, lambda seq, entry=entry: events.json(seq, entry))
                 if step in BESIDE:
                     yield _beside(self, events, place, step)
+                elif isinstance(entry, CallEntry) and entry.step in BESIDE_CALL:
+                    yield _beside_call(self, place, entry)
             if not taken or taken[-1][1] is Step.ENDED:
                 return
             if reader.behind:
@@ -163,6 +171,14 @@ class AudioOutput:
             async for place, entry in entries:
                 if entry is Step.TEXT_DONE and after < VOICE_DONE:
                     yield Event(VOICE_DONE, None, events.audio_done_json)
+                if entry is (Step.TEXT_DONE if self.turn.opened else Step.ENDED):
+                    # A voice tells of calls once it has said what was said before them.
+                    for number, call in enumerate(self.turn.call_entries(), 1):
+                        called = Cursor(Phase.VOICE_DONE, number)
+                        if after < called:
+                            yield Event(called, None, lambda seq, call=call: events.json(seq, call))
+                            if call.step in BESIDE_CALL:
+                                yield _beside_call(self, called, call)
                 if isinstance(entry, bytes):
                     sound_ms = 1_000 * len(entry) / bytes_per_second(self._audio.format)
                     yield Event(place, None, lambda seq, samples=entry: events.audio_json(seq, samples), sound_ms)
@@ -195,6 +211,24 @@ def _beside(output: Output, events: TurnEvents, place: Cursor, step: Step) -> Ev
         )
 
     return Event(Cursor(place.phase, place.at, BESIDE_BYTES), None, write)
+
+
+def _beside_call(output: Output, place: Cursor, entry: CallEntry) -> Event:
+    """Return the event of the conversation that follows the response's event of a call's item."""
+    turn, call = output.turn, entry.call
+    before = [one.id for one in turn.calls if one.shown][: entry.place]
+    if turn.opened and call.text_at:
+        before.insert(turn.message_index, turn.id)
+    previous = before[-1] if before else output.previous_item_id
+
+    def write(seq: int) -> bytes:
+        item = call_item(call, done=entry.step is CallStep.DONE)
+        name = BESIDE_CALL[entry.step]
+        return msgspec.json.encode(
+            ConversationItemEvent(name, f"event_{seq}", seq, turn.conversation_id, previous, item)
+        )
+
+    return Event(Cursor(place.phase, place.at, BESIDE_BYTES), None, write, item_id=call.id)
 
 
 def _complaint(seq: int, error: RequestError) -> bytes:

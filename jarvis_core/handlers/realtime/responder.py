@@ -22,6 +22,7 @@ from jarvis_core.handlers.realtime.session_config import ResponseConfig
 from jarvis_core.handlers.realtime.socket import Socket
 from jarvis_core.handlers.realtime.transcriptions import PendingTranscriptions
 from jarvis_core.handlers.realtime.wire import ResponseCancel, ResponseCreate, SessionBody
+from jarvis_core.handlers.tool_wire import own_tools
 from jarvis_core.models import Caller
 from jarvis_core.speech.synthesis import SpeechOptions, Synthesizer
 from jarvis_core.turns.log import Turn
@@ -107,7 +108,10 @@ class Responder:
             self._turns.read_ahead(self._caller, self._ask(self._settings.body, "", None))
 
     def _ask(self, config: SessionBody, content: str, message_id: str | None) -> Ask:
+        tools, choice = own_tools(config.tools, config.tool_choice, "$.response")
         return Ask(
+            tools=tools,
+            tool_choice=choice if tools is not UNSET else UNSET,
             content=content,
             conversation_id=self._dialogue.conversation_id,
             system_prompt=config.instructions,

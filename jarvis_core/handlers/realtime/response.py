@@ -142,6 +142,8 @@ class ResponseStream:
                     self._marks.append((socket.seq, event.place))
                     if event.step is Step.ITEM_ADDED:
                         self._add_item(output)
+                    elif event.item_id is not None:
+                        self._dialogue.last_item_id = event.item_id
                     elif event.step is Step.ENDED:
                         # Before it is sent: a client that has seen it may ask for the next response.
                         self._end(output.turn)
@@ -168,6 +170,6 @@ class ResponseStream:
     def _end(self, turn: Turn) -> None:
         self.active = False
         self._hearing.conversation.end_answer()
-        if not turn.text():
+        if not (turn.text() or turn.calls):
             # The next response.create answers the message again, as this turn gave no text.
             self._dialogue.ask_again()

@@ -15,6 +15,7 @@ from jarvis_core.errors import InvalidRequest
 from jarvis_core.handlers.events import Metadata
 from jarvis_core.handlers.realtime.lenient import Partial, PartialT, take
 from jarvis_core.handlers.realtime.wire import Eagerness, Language, MaxOutputTokens, Modality
+from jarvis_core.handlers.tool_wire import ToolBody, ToolChoice
 from jarvis_core.handlers.wire import SystemPrompt, Temperature
 
 VoiceName = Annotated[str, Meta(min_length=1, max_length=100)]
@@ -109,6 +110,8 @@ class SessionConfig(Partial):
     max_output_tokens: MaxOutputTokens | UnsetType = UNSET
     temperature: Temperature | UnsetType = UNSET
     audio: AudioConfig | UnsetType = UNSET
+    tools: Annotated[list[ToolBody], Meta(max_length=128)] | UnsetType = UNSET
+    tool_choice: ToolChoice | UnsetType = UNSET
 
 
 class ResponseConfig(SessionConfig):

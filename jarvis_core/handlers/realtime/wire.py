@@ -12,7 +12,9 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from jarvis_core.handlers.call_events import ApprovalRequestItem, FunctionCallItem, FunctionOutputItem
 from jarvis_core.handlers.events import AudioFormat, EventError, Item
+from jarvis_core.handlers.tool_wire import ToolBody, ToolChoice
 
 MaxOutputTokens = Annotated[int, Meta(ge=1, le=32_000)] | Literal["inf"]
 Modality = Literal["text", "audio"]
@@ -35,12 +37,19 @@ class ClientPart(Struct):
     text: Annotated[str, Meta(min_length=1, max_length=10_000)] | None = None
 
 
-class ClientItem(Struct):
+class ClientItem(Struct, tag_field="type", tag="message"):
     """A message that a client adds."""
 
-    type: Literal["message"]
     role: Literal["system", "user", "assistant"]
     content: Annotated[list[ClientPart], Meta(min_length=1, max_length=100)]
+    id: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
+
+
+class OutputItem(Struct, tag_field="type", tag="function_call_output"):
+    """What came of a call of one of the client's tools."""
+
+    call_id: Annotated[str, Meta(max_length=64)]
+    output: Annotated[str, Meta(max_length=200_000)]
     id: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
 
 
@@ -53,9 +62,9 @@ class SessionUpdate(Struct, tag_field="type", tag="session.update"):
 
 
 class ItemCreate(Struct, tag_field="type", tag="conversation.item.create"):
-    """Add a message."""
+    """Add a message, or the output of a tool."""
 
-    item: ClientItem
+    item: ClientItem | OutputItem
     event_id: EventId | None = None
 
 
@@ -201,6 +210,9 @@ class SessionBody(Struct):
     max_output_tokens: MaxOutputTokens
     temperature: float
     audio: AudioBody
+    tools: list[ToolBody] = []
+    """Functions of the client's that a response may have called."""
+    tool_choice: ToolChoice = "auto"
     model: str = "jarvis"
     type: Literal["realtime"] = "realtime"
     object: Literal["realtime.session"] = "realtime.session"
@@ -224,7 +236,7 @@ class ConversationItemEvent(Struct):
     conversation_id: str | None
     """Null for audio that would begin a conversation, until its words are known."""
     previous_item_id: str | None
-    item: Item
+    item: Item | FunctionCallItem | ApprovalRequestItem | FunctionOutputItem
 
 
 class SpeechStartedEvent(Struct):

@@ -39,15 +39,20 @@ def in_order(history: Sequence[Utterance], content: str, context: str = "") -> l
     return messages
 
 
-def with_calls(history: Sequence[Utterance], content: str, followed: Sequence[Utterance]) -> list[ChatMessage]:
+def with_calls(
+    history: Sequence[Utterance], content: str, followed: Sequence[Utterance], context: str = ""
+) -> list[ChatMessage]:
     """
     Return ``in_order``'s messages, and the calls and outputs of tools where they belong; *followed* comes after *content*.
 
-    Each call has its output: one that is missing is told to be unknown. An output without a call is left out.
+    Each call has its output: one that is missing is told to be unknown. An output without a call is left out. Where nothing new
+    is said behind an output, that is what the model answers.
     """
+    goes_on = not content and any(one.role == "tool" or one.calls for one in history[-1:])
+    newest = () if goes_on else (Utterance("user", with_context(content, context)),)
     messages: list[ChatMessage] = []
     waiting: list[str] = []
-    for utterance in (*history, Utterance("user", content or SILENCE), *followed):
+    for utterance in (*history, *newest, *followed):
         if utterance.role == "tool":
             if utterance.call_id in waiting:
                 waiting.remove(utterance.call_id)
