@@ -81,6 +81,9 @@ def serve(settings: Settings) -> int:
     host = settings.server.host
     # Granian takes no names; and a name's address may change while other parts use the old one.
     settings = settings.with_values("server", host=find_address(host, settings.server.port))
+    if settings.wyoming.port is not None:
+        address = find_address(settings.wyoming.host, settings.wyoming.port, ("WYOMING_HOST", "WYOMING_PORT"))
+        settings = settings.with_values("wyoming", host=address)
     if settings.database.url is not None:
         from jarvis_core.store.address import parse
 
@@ -188,6 +191,16 @@ def announce(settings: Settings, host: str, remarks: list[str]) -> None:
         elif moves:
             lines.append(
                 "  alone:    only this machine reaches it, because whoever does may move the house (HOST changes that)"
+            )
+    if settings.wyoming.port is not None:
+        place = authority(settings.wyoming.host, settings.wyoming.port)
+        lines.append(f"  wyoming:  satellites and Home Assistant are answered on {place}")
+        if not is_loopback(settings.wyoming.host):
+            log.get("jarvis_core").warning(
+                "whoever reaches WYOMING_PORT asks, hears and reads as one user, without credentials: the protocol has none; "
+                "keep it in a network of your own, or set WYOMING_HOST=127.0.0.1",
+                host=settings.wyoming.host,
+                user=settings.wyoming.user,
             )
     short = sorted({user for key, user in parse_api_keys(settings.auth.api_keys).items() if len(key) < SOUND_KEY_CHARS})
     if short:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import ipaddress
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
-from contextlib import asynccontextmanager
-from typing import Any, NamedTuple
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msgspec import UNSET, UnsetType
 from starlette.applications import Starlette
@@ -69,7 +70,11 @@ from jarvis_core.handlers.wire import (
     TranscribeReply,
     VoiceBody,
 )
+from jarvis_core.models import Caller
 from jarvis_core.settings import Settings, WorkerGroup
+
+if TYPE_CHECKING:
+    from jarvis_core.wyoming.listener import WyomingListener
 
 logger = log.get(__name__)
 
@@ -89,6 +94,7 @@ class _Started(NamedTuple):
     container: Container
     realtime: Realtime
     routes: Router
+    satellites: WyomingListener | None
 
 
 class Application(Starlette):
@@ -129,12 +135,14 @@ class Application(Starlette):
         """Be not ready, and wait until turns and requests have ended; after *timeout_s* seconds they are stopped."""
         if self._started is None:
             return
-        container, realtime, routes = self._started
+        container, realtime, routes, satellites = self._started
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
         container.draining = True
         await container.turns.close(drain_timeout_s=timeout_s)
         left_s = max(deadline - loop.time(), TELL_TIMEOUT_S)
+        if satellites is not None:
+            await satellites.close()
         await asyncio.gather(routes.drain(left_s), realtime.close())
 
     async def close(self) -> None:
@@ -157,16 +165,20 @@ class Application(Starlette):
     async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
         self._life = asyncio.current_task()
         try:
-            async with open_container(self._settings, self._group) as container:
+            async with open_container(self._settings, self._group) as container, AsyncExitStack() as stack:
                 admission = admission_for(container)
                 realtime = realtime_for(container, admission)
                 routes = router_for(container, realtime, admission)
+                satellites = listener_for(container, admission, self._group)
+                if satellites is not None:
+                    await satellites.open()
+                    stack.push_async_callback(satellites.close)
                 # Everything allocated up to now stays: exclude it from garbage collection.
                 gc.collect()
                 gc.freeze()
                 gc.set_threshold(*GC_THRESHOLDS)
                 self.middleware_stack = routes
-                self._started = _Started(container, realtime, routes)
+                self._started = _Started(container, realtime, routes, satellites)
                 self._on_ready(container.remarks())
                 yield
         except asyncio.CancelledError:
@@ -245,6 +257,32 @@ def realtime_for(container: Container, admission: Admission) -> Realtime:
     return realtime
 
 
+def listener_for(container: Container, admission: Admission, group: WorkerGroup) -> WyomingListener | None:
+    """Return the door for satellites over *container*'s parts; None where there is to be none."""
+    settings = container.settings.wyoming
+    if settings.port is None:
+        return None
+    # Imported where it is needed: most servers have no such door.
+    from jarvis_core.wyoming.listener import WyomingListener
+    from jarvis_core.wyoming.satellite import Assistant
+
+    assistant = Assistant(
+        container.turns,
+        container.conversations,
+        container.transcriber,
+        container.synthesizer,
+        container.voices,
+        Caller(settings.user, settings.user),
+        key=lambda address: admission.key_at(address, settings.user),
+        charge=admission.charge,
+        home_control=container.settings.moves_things,
+    )
+    listener = WyomingListener(assistant, settings, shared=group.workers > 1)
+    container.metrics.gauge("satellites", "Open connections of satellites.", lambda: listener.connected)
+    container.metrics.counter("satellites_refused", "Connections refused as too many.", lambda: listener.refused)
+    return listener
+
+
 def routes_for(container: Container) -> list[Route]:
     """Return the route table, but for the document that is made from it."""
     health = HealthHandlers(
@@ -252,6 +290,7 @@ def routes_for(container: Container) -> list[Route]:
         lambda: service_states(container),
         lambda: not_ready_reasons(container),
         lambda: tool_servers(container),
+        warnings_of(container.settings),
     )
     chat = ChatHandlers(
         container.turns,
@@ -365,6 +404,14 @@ def openai_routes_for(container: Container) -> list[Route]:
         Route("POST", "/v1/audio/transcriptions", transcriptions.transcribe, "What a recording says."),
         Route("POST", "/v1/audio/speech", speech.speak, "A text as speech, from the first sentence on."),
     ]
+
+
+def warnings_of(settings: Settings) -> list[str]:
+    """Return what the owner should know of *settings* for as long as they hold."""
+    wyoming = settings.wyoming
+    if wyoming.port is None or ipaddress.ip_address(wyoming.host).is_loopback:
+        return []
+    return [f"WYOMING_PORT: whoever reaches port {wyoming.port} asks, hears and reads without credentials."]
 
 
 WORST_FIRST: tuple[ServiceState, ...] = ("unavailable", "degraded", "healthy")

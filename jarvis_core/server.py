@@ -22,7 +22,7 @@ from granian.log import LogLevels
 from granian.server.embed import Server
 
 from jarvis_core import log
-from jarvis_core.access.connections import LOOPBACK, ConnectionWatch, listening
+from jarvis_core.access.connections import LOOPBACK, ConnectionWatch, listening, listening_port
 from jarvis_core.access.tls import certificate_of
 from jarvis_core.app import Application, create_app
 from jarvis_core.errors import StartError
@@ -104,18 +104,18 @@ def main() -> int:
             return INTERRUPTED
 
 
-async def bound_connections() -> None:
+async def bound_connections(other_port: int | None = None) -> None:
     """
     Have the kernel close connections whose clients vanished (a phone without a network, a machine without power), and keep
     no more than ``KERNEL_BUFFER_BYTES`` of each on its way.
 
-    Waits until this process listens. Options of the listening socket hold for each connection that it accepts (Linux).
+    Waits until this process listens on a port beside *other_port*, which it may listen on sooner. Options of the listening socket hold for each connection that it accepts (Linux).
     Granian (2.8.7) has no setting for it, does not expose its socket, and sends no pings over WebSockets: without this
     the sessions of such clients would be kept for ever.
     """
-    while not (sockets := list(listening())):  # noqa: ASYNC110 - nothing tells of it
+    while listening_port(other_port) is None:  # noqa: ASYNC110 - nothing tells of it
         await asyncio.sleep(LISTENING_INTERVAL_S)
-    for one in sockets:
+    for one in listening():
         with one:
             one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, KERNEL_BUFFER_BYTES)
             one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, KERNEL_BUFFER_BYTES)
@@ -208,6 +208,7 @@ def _watch_of(app: Application, settings: Settings) -> ConnectionWatch:
         address_limit=settings.limits.address_connection_limit,
         messages_limit_bytes=settings.server.messages_limit_bytes,
         unlimited=(*LOOPBACK, *parse_networks(settings.server.trusted_proxies)),
+        other_port=settings.wyoming.port,
     )
 
 
@@ -219,7 +220,7 @@ async def _serve(settings: Settings, group: WorkerGroup, on_ready: Callable[[lis
     logging.getLogger("_granian").addFilter(lambda _: app.started)
     loop = asyncio.get_running_loop()
     serving = loop.create_task(server.serve())
-    bounding = loop.create_task(bound_connections())
+    bounding = loop.create_task(bound_connections(settings.wyoming.port))
     watching = loop.create_task(_watch_of(app, settings).run())
     stop = _Stop(app, server, serving, drain_timeout_s=settings.server.drain_timeout_s)
     for number in (signal.SIGINT, signal.SIGTERM):

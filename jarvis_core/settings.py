@@ -299,6 +299,17 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True):
     """Most searches of conversations (``q``) of one user that go on at a time, in one worker; more wait for their turn."""
 
 
+class Wyoming(Struct, frozen=True, forbid_unknown_fields=True):
+    """The door for satellites: Home Assistant's Wyoming protocol, which has no credentials and no encryption."""
+
+    port: Annotated[Port | None, Meta(examples=["10300"], extra={"env": "WYOMING_PORT"})] = None
+    """TCP port on which satellites and Home Assistant are answered; unset: none. 10300 is usual."""
+    host: Annotated[str, Meta(min_length=1, extra={"env": "WYOMING_HOST"})] = "127.0.0.1"
+    """Address to listen on; whoever reaches it hears, speaks and asks as ``wyoming.user``, so that beyond this machine it belongs into a network of one's own."""
+    user: Annotated[str, Meta(min_length=1, max_length=255, extra={"env": "WYOMING_USER"})] = "local"
+    """Whose conversations and memories are meant over it."""
+
+
 class Local(Struct, frozen=True, forbid_unknown_fields=True):
     """The stand-ins for absent neighbours on this machine."""
 
@@ -341,6 +352,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     tools: Tools = Tools()
     auth: Auth = Auth()
     limits: Limits = Limits()
+    wyoming: Wyoming = Wyoming()
     local: Local = Local()
 
     @property
@@ -496,6 +508,8 @@ def _check(settings: Settings) -> None:
     if settings.auth.api_keys is not None and not parse_api_keys(settings.auth.api_keys):
         raise SettingsError("API_KEYS: has no key; leave it unset for a server that is open")
     parse_networks(settings.server.trusted_proxies)
+    if settings.wyoming.port == 0 or settings.wyoming.port == settings.server.port:
+        raise SettingsError("WYOMING_PORT: must be a port of its own (10300 is usual); unset it for none")
     for origin in settings.server.cors_origins:
         _check_origin(origin)
     certificate, key = settings.server.tls_cert_path, settings.server.tls_key_path

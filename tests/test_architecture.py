@@ -36,10 +36,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__main__": {"server", "stand_ins", "store", "processes", "access", "shared", "settings", "errors", "log"},
     "stand_ins": {"local", "processes", "settings", "errors", "log"},
     "server": {"app", "processes", "access", "settings", "errors", "log"},
-    "app": {"container", "handlers", "codec", *KNOWN_TO_ALL},
+    "app": {"container", "handlers", "wyoming", "codec", *KNOWN_TO_ALL},
     "container": {"speech", "turns", "tools", "memory", "store", "services", "codec", "shared", "processes", "access"}
     | KNOWN_TO_ALL,
     "handlers": {"conversation", "speech", "turns", "tools", "memory", "codec", "access", *KNOWN_TO_ALL},
+    "wyoming": {"speech", "turns", *KNOWN_TO_ALL},
     "speech": {"conversation", "turns", "codec", "shared", *KNOWN_TO_ALL},
     "conversation": set(),
     "turns": {"tools", "memory", "store", "shared", "processes", *KNOWN_TO_ALL},

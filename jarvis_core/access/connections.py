@@ -118,13 +118,16 @@ class ConnectionWatch:
         address_limit: int,
         messages_limit_bytes: int,
         unlimited: tuple[Network, ...] = (),
+        other_port: int | None = None,
     ) -> None:
+        """*other_port* is one that this process listens on too, whose connections are none of HTTP."""
         self._sockets = sockets
         self._take_stalled = take_stalled
         self._stalled: set[Peer] = set()
         self._address_limit = address_limit
         self._messages_limit_bytes = messages_limit_bytes
         self._unlimited = unlimited
+        self._other_port = other_port
         self._progress: dict[OpenSocket, _Progress] = {}
         self._known: dict[Peer, int] = {}
         """Connections in the order in which they were first seen."""
@@ -138,7 +141,7 @@ class ConnectionWatch:
         """Wait until this process listens, then look again and again, until it is cancelled."""
         loop = asyncio.get_running_loop()
         pause_s = INTERVAL_S
-        while (port := _listening_port()) is None:  # noqa: ASYNC110 - nothing tells of it
+        while (port := listening_port(self._other_port)) is None:  # noqa: ASYNC110 - nothing tells of it
             await asyncio.sleep(pause_s)
         while True:
             await asyncio.sleep(pause_s)
@@ -259,11 +262,13 @@ def _files() -> list[str]:
     return os.listdir("/proc/self/fd")  # noqa: PTH208
 
 
-def _listening_port() -> int | None:
+def listening_port(but: int | None) -> int | None:
+    """Return the port that this process listens on beside *but*; None while there is none."""
     port: int | None = None
     for one in listening():
         with one:
-            port = one.getsockname()[1]
+            found = one.getsockname()[1]
+            port = port if found == but else found
     return port
 
 

@@ -117,7 +117,7 @@ class Admission:
             ends_at_s = self._credentials.ends_at_s(authorization)
         admitted = Admitted(caller, self._key(scope, caller), peer_of(scope), ends_at_s)
         current_user.set(admitted.key)
-        await self.charge(admitted)
+        await self.charge(admitted.key)
         share = self._connect(admitted.key, limited=True)
         if share and self._socket_limit:
             count = self._sockets.get(share, 0)
@@ -138,10 +138,10 @@ class Admission:
         if admitted.share and self._socket_limit:
             _less(self._sockets, admitted.share)
 
-    async def charge(self, admitted: Admitted) -> None:
-        """Count what somebody asks over an open WebSocket; raises ``RateLimited``."""
+    async def charge(self, key: str) -> None:
+        """Count under *key* what somebody asks over an open connection; raises ``RateLimited``."""
         if self._limiter is not None:
-            allowance = await self._limiter.take(admitted.key)
+            allowance = await self._limiter.take(key)
             if not allowance.granted:
                 raise _limited(allowance)
 
@@ -179,6 +179,10 @@ class Admission:
     async def _hold_back(self, scope: Scope, error: Unauthenticated) -> None:
         if error.guessed:
             await self._guesses.hold_back(self.addresses.key(scope))
+
+    def key_at(self, address: str, user: str) -> str:
+        """Return under which name *user* is counted, who asks from *address* and not over HTTP."""
+        return address if self._credentials.open else user
 
     def _key(self, scope: Scope, caller: Caller) -> str:
         return self.addresses.key(scope) if self._credentials.open else caller.user_id

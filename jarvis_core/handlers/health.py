@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import msgspec
-from msgspec import UnsetType
+from msgspec import UNSET, UnsetType
 
 from jarvis_core import __version__
 from jarvis_core.handlers.call import Call, Reply
@@ -35,11 +35,13 @@ class HealthHandlers:
         services: Callable[[], ServiceStates],
         reasons: Callable[[], list[str]],
         tools: Callable[[], dict[str, ToolServer] | UnsetType],
+        warnings: Sequence[str] = (),
     ) -> None:
         self._metrics = metrics
         self._services = services
         self._reasons = reasons
         self._tools = tools
+        self._warnings = list(warnings) or UNSET
         self._started = time.monotonic()
         self._stale_at = 0.0
         self._reply = Reply(b"")
@@ -51,7 +53,8 @@ class HealthHandlers:
             self._stale_at = now + FRESH_S
             services = self._services()
             status = overall(services)
-            body = HealthBody(status, __version__, int(now - self._started), services, self._tools())
+            uptime_s = int(now - self._started)
+            body = HealthBody(status, __version__, uptime_s, services, self._tools(), self._warnings)
             self._reply = Reply(_encoder.encode(body), 503 if status == "unhealthy" else 200)
         return self._reply
 

@@ -60,6 +60,8 @@ class HealthBody(Struct, frozen=True):
     services: ServiceStates
     tools: dict[str, ToolServer] | UnsetType = UNSET
     """What acts, by name: ``home_assistant``; missing where nothing does."""
+    warnings: list[str] | UnsetType = UNSET
+    """What the owner should know of how it is set up; absent where there is nothing."""
 
 
 class ReadyBody(Struct, frozen=True):

@@ -11,17 +11,21 @@ from typing import Any
 from jarvis_core.errors import StartError
 
 
-def find_address(host: str, port: int) -> str:
+def find_address(host: str, port: int, names: tuple[str, str] = ("HOST", "PORT")) -> str:
     """
     Return the first address of *host* that can be listened on, IPv4 before IPv6.
 
     *host* is an address, also in brackets, or a name, for which this waits as long as the system's resolver does. Raises
-    ``StartError`` with what is wrong with it.
+    ``StartError`` with what is wrong with it, and the *names* of the settings.
     """
     failure: OSError | None = None
-    for family, kind, protocol, _, address in sorted(_resolve(host, port), key=lambda one: one[0] != socket.AF_INET):
+    for family, kind, protocol, _, address in sorted(
+        _resolve(host, port, names[0]), key=lambda one: one[0] != socket.AF_INET
+    ):
         if family == socket.AF_INET6 and address[3]:
-            raise StartError(f"HOST: {host} is an address of one link alone, which cannot be listened on; `::` is all")
+            raise StartError(
+                f"{names[0]}: {host} is an address of one link alone, which cannot be listened on; `::` is all"
+            )
         try:
             with socket.socket(family, kind, protocol) as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -31,7 +35,9 @@ def find_address(host: str, port: int) -> str:
         else:
             return str(address[0])
     reason = failure.strerror if failure else "it has no address"
-    raise StartError(f"cannot listen on {authority(host, port)}: {reason}; free it, or set HOST and PORT") from failure
+    raise StartError(
+        f"cannot listen on {authority(host, port)}: {reason}; free it, or set {' and '.join(names)}"
+    ) from failure
 
 
 @contextlib.contextmanager
@@ -60,13 +66,13 @@ def is_loopback(address: str) -> bool:
     return ipaddress.ip_address(address).is_loopback
 
 
-def _resolve(host: str, port: int) -> list[Any]:
+def _resolve(host: str, port: int, name: str = "HOST") -> list[Any]:
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     try:
         # As text Python sends every name through its codec for international ones, which is 0.3 MB of tables.
         return socket.getaddrinfo(host.encode() if host.isascii() else host, port, type=socket.SOCK_STREAM)
     except OSError as exc:
-        raise StartError(f"HOST: {host} is no address, and no name that is known here: {exc.strerror}") from exc
+        raise StartError(f"{name}: {host} is no address, and no name that is known here: {exc.strerror}") from exc
     except ValueError as exc:  # of the codec, or NUL
-        raise StartError(f"HOST: {host!r} is neither an address nor a name") from exc
+        raise StartError(f"{name}: {host!r} is neither an address nor a name") from exc

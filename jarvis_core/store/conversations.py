@@ -29,6 +29,8 @@ m.type, m.call_id, m.name
 
 CREATE = f"insert into conversations (id, owner, title) values (%s, %s, %s) returning {CONVERSATION}"
 
+ENSURE = "insert into conversations (id, owner, title) values (%s, %s, %s) on conflict (id) do nothing"
+
 FETCH = f"select {CONVERSATION} from conversations where owner = %s and id = %s"
 
 # There is no index for this on purpose. By trigrams of long messages (pg_trgm, with the conversation by btree_gin) a search
@@ -135,6 +137,10 @@ class ConversationStore:
         row = await self._pool.fetch_one(CREATE, (conversation_id, owner, title))
         assert row is not None  # noqa: S101 - "returning" of an insert
         return _conversation(row)
+
+    async def ensure(self, owner: str, conversation_id: str, title: str) -> None:
+        """Store an empty conversation, unless it is there."""
+        await self._pool.execute(ENSURE, (conversation_id, owner, title))
 
     async def fetch(self, owner: str, conversation_id: str) -> Conversation:
         """Return one conversation; raises ``NotFound``."""

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import uuid
 from datetime import datetime
 
+from jarvis_core.errors import NotFound
 from jarvis_core.models import Conversation, Message, Role, new_id
 from jarvis_core.store.conversations import ConversationStore
 from jarvis_core.turns.turns import Turns
 from jarvis_core.words.titles import NEW_TITLE, title_from
+
+NAMES = uuid.UUID("6f0b6c1e-7a52-5c39-9a3b-6c1f3a0c7d11")
+"""The namespace of the names that clients give to conversations."""
 
 
 class Conversations:
@@ -20,6 +26,19 @@ class Conversations:
     async def create(self, owner: str, title: str | None = None) -> Conversation:
         """Store an empty conversation."""
         return await self._store.create(owner, new_id(), NEW_TITLE if title is None else title)
+
+    async def named(self, owner: str, name: str, first_words: str) -> str:
+        """
+        Return the id of the conversation that a client calls *name*: its own id, or any text of the client's.
+
+        Such a text means the same conversation of *owner* always and on every worker, which is made where it is not there,
+        with a title from *first_words*: its id is worked out from the text (UUID version 5, RFC 9562).
+        """
+        with contextlib.suppress(NotFound):
+            return (await self._store.fetch(owner, name.lower())).id
+        conversation_id = str(uuid.uuid5(NAMES, f"{owner}\0{name}"))
+        await self._store.ensure(owner, conversation_id, title_from(first_words))
+        return conversation_id
 
     async def fetch(self, owner: str, conversation_id: str) -> Conversation:
         """Return one conversation."""

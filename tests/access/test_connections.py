@@ -137,7 +137,7 @@ async def test_unlimited(side: Side, unlimited: tuple[str, ...]) -> None:
 async def test_stalled_connections_are_closed(side: Side, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who was given up because he does not read is closed, and nobody else."""
     monkeypatch.setattr("jarvis_core.access.connections.INTERVAL_S", 0.01)
-    monkeypatch.setattr("jarvis_core.access.connections._listening_port", lambda: side.port)
+    monkeypatch.setattr("jarvis_core.access.connections.listening_port", lambda _: side.port)
     side.connect()
     stalled = {side.connect().getsockname()}
     side.connect()

@@ -126,7 +126,7 @@ async def test_rate_of_an_open_server_is_by_address() -> None:
     admitted = await door.admit_socket(handshake())
     assert admitted.key == "127.0.0.1"
     with pytest.raises(RateLimited):
-        await door.charge(admitted)
+        await door.charge(admitted.key)
     with pytest.raises(RateLimited):
         await door.admit_socket(handshake())
     elsewhere = {**handshake(), "client": ("127.0.0.2", 1)}

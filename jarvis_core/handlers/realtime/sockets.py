@@ -135,7 +135,7 @@ class Realtime:
 
     async def charge(self, admitted: Admitted) -> None:
         """Count a request that a caller makes over an open socket; raises ``RateLimited``."""
-        await self._admission.charge(admitted)
+        await self._admission.charge(admitted.key)
 
     async def _run(self, session: Session, receive: Receive, send: Send, subprotocol: str | None) -> None:
         self._sessions[session] = asyncio.current_task()
