@@ -30,13 +30,15 @@ def checks_of(program: str) -> list[str]:
     return names
 
 
+def needs_environment(program: str) -> pytest.MarkDecorator:
+    """Return the mark of tests that are skipped where the environment of *program* is not there, but by ``make clients``."""
+    missing = not _command(program)[1].exists() and not os.environ.get("CLIENTS_NEEDED")
+    return pytest.mark.skipif(missing, reason="`make clients` makes the environment of this client")
+
+
 def run_program(program: str, house: House) -> dict[str, str]:
     """Run all checks of *program*; return what went wrong with each, the empty text where nothing did."""
-    command, needed = _command(program)
-    if not needed.exists():
-        if os.environ.get("CLIENTS_NEEDED"):
-            pytest.fail(f"{needed} is not there; run `make clients`")
-        pytest.skip("`make clients` makes the environment of this client")
+    command, _ = _command(program)
     done = subprocess.run(
         command,
         cwd=REPOSITORY,

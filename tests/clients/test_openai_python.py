@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from tests.clients.house import House
-from tests.clients.programs import checks_of, run_program
+from tests.clients.programs import checks_of, needs_environment, run_program
 
 PROGRAM = "openai_python.py"
+pytestmark = needs_environment(PROGRAM)
 
 
 @pytest.fixture(scope="module")
