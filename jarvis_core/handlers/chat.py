@@ -121,7 +121,7 @@ class ChatHandlers:
         turn = await self._turns.find(call.caller, call.path_param)
         if last and turn.ended and not Reader(turn, after or 0).behind:
             return Reply(b"", 204)
-        await send_events(call, self._turns, turn, after or 0, retry=RETRY)
+        await send_events(call, self._turns, turn, after or 0, first=RETRY)
         return None
 
     async def ticket(self, call: Call) -> Reply:

@@ -88,11 +88,11 @@ async def send_events(
     after: int = 0,
     events: EventWriter | None = None,
     *,
-    retry: bytes = b"",
+    first: bytes = b"",
 ) -> None:
     """
     Follow *turn* from position *after* to its end, or until the client leaves, as server-sent events; ours, unless *events*
-    writes others. *retry* goes before the first of them.
+    writes others. *first* goes before all of them.
 
     Raises ``ClientLeft`` where the client does not read.
     """
@@ -123,8 +123,8 @@ async def send_events(
                     noted = len(turn.notes)
                 elif not taken and more:
                     body = b": still here\n\n"
-                if retry:
-                    body, retry = retry + body, b""
+                if first:
+                    body, first = first + body, b""
                 await sends.wait(call.send({"type": "http.response.body", "body": body, "more_body": more}))
                 if reader.behind:
                     # Neither a send nor ``next`` would give way; the others on this loop get their turn here.

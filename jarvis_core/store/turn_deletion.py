@@ -19,13 +19,13 @@ with l as (
     delete from messages using t where messages.turn_id = t.id
 ), m as (
     delete from messages using t
-    where messages.conversation_id = t.conversation_id and (messages.id = t.id or (
+    where messages.conversation_id = t.conversation_id and (messages.id = t.id or messages.turn_id = t.id or (
         messages.id = t.user_message_id
         and not exists (select from turns o where o.user_message_id = t.user_message_id and o.id <> t.id)
     ))
-    returning messages.id
+    returning messages.type
 ), c as (
-    update conversations set message_count = message_count - (select count(*) from m)
+    update conversations set message_count = message_count - (select count(*) from m where type = 'message')
     from t where conversations.id = t.conversation_id
     returning message_count
 )

@@ -613,6 +613,60 @@ def check_response_that_is_not_stored() -> None:
     assert ask("GET", "/api/chat/conversations")["conversations"] == before
 
 
+def check_functions_of_stored_responses() -> None:
+    """A stored response calls the client's functions, and goes on with their outputs, whole and streamed, in one history."""
+    tool: Any = {
+        "type": "function",
+        "name": "light",
+        "parameters": {"type": "object", "properties": {}},
+        "strict": False,
+    }
+    call = [{"index": 0, "id": "call_0123456789", "type": "function", "function": {"name": "light", "arguments": "{}"}}]
+    for streamed in (False, True):
+
+        def respond(streamed: bool = streamed, **asked: Any) -> tuple[Any, list[str]]:
+            if not streamed:
+                return client.responses.create(model="jarvis", tools=[tool], **asked), []
+            with client.responses.stream(model="jarvis", tools=[tool], **asked) as stream:
+                types = [event.type for event in stream]
+                return stream.get_final_response(), types
+
+        control(MODEL, events=[chunk(content="Wait."), chunk(tool_calls=call), chunk("tool_calls")])
+        first, types = respond(input="Light, please")
+        assert first.status == "completed"
+        assert [item.type for item in first.output] == ["message", "function_call"]
+        assert first.output_text == "Wait."
+        called = first.output[1]
+        assert (called.call_id, called.name, called.arguments) == ("call_0123456789", "light", "{}")
+        control(MODEL, answer="It is on.")
+        output = {"type": "function_call_output", "call_id": called.call_id, "output": "done"}
+        second, more = respond(input=[output], previous_response_id=first.id)
+        assert [item.type for item in second.output] == ["message"], second.output
+        assert (second.output_text, second.status) == ("It is on.", "completed")
+        if streamed:
+            begun = [
+                "response.created",
+                "response.in_progress",
+                "response.output_item.added",
+                "response.content_part.added",
+            ]
+            said = ["response.output_text.done", "response.content_part.done", "response.output_item.done"]
+            assert types == [
+                *begun,
+                *("response.output_text.delta", "response.output_item.added", "response.function_call_arguments.delta"),
+                *("response.function_call_arguments.done", "response.output_item.done"),
+                *(*said, "response.completed"),
+            ]
+            assert list(dict.fromkeys(more)) == [*begun, "response.output_text.delta", *said, "response.completed"]
+        sent = last_request(MODEL, "/v1/chat/completions")["messages"]
+        assert sent[-1] == {"role": "tool", "content": "done", "tool_call_id": called.call_id}
+        third, _ = respond(input="And now?", previous_response_id=second.id)
+        assert third.output_text == "It is on."
+        client.responses.delete(second.id)
+        assert first.conversation is not None
+        assert [text for _, text in history(first.conversation.id)] == ["And now?", "It is on."]
+
+
 def check_response_goes_on_without_being_stored() -> None:
     """With store: false a stored conversation is read, and not written to; a schema for the text is passed on."""
     first = client.responses.create(model="jarvis", input="My name is Ann")

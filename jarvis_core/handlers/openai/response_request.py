@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Meta, Raw, Struct
+from msgspec import Meta, Raw, Struct, UnsetType
 
 from jarvis_core.errors import InvalidRequest
 from jarvis_core.handlers.call import decode, text_field
 from jarvis_core.handlers.openai.chat_request import SentMessage
-from jarvis_core.models import Utterance
+from jarvis_core.handlers.tool_wire import ToolBody, ToolChoice, own_tools
+from jarvis_core.models import Tool, ToolCall, Utterance
 
 CONTENT_LIMIT_CHARS = 100_000
 """Of the user's newest message."""
@@ -31,7 +32,7 @@ OWN = frozenset(
     }
 )
 """Fields that mean something here, or whose absence changes nothing of an answer."""
-OF_THE_MODEL = ("top_p", "tools", "tool_choice", "parallel_tool_calls", "reasoning")
+OF_THE_MODEL = ("top_p", "reasoning")
 """Those that a turn does not know."""
 
 
@@ -97,6 +98,8 @@ class Said(Struct):
     before: list[Utterance]
     """What the input has before it."""
     instructions: list[str]
+    outputs: dict[str, str] = {}
+    """Of the client's tools, by the call's id, where the input ends with them: a turn that waits for them is to go on."""
 
 
 _decoder = msgspec.json.Decoder(ResponseRequest)
@@ -121,13 +124,8 @@ def unknown_fields(fields: dict[str, Raw], *, stored: bool) -> list[str]:
     """Return the fields that have no effect on a response that is *stored*, or is not."""
     names = [name for name, raw in fields.items() if name not in OWN and bytes(raw) not in _NEUTRAL]
     if stored:
-        names += [name for name in OF_THE_MODEL if name in fields and _asks(name, bytes(fields[name]))]
+        names += [name for name in OF_THE_MODEL if name in fields and bytes(fields[name]) not in _NEUTRAL]
     return names
-
-
-def _asks(name: str, raw: bytes) -> bool:
-    """Whether a field asks for anything but what is done anyway."""
-    return not (raw in _NEUTRAL or name == "parallel_tool_calls" or (name == "tool_choice" and raw == b'"auto"'))
 
 
 def said_in(request: ResponseRequest) -> Said:
@@ -136,23 +134,46 @@ def said_in(request: ResponseRequest) -> Said:
     if isinstance(request.input, str):
         return Said(_content("$.input", request.input), [], instructions)
     messages: list[Utterance] = []
+    outputs: dict[str, str] = {}
     last = "$.input"
     for number, item in enumerate(request.input):
         path = f"$.input[{number}]"
-        if item.type == "reasoning":
-            continue
-        if item.type != "message":
-            rule = "is nothing that a stored response knows; with store: false calls and their outputs are understood"
-            raise InvalidRequest.field(f"{path}.type", rule)
-        text = _text(f"{path}.content", item.content)
-        if item.role in ("system", "developer"):
-            instructions.append(text)
-        else:
-            messages.append(Utterance("user" if item.role == "user" else "assistant", text))
-            last = f"{path}.content"
+        match item.type:
+            case "reasoning":
+                pass
+            case "message":
+                text = _text(f"{path}.content", item.content)
+                if item.role in ("system", "developer"):
+                    instructions.append(text)
+                else:
+                    messages.append(Utterance("user" if item.role == "user" else "assistant", text))
+                    last = f"{path}.content"
+                    outputs = {}
+            case "function_call":
+                messages.append(Utterance("assistant", "", (ToolCall(item.call_id, item.name, item.arguments),)))
+            case "function_call_output":
+                text = _text(f"{path}.output", item.output)
+                messages.append(Utterance("tool", text, call_id=item.call_id))
+                outputs[item.call_id] = text
+            case _:
+                raise InvalidRequest.field(f"{path}.type", f"{item.type[:40]!r} is nothing that is understood here")
+    if outputs:
+        return Said("", messages, instructions, outputs)
     if not messages or messages[-1].role != "user":
-        raise InvalidRequest.field("$.input", "must end with a message of the user")
+        raise InvalidRequest.field("$.input", "must end with a message of the user, or with the outputs of calls")
     return Said(_content(last, messages.pop().content), messages, instructions)
+
+
+def tools_in(request: ResponseRequest) -> tuple[list[Tool] | UnsetType, str | UnsetType]:
+    """Return the client's tools and its choice among them, for a turn; raises ``InvalidRequest``."""
+    for number, tool in enumerate(request.tools or ()):
+        _check_kind(number, tool)
+    try:
+        bodies = msgspec.convert(request.tools, list[ToolBody] | None)
+        choice = msgspec.convert(request.tool_choice, ToolChoice | None)
+    except msgspec.ValidationError as exc:
+        raise InvalidRequest.field("$.tools", str(exc)) from exc
+    return own_tools(bodies, choice)
 
 
 def sent_in(request: ResponseRequest) -> tuple[list[str], list[SentMessage]]:
@@ -222,11 +243,15 @@ def parameters_of(request: ResponseRequest, fields: dict[str, Raw]) -> tuple[dic
 
 def _tool(number: int, tool: dict[str, Any]) -> dict[str, Any]:
     """Return a tool as chat completions have it."""
+    _check_kind(number, tool)
+    kept = ("name", "description", "parameters", "strict")
+    return {"type": "function", "function": {name: tool[name] for name in kept if tool.get(name) is not None}}
+
+
+def _check_kind(number: int, tool: dict[str, Any]) -> None:
     if tool.get("type") != "function":
         rule = "must be function: other tools are of OpenAI's own service"
         raise InvalidRequest.field(f"$.tools[{number}].type", rule)
-    kept = ("name", "description", "parameters", "strict")
-    return {"type": "function", "function": {name: tool[name] for name in kept if tool.get(name) is not None}}
 
 
 def _text(path: str, content: str | list[ContentPart]) -> str:

@@ -48,7 +48,17 @@ class FunctionCall(Struct):
     type: Literal["function_call"] = "function_call"
 
 
-OutputItem = OutputMessage | FunctionCall
+class ApprovalRequest(Struct):
+    """A call of a tool of a server's that somebody has to allow: ``POST /api/chat/response/{id}/approve``."""
+
+    id: str
+    server_label: str
+    name: str
+    arguments: str
+    type: Literal["mcp_approval_request"] = "mcp_approval_request"
+
+
+OutputItem = OutputMessage | FunctionCall | ApprovalRequest
 
 
 class InputTokens(Struct, frozen=True):

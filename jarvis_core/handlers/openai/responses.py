@@ -15,7 +15,7 @@ from jarvis_core.handlers.chat import error_of_turn, idempotency_key
 from jarvis_core.handlers.openai import response_request
 from jarvis_core.handlers.openai.models import ASSISTANT
 from jarvis_core.handlers.openai.response_events import ResponseEvents, blank_response, response_of
-from jarvis_core.handlers.openai.response_request import ConversationParam, ResponseRequest
+from jarvis_core.handlers.openai.response_request import ConversationParam, ResponseRequest, Said
 from jarvis_core.handlers.openai.response_wire import (
     ITEM_PREFIX,
     PREFIX,
@@ -29,9 +29,12 @@ from jarvis_core.handlers.openai.unstored_responses import UnstoredResponses
 from jarvis_core.handlers.openai.warning import left_out
 from jarvis_core.handlers.query import IntegerField
 from jarvis_core.handlers.stream import send_events, wait_for_end
-from jarvis_core.models import Caller, CompletionModel, Status
+from jarvis_core.models import Caller, CompletionModel, Status, ToolOutput
+from jarvis_core.tools.calls import GoingOn, Output
+from jarvis_core.tools.runner import bounded
 from jarvis_core.turns.conversations import Conversations
 from jarvis_core.turns.log import Turn
+from jarvis_core.turns.receipt import TurnTimer
 from jarvis_core.turns.turns import Ask, Turns
 
 TOKENS_LIMIT = 32_000
@@ -65,17 +68,30 @@ class ResponseHandlers:
         request, fields = response_request.read(await call.json_body(self._body_limit_bytes))
         if request.model != ASSISTANT and request.model != await self._model.fetch_name():
             raise UnknownModel(request.model)
-        conversation_id = await self._conversation_of(request, call.caller)
+        previous = await self._previous(request, call.caller)
+        conversation_id = _conversation(request) if previous is None else previous.conversation_id
         if request.store is False:
+            return await self._unstored.respond(call, request, fields, conversation_id)
+        said = response_request.said_in(request)
+        if said.outputs and previous is None:
+            # Its client keeps the history; which turn waits for these is not to be told.
+            call.headers = [*call.headers, *left_out(["store"])]
             return await self._unstored.respond(call, request, fields, conversation_id)
         if not response_request.is_plain_text(request):
             raise InvalidRequest.field("$.text.format", "can only be had with store: false")
-        ask = _ask(request, conversation_id)
-        turn = await self._turns.start(ask, call.caller, idempotency_key(call, ask))
+        if said.outputs and previous is not None:
+            outputs = [Output(call_id, bounded(ToolOutput(text))) for call_id, text in said.outputs.items()]
+            going_on = GoingOn("waiting", outputs)
+            turn = await self._turns.go_on(call.caller, previous.id, going_on, TurnTimer(call.started_s))
+        else:
+            ask = _ask(request, said, conversation_id)
+            turn = await self._turns.start(ask, call.caller, idempotency_key(call, ask), TurnTimer(call.started_s))
         response = _with_request(blank_response(turn, request.model), request)
         call.headers = [*call.headers, *left_out(response_request.unknown_fields(fields, stored=True))]
         if request.stream:
-            await send_events(call, self._turns, turn, events=ResponseEvents(turn, response))
+            events, after = ResponseEvents(turn, response), turn.went_on_at
+            begin = events.begin(after) if after else b""
+            await send_events(call, self._turns, turn, after, events, first=begin)
             return None
         await wait_for_end(call, self._turns, turn)
         if turn.status is Status.FAILED:
@@ -118,26 +134,30 @@ class ResponseHandlers:
     async def _find(self, call: Call) -> Turn:
         return await self._turns.find(call.caller, call.path_param.removeprefix(PREFIX))
 
-    async def _conversation_of(self, request: ResponseRequest, caller: Caller) -> str | None:
-        """Return the conversation to go on with, None for a new one; raises ``InvalidRequest`` for an unknown response."""
-        if request.previous_response_id is not None:
-            if request.conversation is not None:
-                raise InvalidRequest.field("$.conversation", "cannot be there with previous_response_id")
-            try:
-                turn = await self._turns.find(caller, request.previous_response_id.lower().removeprefix(PREFIX))
-            except NotFound as exc:
-                raise InvalidRequest.field("$.previous_response_id", "there is no such response") from exc
-            return turn.conversation_id
-        if request.conversation is None:
+    async def _previous(self, request: ResponseRequest, caller: Caller) -> Turn | None:
+        """Return the response to go on from, None where none is named; raises ``InvalidRequest`` for an unknown one."""
+        if request.previous_response_id is None:
             return None
-        given = request.conversation
-        name = given.id if isinstance(given, ConversationParam) else given
-        return name.lower().removeprefix(CONVERSATION_PREFIX)
+        if request.conversation is not None:
+            raise InvalidRequest.field("$.conversation", "cannot be there with previous_response_id")
+        try:
+            return await self._turns.find(caller, request.previous_response_id.lower().removeprefix(PREFIX))
+        except NotFound as exc:
+            raise InvalidRequest.field("$.previous_response_id", "there is no such response") from exc
 
 
-def _ask(request: ResponseRequest, conversation_id: str | None) -> Ask:
+def _conversation(request: ResponseRequest) -> str | None:
+    """Return the conversation that the request names."""
+    given = request.conversation
+    if given is None:
+        return None
+    name = given.id if isinstance(given, ConversationParam) else given
+    return name.lower().removeprefix(CONVERSATION_PREFIX)
+
+
+def _ask(request: ResponseRequest, said: Said, conversation_id: str | None) -> Ask:
     """Return what a turn is asked."""
-    said = response_request.said_in(request)
+    tools, tool_choice = response_request.tools_in(request)
     own = request.model != ASSISTANT
     max_tokens = request.max_output_tokens
     return Ask(
@@ -150,6 +170,8 @@ def _ask(request: ResponseRequest, conversation_id: str | None) -> Ask:
         use_memory=not own,
         ask_house=not own,
         before=said.before,
+        tools=tools,
+        tool_choice=tool_choice,
     )
 
 
