@@ -628,7 +628,7 @@ def check_functions_of_stored_responses() -> None:
             if not streamed:
                 return client.responses.create(model="jarvis", tools=[tool], **asked), []
             with client.responses.stream(model="jarvis", tools=[tool], **asked) as stream:
-                types = [event.type for event in stream]
+                types: list[str] = [event.type for event in stream]
                 return stream.get_final_response(), types
 
         control(MODEL, events=[chunk(content="Wait."), chunk(tool_calls=call), chunk("tool_calls")])
