@@ -56,6 +56,7 @@ from jarvis_core.tools.house import House
 from jarvis_core.tools.toolbox import Toolbox
 from jarvis_core.turns.conversations import Conversations
 from jarvis_core.turns.heartbeats import Heartbeats
+from jarvis_core.turns.household import Household
 from jarvis_core.turns.queued_model import QueuedCompletions, QueuedModel
 from jarvis_core.turns.remote import RemoteTurns
 from jarvis_core.turns.tool_loop import ToolLoop
@@ -163,6 +164,7 @@ async def open_container(settings: Settings, group: WorkerGroup) -> AsyncIterato
             memories,
             storage.remote_turns,
             house=house,
+            household=Household(settings.llm.time_zone, settings.speech.default_language, settings.speech.languages),
             limit=settings.server.turn_limit,
             durations=durations,
             tools=tools,

@@ -240,6 +240,8 @@ class Prompt(Struct, frozen=True):
     """
     older: int = 0
     """Messages of the conversation that came before the history."""
+    examples: Sequence[Utterance] = ()
+    """An exchange that shows a small model what it is to do; others do without."""
 
 
 class Finish(Struct, frozen=True):

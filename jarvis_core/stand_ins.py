@@ -7,15 +7,20 @@ Each stand-in has a line of the banner that says what would take its place.
 from __future__ import annotations
 
 import contextlib
+import signal
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
 from jarvis_core import log
 from jarvis_core.errors import StartError
-from jarvis_core.processes.child import Child, free_memory_bytes
+from jarvis_core.processes.child import Child, free_memory_bytes, spawn, stop
+from jarvis_core.processes.environment import for_children
 from jarvis_core.settings import Local, Secret, Settings, data_directory, without_userinfo
 
+FETCH_PATIENCE_S = 2
+"""For pip, to end with the process that asked it."""
 SPARE_CONNECTIONS = 4
 """Connections of the embedded server beyond the pool's, for a person with psql."""
 SPEECH_BYTES = 500 << 20
@@ -93,8 +98,13 @@ def start_engines(
     Speech that cannot be had is no reason not to start; a language model is. Raises ``StartError``.
     """
     from jarvis_core.local.catalogue import LANGUAGE_MODEL
+    from jarvis_core.local.choice import AUTO, choose, usable_cores
     from jarvis_core.local.launcher import LocalBridges, lacking_packages
 
+    choice = None
+    if settings.llm.url is None and settings.local.llm_model == AUTO:
+        choice = choose(models, cores=usable_cores(), free_bytes=free_memory_bytes())
+        settings = settings.with_values("local", llm_model=choice.model)
     local = settings.local
     weights = fetch_weights(settings, models)
     if not any(weights[:3]):
@@ -128,6 +138,10 @@ def start_engines(
     if suppresses_noise:
         settings = settings.with_values("neighbours", audio_engine_url=bridges.audio_url)
     remarks = _remarks(settings, weights, embeddings=embeddings, suppresses_noise=suppresses_noise)
+    if choice is not None:
+        remarks.append(f"auto:     {choice.remark}")
+        if choice.fetch_later:
+            fetch_later(choice.fetch_later, models, stack)
     if preload:
         remarks.append("loading:  the speech engines; the first spoken question waits for them (LOCAL_PRELOAD)")
     return settings, remarks
@@ -142,6 +156,14 @@ def preloads(local: Local, weights: Weights) -> bool:
     if weights.language_model is not None:
         needed += round(MODEL_SHARE * weights.language_model.stat().st_size)
     return free_memory_bytes() >= needed
+
+
+def fetch_later(model: str, models: Path, stack: ExitStack) -> None:
+    """Fetch *model* into *models* while this process goes on; *stack* stops that, and the next start takes it up."""
+    arguments = [sys.executable, "-m", "jarvis_core.local.fetch_later", model, str(models)]
+    environment = for_children(downloads=True)
+    process = spawn(arguments, death_signal=signal.SIGTERM, environment=environment, output=None)
+    stack.callback(stop, process, first=signal.SIGTERM, patience_s=FETCH_PATIENCE_S)
 
 
 def fetch_weights(settings: Settings, models: Path) -> Weights:

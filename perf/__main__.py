@@ -18,7 +18,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from perf import compared, credentials, life, scale, streaming, voice, voice_to_voice
+from perf import compared, credentials, household, life, scale, streaming, voice, voice_to_voice
 from perf import memory as memory_store
 from perf.compared import SECONDS, why
 from perf.report import NO_AIM, Outcome, Row, table, write_results
@@ -43,6 +43,7 @@ SCENARIOS: dict[str, Scenario] = {
         for one in (
             *voice.SCENARIOS,
             *memory_store.SCENARIOS,
+            *household.SCENARIOS,
             *credentials.SCENARIOS,
             *scale.SCENARIOS,
             *voice_to_voice.SCENARIOS,

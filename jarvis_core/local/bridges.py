@@ -297,12 +297,16 @@ def fetch(options: Options, directory: Path) -> None:
     """Replace the catalogue's names by paths in *directory*, fetching the models; raises ``StartError``."""
     # The server's process has no use for these.
     from jarvis_core.local.catalogue import LANGUAGE_MODEL, SPEECH_TO_TEXT, TEXT_TO_SPEECH, TURN_END
+    from jarvis_core.local.choice import AUTO, choose, usable_cores
     from jarvis_core.local.launcher import check_machine
     from jarvis_core.local.progress import ProgressPrinter
     from jarvis_core.local.weights import resolve
+    from jarvis_core.processes.child import free_memory_bytes
 
     if options.model is not None:
         check_machine()  # before half a gigabyte is fetched for it
+    if str(options.model) == AUTO:
+        options.model = Path(choose(directory, cores=usable_cores(), free_bytes=free_memory_bytes()).model)
     if options.model is not None and options.model_name is None and LANGUAGE_MODEL.has(str(options.model)):
         options.model_name = str(options.model)
     for option, kind in (

@@ -26,6 +26,7 @@ import msgspec
 
 from jarvis_core import cancellation
 from jarvis_core.errors import BadGateway, InvalidRequest, Overloaded
+from jarvis_core.local.choice import usable_cores
 from jarvis_core.local.engine import permissions
 from jarvis_core.processes.child import end_with_parent
 from jarvis_core.processes.confinement import ENGINES_ID, restrict
@@ -312,15 +313,6 @@ class Engine:
                 yield response
         except (aiohttp.ClientError, TimeoutError, msgspec.DecodeError) as exc:
             raise BadGateway(f"{type(exc).__name__}: {exc}") from exc
-
-
-def usable_cores() -> float:
-    """Return how many cores this process may use, a container's quota included."""
-    cores = float(len(os.sched_getaffinity(0)))
-    with suppress(OSError, ValueError):  # no cgroup v2, or "max": no quota
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return min(cores, int(quota) / int(period))
-    return cores
 
 
 def default_threads() -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import msgspec
@@ -106,7 +106,7 @@ class BridgesModel:
             async with self._transport.stream(
                 "POST",
                 "/api/llm/generate",
-                body=_encoder.encode(pack(prompt)),
+                body=_encoder.encode(self._pack(prompt)),
                 headers=self._headers(caller),
                 first_byte_timeout_s=first_token_timeout_s if self._streams else 2 * first_token_timeout_s,
                 stall_timeout_s=self._settings.stall_timeout_s,
@@ -138,7 +138,7 @@ class BridgesModel:
         """Have the local stand-in read *prompt* in advance; it answers at once, and reads while nobody asks it."""
         if not self.reads_ahead:
             return
-        packed = pack(prompt)
+        packed = self._pack(prompt)
         messages = packed.messages or in_order([], prompt.content, prompt.context)
         if not prompt.content:
             messages[-1].content = messages[-1].content.removesuffix(SILENCE)
@@ -146,6 +146,9 @@ class BridgesModel:
         await self._transport.call(
             "POST", "/api/llm/read-ahead", body=body, headers=self._headers(caller), timeout_s=READ_AHEAD_TIMEOUT_S
         )
+
+    def _pack(self, prompt: Prompt) -> GenerateRequest:
+        return pack(prompt, examples=prompt.examples if self.reads_ahead else ())
 
     def _headers(self, caller: Caller) -> dict[str, str]:
         headers = {"Content-Type": "application/json"}
@@ -259,9 +262,9 @@ async def probe(transport: Transport) -> None:
             transport.health.learn("degraded", "it says so itself")
 
 
-def pack(prompt: Prompt) -> GenerateRequest:
+def pack(prompt: Prompt, *, examples: Sequence[Utterance] = ()) -> GenerateRequest:
     """
-    Put *prompt* into the bridges' single-shot form.
+    Put *prompt* into the bridges' single-shot form; *examples* go before the conversation in the chat form alone.
 
     The newest message is always whole; of the history the latest messages that fit beside it are taken.
     """
@@ -273,10 +276,10 @@ def pack(prompt: Prompt) -> GenerateRequest:
         tail = f"\n{context}{tail}"
     history = [one for one in prompt.history if one.role != "tool" and not one.calls]
     lines = [_line(utterance) for utterance in history]
-    room = PROMPT_LIMIT_CHARS - len(head) - len(tail)
+    room = PROMPT_LIMIT_CHARS - len(head) - len(tail) - sum(len(one.content) for one in examples)
     first = first_kept([len(line) for line in lines], room, prompt.older)
     kept, lines = history[first:], lines[first:]
-    messages = in_order(kept, prompt.content, context)
+    messages = in_order([*examples, *kept], prompt.content, context)
     system = BETWEEN.join(part for part in (prompt.system, *system_texts(kept)) if part)
     return GenerateRequest(
         prompt=head + "".join(lines) + tail if lines else with_context(prompt.content, context),
@@ -284,7 +287,7 @@ def pack(prompt: Prompt) -> GenerateRequest:
         temperature=prompt.temperature,
         max_tokens=prompt.max_tokens,
         stream=True,
-        messages=messages if kept else msgspec.UNSET,
+        messages=messages if len(messages) > 1 or kept else msgspec.UNSET,
         conversation_id=prompt.conversation_id or msgspec.UNSET,
     )
 

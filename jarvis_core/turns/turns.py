@@ -45,6 +45,7 @@ from jarvis_core.tools.calls import WAITING_REASONS, CallRecord, GoingOn
 from jarvis_core.tools.house import HOUSE, UNCLEAR, House
 from jarvis_core.tools.toolbox import Toolbox
 from jarvis_core.turns.ended import EndedTurns
+from jarvis_core.turns.household import EXAMPLES, Household
 from jarvis_core.turns.log import OPENING, Step, Turn
 from jarvis_core.turns.outcome import error_without_text, outcome
 from jarvis_core.turns.receipt import TurnTimer, elapsed_ms, observe_answer, observe_voice
@@ -52,6 +53,7 @@ from jarvis_core.turns.recorder import TurnRecorder, storable_text, storable_tok
 from jarvis_core.turns.remote import RemoteTurns
 from jarvis_core.turns.running_turn import RunningTurn
 from jarvis_core.turns.tool_loop import ToolLoop
+from jarvis_core.words.repetition import repeats
 from jarvis_core.words.titles import NEW_TITLE, title_from
 
 logger = log.get(__name__)
@@ -62,6 +64,8 @@ RETRY_AFTER_S = 5
 READ_AHEAD_LIMIT = 8
 """Conversations that the model is to read in advance at a time; it reads one after another."""
 NOT_STORED = "The answer could not be stored: the database is not available. It is stored when it is back."
+LOOK_CHARS = 200
+"""An answer is looked at for repetition each time it has grown by so much."""
 CONTEXT_RESERVE_CHARS = 200
 """Room in a prompt for what is neither said nor remembered."""
 
@@ -79,6 +83,8 @@ class Ask(Struct, frozen=True):
     use_memory: bool = True
     stored_message_id: str | None = None
     """The user's message, where it was stored before."""
+    spoken: bool = False
+    """Whether the answer is for the ear."""
     language: str | None = None
     """In which it was said; None where nobody knows."""
     ask_house: bool = True
@@ -111,6 +117,7 @@ class Turns:
         remote_turns: RemoteTurns | None = None,
         *,
         house: House | None = None,
+        household: Household | None = None,
         limit: int = 2_000,
         durations: Histogram | None = None,
         tools: ToolLoop | None = None,
@@ -126,6 +133,7 @@ class Turns:
         self._memories = memories
         self._house = house
         self._settings = settings
+        self.household = household or Household()
         self._running: dict[str, RunningTurn] = {}
         self._ended = EndedTurns()
         self._recorder = TurnRecorder(store)
@@ -415,19 +423,34 @@ class Turns:
 
     def _prompt(self, ask: Ask, begun: Begun, recalled: Recalled, conversation_id: str) -> Prompt:
         """Return what the model is asked; what changes from turn to turn is in its context."""
-        settings = self._settings
-        unclear = UNCLEAR if begun.before == HOUSE else ""
         history, content = _latest(ask, [*begun.history, *ask.before] if ask.before else begun.history)
+        tools = self._tools.choose(content, ask.tools)
+        settings, household = self._settings, self.household
+        system, told = ask.system_prompt, ""
+        examples: tuple[Utterance, ...] = ()
+        if system is None or (system and system == settings.system_prompt):
+            # Whoever brings instructions of their own is told no more than they say.
+            now = household.now()
+            # The house was asked before; a local model is offered no tools.
+            can_act = bool(tools) and not self._model.reads_ahead
+            system = household.instructions(settings.system_prompt, now, can_act=can_act)
+            told = household.context(now, ask.language or household.language_of(ask.content))
+            examples = () if can_act else EXAMPLES
+        max_tokens = settings.max_tokens if ask.max_tokens is None else ask.max_tokens
+        if ask.spoken and max_tokens == settings.max_tokens:
+            max_tokens = min(max_tokens, settings.spoken_max_tokens)
+        unclear = UNCLEAR if begun.before == HOUSE else ""
         return Prompt(
-            system=settings.system_prompt if ask.system_prompt is None else ask.system_prompt,
+            system=system,
             history=history,
             content=content,
             temperature=settings.temperature if ask.temperature is None else ask.temperature,
-            max_tokens=settings.max_tokens if ask.max_tokens is None else ask.max_tokens,
+            max_tokens=max_tokens,
             conversation_id=conversation_id,
-            context="\n\n".join(part for part in (recalled.text, unclear) if part),
+            context="\n\n".join(part for part in (recalled.text, unclear, told) if part),
+            examples=examples,
             older=begun.older,
-            tools=self._tools.choose(content, ask.tools),
+            tools=tools,
             tool_choice="auto" if ask.tool_choice is UNSET else ask.tool_choice,
         )
 
@@ -642,6 +665,7 @@ class Turns:
         finish = None
         length = len(turn.logged_text())
         limit = prompt.max_tokens * CHARS_PER_TOKEN_LIMIT + length
+        look_at = min(limit, length + LOOK_CHARS)
         async with self._model.generate(prompt, turn.caller) as pieces:
             async for piece in pieces:
                 if not isinstance(piece, str):
@@ -660,8 +684,13 @@ class Turns:
                     turn.timer.note_first_token()
                     turn.append(*OPENING, piece)
                 length += len(piece)
-                if length > limit:
-                    return Finish("length")
+                if length > look_at:
+                    if length > limit:
+                        return Finish("length")
+                    # Rarely, and more rarely as the text grows: it is put together for this.
+                    if repeats(turn.text()):
+                        return Finish("repetition")
+                    look_at = min(limit, length + max(LOOK_CHARS, length // 8))
                 self._recorder.note_text(turn)
         return finish
 

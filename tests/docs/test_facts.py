@@ -11,6 +11,7 @@ import pytest
 
 from jarvis_core.handlers.failure import STATUSES
 from jarvis_core.local.catalogue import CATALOGUE
+from jarvis_core.local.choice import SMALL
 from jarvis_core.settings import Settings, environment_names
 from tests.docs.pages import REPOSITORY, name_of, paths
 
@@ -90,7 +91,7 @@ def test_sizes_of_downloads() -> None:
     """The README says how long the downloads of a first start are."""
     chosen = Settings().local
     [model, ears, mouth] = [
-        round(CATALOGUE[name].size_bytes / 1e6) for name in (chosen.llm_model, chosen.stt_model, chosen.tts_model)
+        round(CATALOGUE[name].size_bytes / 1e6) for name in (SMALL, chosen.stt_model, chosen.tts_model)
     ]
     text = " ".join(read("README.md").split())
     assert f"(language {model} MB, speech recognition {ears} MB, voices {mouth} MB)" in text

@@ -19,6 +19,14 @@ _SPEAKER = re.compile(
 _OPEN_LABEL = re.compile(r"\n[ \t]*[\w ]{1,30}:[ \t]*$")
 
 
+_TIME = re.compile(r"\[\d{1,2}(?::| h )\d\d(?:, (?:in|en) \w+)?\]\n{1,2}")
+
+
+def without_time(content: str) -> str:
+    """Return a user's message as it was said, without the time and the language that precede it in a prompt."""
+    return _TIME.sub("", content)
+
+
 def last_words(prompt: str) -> str:
     """
     Find what the user said last in a prompt that may have history packed into it.

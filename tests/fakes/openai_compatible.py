@@ -14,6 +14,8 @@ from typing import Any, ClassVar, Literal
 import msgspec
 from aiohttp import web
 
+from tests.fakes.content import without_time
+
 from .command import make_parser, read_mode, serve
 from .content import embed, encode_base64, split_words
 from .server import STREAM, FakeServer, Refusal, json_response
@@ -224,7 +226,7 @@ class FakeModelServer(FakeServer[ModelServerMode]):
         if self.mode.answer is not None:
             return self.mode.answer
         said = [content_text(message) for message in messages if message.get("role") == "user"]
-        return f"You said: {said[-1].strip() if said else ''}"
+        return f"You said: {without_time(said[-1]).strip() if said else ''}"
 
     async def _embed(self, request: web.Request) -> web.Response:
         body = await self._read(request)

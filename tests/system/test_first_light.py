@@ -10,6 +10,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from tests.fakes.content import without_time
 from tests.fakes.python_bridges import BridgesMode, FakeBridges
 from tests.handlers.events import read_events, text_of
 from tests.system.conftest import MakeServer
@@ -34,7 +35,7 @@ async def test_first_light(make_server: MakeServer, bridges: FakeBridges) -> Non
     assert "Je m'appelle Zoé." in asked["prompt"]
     assert "You said: Je m'appelle Zoé." in asked["prompt"]
     assert "Comment je m'appelle ?" in asked["prompt"]
-    assert [message["content"] for message in asked["messages"]] == [
+    assert [without_time(message["content"]) for message in asked["messages"]] == [
         "Je m'appelle Zoé.",
         "You said: Je m'appelle Zoé.",
         "Comment je m'appelle ?",

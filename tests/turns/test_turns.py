@@ -73,6 +73,19 @@ async def test_stopped_before_its_first_step(pool: Pool, key: IdempotencyKey | N
     await turns.stop(again)
 
 
+async def test_a_model_that_repeats_itself_is_stopped(pool: Pool) -> None:
+    """An answer that goes round in circles is incomplete, and its model left, long before it may have no more tokens."""
+    model = Model("Once upon a time. ", *["I am at home, ", "and I do not know. "] * 500, endless=True)
+    turns = Turns(TurnStore(pool), model, Llm())
+    turn = await turns.start(Ask("hello"), CALLER)
+    async with asyncio.timeout(5):
+        while not turn.ended:  # noqa: ASYNC110 - nothing is said of it but to readers
+            await asyncio.sleep(0.005)
+    assert (turn.status, turn.reason) == (Status.INCOMPLETE, "repetition")
+    assert 300 < len(turn.text()) < 800
+    assert model.left == 1
+
+
 async def test_defect_while_the_end_is_stored(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever goes wrong while the end is stored, the readers are told that the turn has ended."""
     store = TurnStore(pool)

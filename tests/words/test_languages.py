@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jarvis_core.words.languages import ENGLISH_NAMES, LANGUAGE_NAMES, OTHER_CODES, language_code
+from jarvis_core.words.languages import ENGLISH_NAMES, LANGUAGE_NAMES, OTHER_CODES, language_code, language_of
 
 
 @pytest.mark.parametrize(
@@ -63,3 +63,33 @@ def test_no_code_is_another_ones() -> None:
     assert all(language_code(code) == code and len(code) == 2 for code in OTHER_CODES.values())
     assert set(LANGUAGE_NAMES) <= set(OTHER_CODES.values())
     assert set(ENGLISH_NAMES.values()) == set(LANGUAGE_NAMES)
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("Quelle heure est-il ?", "fr"),
+        ("What time is it?", "en"),
+        ("Allume la lumière", "fr"),
+        ("Fifteen plus twenty-seven equals forty-two.", "en"),
+        ("QU'EST-CE QUE C'EST ?", "fr"),
+        ("I'd like to know who wrote this", "en"),
+        ("Wie heißt du?", "de"),
+        ("¿Qué hora es?", "es"),
+        ("Che ore sono adesso?", "it"),
+        ("Paul", None),
+        ("", None),
+        ("12:30", None),
+        ("東京", None),
+    ],
+)
+def test_language_of_words(text: str, language: str | None) -> None:
+    """The most common words of a language tell it; without any nothing is found."""
+    assert language_of(text, ("fr", "en", "de", "es", "it")) == language
+
+
+def test_only_languages_of_the_house() -> None:
+    """A text is in none of another language, also where there is no list of words for it."""
+    assert language_of("What time is it?", ("fr",)) is None
+    assert language_of("What time is it?", ("ja", "en")) == "en"
+    assert language_of("What time is it?", ()) is None

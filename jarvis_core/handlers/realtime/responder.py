@@ -90,6 +90,10 @@ class Responder:
         dialogue.asked = dialogue.pending
         # Where nobody has said anything new the assistant begins, or goes on.
         message_id, content = dialogue.pending or (None, "")
+        if content and message_id != self._transcriptions.message_id:
+            # It was written: its words tell, where they do.
+            found = self._turns.household.language_of(content)
+            self._transcriptions.language = found or self._transcriptions.language
         timer, dialogue.timer = dialogue.timer or TurnTimer(arrived_s), None
         turn = await self._turns.start(self._ask(config, content, message_id), self._caller, timer=timer)
         self._turns.attach(turn)
@@ -119,6 +123,7 @@ class Responder:
             max_tokens=None if config.max_output_tokens == "inf" else config.max_output_tokens,
             stored_message_id=message_id,
             language=self._transcriptions.language,
+            spoken=config.output_modalities == ["audio"],
         )
 
     async def respond_or_complain(self, event: ResponseCreate) -> None:

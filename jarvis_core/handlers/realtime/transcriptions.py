@@ -53,7 +53,9 @@ class PendingTranscriptions:
         self, transcriber: Transcriber, caller: Caller, socket: Socket, dialogue: Dialogue, handling: asyncio.Lock
     ) -> None:
         self.language: str | None = None
-        """The language of the last recording."""
+        """The language of the last recording, or of what was written since."""
+        self.message_id: str | None = None
+        """The message that the last recording with words became."""
         self._transcriber = transcriber
         self._caller = caller
         self._socket = socket
@@ -196,6 +198,7 @@ class PendingTranscriptions:
         if text:
             await self._dialogue.store("user", text, item_id, timer)
             self.language = heard.language or self.language
+            self.message_id = item_id
         conversation_id = self._dialogue.conversation_id
         await self._socket.emit(
             lambda seq: TranscriptionCompletedEvent(

@@ -17,6 +17,7 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from tests.fakes.content import without_time
 from tests.fakes.python_bridges import BridgesMode, FakeBridges
 from tests.handlers.conftest import ALICE, BOB, MakeServer, client_of
 from tests.handlers.event_source import EventSource
@@ -103,7 +104,7 @@ async def test_conversation_goes_on(server: Server, bridges: FakeBridges, alice:
         await socket.ask("who am I?")
         third = await socket.done()
     assert third["conversation_id"] == second["conversation_id"] == first["conversation_id"]
-    assert [message["content"] for message in bridges.last("/api/llm").json["messages"]] == [
+    assert [without_time(message["content"]) for message in bridges.last("/api/llm").json["messages"]] == [
         "my name is Zoé",
         "You said: my name is Zoé",
         "I live in Nantes",
@@ -124,7 +125,7 @@ async def test_message_while_a_response_runs(server: Server, bridges: FakeBridge
         await socket.done()
         await socket.send("response.create")
         await socket.done()
-    asked = [message["content"] for message in bridges.last("/api/llm").json["messages"]]
+    asked = [without_time(message["content"]) for message in bridges.last("/api/llm").json["messages"]]
     assert asked[-1] == "two"
     assert sorted(asked[:-1]) == ["first answer", "one"]
 
@@ -151,7 +152,7 @@ async def test_items_without_a_response(server: Server, bridges: FakeBridges, al
     assert asked["system_prompt"].endswith("\n\nThe user is a pilot.")
     assert "Assistant: Bonjour !\n" in asked["prompt"]
     # A template takes no assistant that begins.
-    assert [message["content"] for message in asked["messages"]] == ["…", "Bonjour !", "a\nb"]
+    assert [without_time(message["content"]) for message in asked["messages"]] == ["…", "Bonjour !", "a\nb"]
 
 
 async def test_cancelled(server: Server, bridges: FakeBridges, alice: aiohttp.ClientSession) -> None:
@@ -247,7 +248,8 @@ async def test_session_update(server: Server, bridges: FakeBridges) -> None:
         await socket.ask("before")
         await socket.done()
         asked = bridges.last("/api/llm").json
-        assert (asked["system_prompt"], asked["temperature"]) == (created["instructions"], created["temperature"])
+        assert asked["system_prompt"].startswith(created["instructions"])
+        assert asked["temperature"] == created["temperature"]
         assert asked["max_tokens"] == created["max_output_tokens"]
         wanted = {"instructions": "Parle comme un pirate.", "temperature": 0.25, "max_output_tokens": 77}
         await socket.send("session.update", session={**wanted, "type": "realtime", "tools": []}, event_id="mine")
@@ -279,7 +281,8 @@ async def test_response_overrides(server: Server, bridges: FakeBridges) -> None:
         await socket.ask("again")
         await socket.done()
         asked = bridges.last("/api/llm").json
-        assert (asked["system_prompt"], asked["temperature"]) == (created["instructions"], created["temperature"])
+        assert asked["system_prompt"].startswith(created["instructions"])
+        assert asked["temperature"] == created["temperature"]
         assert asked["max_tokens"] == created["max_output_tokens"]
 
 
@@ -788,7 +791,8 @@ async def resume(server: Server, lost: Socket, response_id: str, after: int | No
 async def test_resume(server: Server, bridges: FakeBridges, alice: aiohttp.ClientSession) -> None:
     """A client that was cut off in the middle of the deltas, time and again, misses nothing and gets nothing twice."""
     dice = random.Random(20)
-    text = ASTRAL * 20
+    # Different each time: an answer that goes round in circles is stopped.
+    text = "".join(f"{number}. {ASTRAL}" for number in range(20))
     deltas = []
     rest = text
     while rest:
@@ -911,7 +915,11 @@ async def test_resumed_session_is_the_same(server: Server, bridges: FakeBridges)
         await socket.ask("again")
         await socket.done()
     assert bridges.last("/api/llm").json["temperature"] == 0.5
-    assert [message["content"] for message in bridges.last("/api/llm").json["messages"]] == ["count", "one ", "again"]
+    assert [without_time(message["content"]) for message in bridges.last("/api/llm").json["messages"]] == [
+        "count",
+        "one ",
+        "again",
+    ]
 
 
 @pytest.mark.parametrize("after", ["x", "-1", "1.5", "٣", "9" * 13, "1e3"])

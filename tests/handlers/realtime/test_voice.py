@@ -18,6 +18,7 @@ import pytest
 
 from jarvis_core.words.spoken_form import spoken_form
 from tests.fakes.audio_engine import FakeAudioEngine
+from tests.fakes.content import without_time
 from tests.fakes.faults import Fault
 from tests.fakes.python_bridges import FRENCH_VOICES, BridgesMode, FakeBridges
 from tests.handlers.conftest import ALICE, BOB, MakeServer, client_of
@@ -378,7 +379,7 @@ async def test_recordings_keep_their_order(server: Server, bridges: FakeBridges,
         *ids,
         response["id"],
     ]
-    asked = [message["content"] for message in bridges.last("/api/llm").json["messages"]]
+    asked = [without_time(message["content"]) for message in bridges.last("/api/llm").json["messages"]]
     assert asked == ["\n\n".join(f"a clip of {duration_s} seconds" for duration_s in ("0.30", "0.60", "0.90"))]
 
 
@@ -925,6 +926,29 @@ async def test_voice_fails(server: Server, bridges: FakeBridges) -> None:
         assert socket.tally.sound
 
 
+async def test_written_in_another_language(make_server: MakeServer, bridges: FakeBridges) -> None:
+    """A question that was written is answered by a voice of its own language, and briefly; the model is told which it is."""
+    bridges.mode = speaking("Yes.", voices={"fr_FR-siwis-medium": "Siwis", "en_US-amy-low": "Amy"})
+    server = make_server(LLM_SPOKEN_MAX_TOKENS="99")
+    async with open_push_to_talk(server.url, key=ALICE) as socket:
+        await configure(socket, output_modalities=["audio"])
+        for question, voice, told in (
+            ("What is the time in New York?", "en_US-amy-low", ", in English]\n\n"),
+            ("Et quelle heure est-il à Paris ?", "fr_FR-siwis-medium", ", en français]\n\n"),
+            ("Nantes", "fr_FR-siwis-medium", ", en français]\n\n"),
+        ):
+            await socket.ask(question)
+            await socket.done()
+            assert bridges.last("/api/tts/synthesize").json["voice"] == voice
+            asked = bridges.last("/api/llm").json
+            assert f"{told}{question}" in asked["prompt"] or f"{told[:-2]}\nUser: {question}" in asked["prompt"]
+            assert asked["max_tokens"] == 99
+        await configure(socket, max_output_tokens=400)
+        await socket.ask("Raconte une histoire.")
+        await socket.done()
+        assert bridges.last("/api/llm").json["max_tokens"] == 400
+
+
 async def test_voice_of_the_language(make_server: MakeServer, bridges: FakeBridges) -> None:
     """Without a voice of its own a session speaks with one of the language that it heard last."""
     voices = {"fr_FR-siwis-medium": "Siwis", "en_US-amy-low": "Amy", "de_DE-eva-low": "Eva"}
@@ -1004,7 +1028,7 @@ async def test_speech_while_a_response_runs(server: Server, bridges: FakeBridges
         await socket.send("response.create")
         assert (await socket.done())["user_message_id"] == words["item_id"]
     assert bridges.last("/api/llm").path == GENERATE
-    assert bridges.last("/api/llm").json["messages"][-1]["content"] == "a clip of 0.40 seconds"
+    assert without_time(bridges.last("/api/llm").json["messages"][-1]["content"]) == "a clip of 0.40 seconds"
 
 
 # Coming back

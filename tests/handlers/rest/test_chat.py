@@ -85,7 +85,8 @@ async def test_asked_as_told(api: Api, bridges: FakeBridges) -> None:
     await api.say(question)
     asked = bridges.last("/api/llm").json
     default = Llm()
-    assert (asked["system_prompt"], asked["stream"]) == (default.system_prompt, True)
+    assert asked["system_prompt"].startswith(default.system_prompt)
+    assert asked["stream"] is True
     assert (asked["temperature"], asked["max_tokens"]) == (default.temperature, default.max_tokens)
 
 

@@ -140,7 +140,7 @@ async def test_not_to_be_done(user: Api, model: FakeBridges, home: FakeHomeAssis
 
 async def test_long_text_is_the_models(user: Api, model: FakeBridges, home: FakeHomeAssistant) -> None:
     """What nobody says to a lamp is not sent to the house."""
-    assert (await user.say("Allume la lumière du salon " * 40))["model"] == MODEL
+    assert (await user.say(" ".join(f"Allume la lampe {number} du salon" for number in range(40))))["model"] == MODEL
     assert home.sentences == []
 
 

@@ -14,6 +14,7 @@ import pytest
 from jarvis_core.memory import RECALL_HEAD
 from jarvis_core.settings import Llm, Memory
 from jarvis_core.turns.turns import CONTEXT_RESERVE_CHARS
+from tests.fakes.content import without_time
 from tests.fakes.faults import Fault
 from tests.fakes.python_bridges import BridgesMode, FakeBridges
 from tests.handlers.events import read_events
@@ -30,7 +31,7 @@ def prompts(embeddings: FakeBridges) -> list[str]:
     """Return what stood before the question in the model's calls, oldest first."""
     asked = [request.json for request in embeddings.requests if request.path == GENERATE]
     assert all(one["system_prompt"].startswith((Llm().system_prompt, "Sois bref.")) for one in asked)
-    return [one["prompt"].removesuffix("Assistant:").rstrip().removesuffix(ASKED) for one in asked]
+    return [without_time(one["prompt"]).removesuffix("Assistant:").rstrip().removesuffix(ASKED) for one in asked]
 
 
 async def fill(api: Api) -> Any:
