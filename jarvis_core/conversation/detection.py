@@ -94,6 +94,11 @@ class Detector:
         """Whether the last steps were speech, while silent."""
 
     @property
+    def spoken_ms(self) -> int:
+        """Return how long the last speech was, with its pauses."""
+        return (self.last_voiced - self.onset) * STEP_MS
+
+    @property
     def silence_ms(self) -> int:
         """Return how long it has been silent since the last speech."""
         return (self.position - self.last_voiced) * STEP_MS

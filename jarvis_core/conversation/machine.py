@@ -26,6 +26,10 @@ LIMIT_MS = 590_000
 """Of one turn of speech: a recording may last ten minutes."""
 ASKED_MS = 8_000
 """Sound by which a model judges whether a turn is over."""
+SHORT_MS = 700
+"""
+Shorter speech is waited for no longer than without a model: of one word, such as "oui", that is never sure whether it is all.
+"""
 KEPT_MS = 2_000
 """Sound that is kept while nobody speaks: a client may commit it."""
 CUT_WINDOW_MS = 60_000
@@ -200,6 +204,8 @@ class Conversation:
             self._detector.wait_ms = self.manner.thresholds.silence_ms
         else:
             self._detector.wait_ms = waits.silence_ms(probability)
+            if self._detector.spoken_ms < SHORT_MS:
+                self._detector.wait_ms = min(self._detector.wait_ms, self.manner.thresholds.silence_ms)
 
     def _follow(self, change: Change) -> list[Action]:
         detector = self._detector
