@@ -8,7 +8,8 @@ transcript is in that language.
 
 Whisper was trained on half a minute, and so much is encoded for every clip, most of it nothing. Its encoder takes less, for
 a fraction of the work; where there is little nothing behind the words it may not find the end and say them for ever. So a
-clip is heard with a second or more behind it, and what repeats itself is heard once more in the whole window.
+clip is heard with a second or more behind it; what repeats itself is heard once more in the whole window, and so is a clip of
+which the language is in doubt.
 """
 
 from __future__ import annotations
@@ -146,7 +147,8 @@ class Encoder:
     """
     Encodes as much of Whisper's window as there is sound in, and the silence behind it.
 
-    Keeps the last result for a second call with the same features. While ``whole`` is set, windows are encoded whole.
+    Keeps the last result for a second call with the same features. While ``whole`` is set, which holds for one clip, windows
+    are encoded whole.
     """
 
     def __init__(self, encode: Callable[[Any], Any]) -> None:
@@ -192,6 +194,7 @@ def transcribe(model: WhisperModel, samples: bytes, cleaned: bytes | None, asked
     confidence: float | None = None
     heard: list[Segment] = []
     chunks = [] if audio is None or recording is None else get_speech_timestamps(audio)
+    model.encode.whole = False
     if audio is not None and recording is not None and chunks:
         speech = _speech(audio, chunks)
         code, confidence = find_language(model, _speech(recording, chunks), code, asked.languages)
@@ -246,8 +249,12 @@ def find_language(
 
     # Drop the last frame, as the transcription does: the same features are encoded once.
     features = model.feature_extractor(speech)[:, :-1][:, : model.feature_extractor.nb_max_frames]
-    (ranking,) = model.model.detect_language(model.encode(pad_or_trim(features)))
-    probabilities = {token[2:-2]: probability for token, probability in ranking}
+    window = pad_or_trim(features)
+    probabilities = _languages(model, window)
+    if not _is_clear(probabilities, named, house):
+        # In a small window "l'Italie" makes Italian of French; of most clips the language is clear in either.
+        model.encode.whole = True
+        probabilities = _languages(model, window)
     candidates = {code: probabilities[code] for code in house if code in probabilities} or probabilities
     best = max(candidates, key=candidates.__getitem__)
     if named:
@@ -257,17 +264,29 @@ def find_language(
     return best, round(candidates[best] / max(sum(candidates.values()), 1e-9), 4)
 
 
+def _languages(model: WhisperModel, window: NDArray[np.float32]) -> dict[str, float]:
+    """Return the probability of each language of a *window* of features."""
+    (ranking,) = model.model.detect_language(model.encode(window))
+    return {token[2:-2]: probability for token, probability in ranking}
+
+
+def _is_clear(probabilities: Mapping[str, float], named: str, house: Sequence[str]) -> bool:
+    """Return whether one language is beyond doubt among those of the *house*, or all: the *named* one, or against it."""
+    candidates = {code: probabilities[code] for code in house if code in probabilities} or probabilities
+    best = max(candidates, key=candidates.__getitem__)
+    if named and best != named and not (candidates[best] >= CERTAIN and probabilities[named] <= UNLIKELY):
+        return False
+    return candidates[best] >= CERTAIN * max(sum(candidates.values()), 1e-9)
+
+
 def listen(model: WhisperModel, speech: NDArray[np.float32], language: str) -> list[Any]:
     """Return the segments of *speech*, in its own time, without hallucinated ones."""
     encoder: Any = model.encode
     segments = _hear(model, speech, language)
-    if not any(part.compression_ratio > LOOP_RATIO for part in segments):
-        return _believable(model, speech, language, segments)
-    encoder.whole = True
-    try:
-        return _believable(model, speech, language, _hear(model, speech, language))
-    finally:
-        encoder.whole = False
+    if not encoder.whole and any(part.compression_ratio > LOOP_RATIO for part in segments):
+        encoder.whole = True
+        segments = _hear(model, speech, language)
+    return _believable(model, speech, language, segments)
 
 
 def _hear(model: WhisperModel, speech: NDArray[np.float32], language: str) -> list[Any]:

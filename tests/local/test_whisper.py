@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from jarvis_core.local.whisper import RATE_HZ, Encoder, listen
+from jarvis_core.local.whisper import RATE_HZ, Encoder, find_language, listen
 
 np = pytest.importorskip("numpy")
 
@@ -50,8 +50,59 @@ class Model:
 
 @pytest.mark.parametrize(("enough", "windows"), [(0, [1_000]), (WINDOW, [1_000, WINDOW])])
 def test_loops_are_heard_in_the_whole_window(enough: int, windows: list[int]) -> None:
-    """What repeats itself in a small window is heard once more in the whole one, and the next clip in a small one again."""
+    """What repeats itself in a small window is heard once more in the whole one."""
     model = Model(enough)
     for _ in range(2):
+        model.encode.whole = False  # as for each clip
         assert [part.text for part in listen(cast("Any", model), SPEECH, "fr")] == ["Oui, merci."]
     assert model.heard == windows * 2
+
+
+class Polyglot:
+    """Knows the language in the whole window only."""
+
+    supported_languages = ("en", "fr", "it")
+
+    def __init__(self, small: dict[str, float]) -> None:
+        self.encode = Encoder(lambda window: window.shape[1])
+        self.model = self
+        self.small = small
+        self.asked: list[int] = []
+        self.feature_extractor: Any = FeatureExtractor()
+
+    def detect_language(self, frames: int) -> list[list[tuple[str, float]]]:
+        """Rank the languages."""
+        self.asked.append(frames)
+        found = self.small if frames < WINDOW else {"fr": 0.95, "en": 0.03, "it": 0.02}
+        return [[(f"<|{code}|>", share) for code, share in found.items()]]
+
+
+class FeatureExtractor:
+    """Gives two seconds of features."""
+
+    nb_max_frames = WINDOW
+
+    def __call__(self, _speech: Any) -> Any:
+        return features(200)[:, :201]
+
+
+@pytest.mark.parametrize(
+    ("small", "named", "windows", "found"),
+    [
+        ({"fr": 0.9, "en": 0.05, "it": 0.05}, "", [1_000], "fr"),
+        ({"fr": 0.5, "en": 0.4, "it": 0.1}, "", [1_000, WINDOW], "fr"),
+        ({"fr": 0.5, "en": 0.02, "it": 0.5}, "", [1_000], "fr"),
+        ({"fr": 0.9, "en": 0.05, "it": 0.05}, "fr", [1_000], "fr"),
+        ({"fr": 0.05, "en": 0.9, "it": 0.05}, "fr", [1_000, WINDOW], "fr"),
+        ({"fr": 0.01, "en": 0.95, "it": 0.04}, "fr", [1_000], "en"),
+    ],
+)
+def test_languages_in_doubt_are_heard_in_the_whole_window(
+    small: dict[str, float], named: str, windows: list[int], found: str
+) -> None:
+    """A language that is clear among those of the house is believed in a small window, any other is looked at once more."""
+    pytest.importorskip("faster_whisper")
+    model = Polyglot(small)
+    assert find_language(cast("Any", model), SPEECH, named, ["fr", "en"])[0] == found
+    assert model.asked == windows
+    assert model.encode.whole is (windows[-1] == WINDOW)
