@@ -111,8 +111,14 @@ profile: install .cache/perf/peers/.installed ## where the time goes, as a flame
 	@$(@D)/bin/python -m pip --quiet --quiet --disable-pip-version-check --no-input install --require-hashes --no-deps -r $<
 	@touch $@
 
-home: install .cache/home/.installed ## have a real Home Assistant switch lamps in French and English
-	HOME_PYTHON=$(CURDIR)/.cache/home/bin/python $(RUN) -m pytest tests/home
+.cache/mcp/.installed: config/mcp.lock | install
+	@echo 'installing the pinned packages into $(@D) ...'
+	@$(RUN) -m venv --clear $(@D)
+	@$(@D)/bin/python -m pip --quiet --quiet --disable-pip-version-check --no-input install --require-hashes --no-deps -r $<
+	@touch $@
+
+home: install .cache/home/.installed .cache/mcp/.installed ## have a real Home Assistant switch lamps in French and English, and call a real server's tools
+	HOME_PYTHON=$(CURDIR)/.cache/home/bin/python MCP_PYTHON=$(CURDIR)/.cache/mcp/bin/python $(RUN) -m pytest tests/home
 
 image: install ## build the container image and check it, with docker, podman or buildah
 	$(RUN) -m tests.image
@@ -139,6 +145,7 @@ lock: install ## pin the newest versions that pyproject.toml allows
 	$(UV) --group clients -o config/clients.lock
 	cd tests/clients && npm update --package-lock-only --silent
 	$(ONE_PYTHON) config/home.in -o config/home.lock
+	$(ONE_PYTHON) --upgrade config/mcp.in -o config/mcp.lock
 	$(UV) --group perf-gateway -o config/perf-gateway.lock
 
 clean: ## remove what make made here (never the assistant's data)

@@ -94,7 +94,7 @@ def sections() -> Iterator[tuple[str, str, list[Setting]]]:
                     section.name,
                     field.name,
                     environment_names(field.type),
-                    field.default,
+                    {} if field.default is msgspec.NODEFAULT else field.default,
                     examples,
                     kind_of(field.type),
                     meaning,
@@ -131,6 +131,8 @@ def kind_of(annotation: Any) -> str:
         return " or ".join(f"`{one}`" for one in typing.get_args(inner))
     if typing.get_origin(inner) is tuple:
         return "list of texts"
+    if typing.get_origin(inner) is dict:
+        return "list of `name=url`"
     if inner is float and high == NO_LIMIT:
         return "seconds" if low is None else f"seconds, at least {low}"
     if inner in (int, float):
@@ -149,6 +151,8 @@ def as_toml(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, tuple):
         return "[" + ", ".join(map(as_toml, value)) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name} = {as_toml(one)}" for name, one in value.items()) + "}"
     # JSON's strings are TOML's too.
     return msgspec.json.encode(value).decode() if isinstance(value, str) else str(value)
 

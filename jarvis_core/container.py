@@ -7,10 +7,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -62,6 +62,9 @@ from jarvis_core.turns.remote import RemoteTurns
 from jarvis_core.turns.tool_loop import ToolLoop
 from jarvis_core.turns.turns import Ask, Turns
 
+if TYPE_CHECKING:
+    from jarvis_core.services.mcp import McpServer
+
 logger = log.get(__name__)
 
 PROBED = ("python_bridges", "audio_engine")
@@ -71,7 +74,7 @@ START_DEADLINE_S = 30.0
 HOUSE_SERVER = "home_assistant"
 """The house among the neighbours."""
 FIRST_LOOK_S = 1.0
-"""How long a start waits to learn how the house is."""
+"""How long a start waits to learn how the house and the servers of tools are."""
 HOUSEKEEPING_INTERVAL_S = 1.0
 EMBEDDED_PROBE_INTERVAL_S = 1.0
 """Between two questions to a neighbour that was started here: it does not count them as the real ones do."""
@@ -94,6 +97,7 @@ class Container:
     pool: Pool
     turns: Turns
     toolbox: Toolbox
+    servers: Sequence[McpServer]
     completions: CompletionModel
     """The model of the turns, for what a client asks of itself."""
     house: House | None
@@ -120,12 +124,20 @@ class Container:
 
     def remarks(self) -> list[str]:
         """Return the lines of the banner about what acts."""
-        if self.house is None or self.settings.home.url is None:
-            return []
-        address = without_userinfo(self.settings.home.url)
-        if self.house.trouble:
-            return [f"missing:  Home Assistant at {address}, which is looked for again: {self.house.trouble}"]
-        return [f"yours:    Home Assistant at {address}, asked before the language model"]
+        lines = []
+        if self.house is not None and self.settings.home.url is not None:
+            address = without_userinfo(self.settings.home.url)
+            if self.house.trouble:
+                lines.append(f"missing:  Home Assistant at {address}, which is looked for again: {self.house.trouble}")
+            else:
+                lines.append(f"yours:    Home Assistant at {address}, asked before the language model")
+        there = [one for one in self.servers if not one.trouble]
+        if there:
+            count = sum(len(one.tools) for one in there)
+            lines.append(f"yours:    {count} tools of {', '.join(one.name for one in there)} (MCP_SERVERS)")
+        away = [one for one in self.servers if one.trouble]
+        lines += [f"missing:  the tools of {one.name}, which is looked for again: {one.trouble}" for one in away]
+        return lines
 
 
 @asynccontextmanager
@@ -156,7 +168,8 @@ async def open_container(settings: Settings, group: WorkerGroup) -> AsyncIterato
         speech = _open_speech(settings, group, neighbours, mint, storage.cache, stack)
         house = _house(settings, neighbours, speech.voices)
         durations = Histogram()
-        tools = ToolLoop(storage.turns.calls, Toolbox((), settings.tools))
+        servers = _tool_servers(settings, stack)
+        tools = ToolLoop(storage.turns.calls, Toolbox(servers, settings.tools))
         turns = Turns(
             storage.turns,
             model,
@@ -177,6 +190,7 @@ async def open_container(settings: Settings, group: WorkerGroup) -> AsyncIterato
             pool=storage.pool,
             turns=turns,
             toolbox=tools.toolbox,
+            servers=servers,
             completions=completions,
             house=house,
             conversations=Conversations(_conversations(settings, storage.pool), turns),
@@ -208,8 +222,9 @@ async def open_container(settings: Settings, group: WorkerGroup) -> AsyncIterato
             together="sum",
         )
         _start_background(container, group, storage, stack)
-        if house is not None:
-            await _first_look(house)
+        looks = [one.looked for one in servers] if house is None else [house.looked, *(one.looked for one in servers)]
+        if looks:
+            await _first_looks(looks)
         try:
             yield container
         finally:
@@ -377,11 +392,26 @@ def _house(settings: Settings, neighbours: dict[str, Transport], voices: Voices)
     )
 
 
-async def _first_look(house: House) -> None:
-    """Wait until it is known how the house is, which the banner tells, but not for long."""
+def _tool_servers(settings: Settings, stack: AsyncExitStack) -> list[McpServer]:
+    """Return the servers of tools; *stack* closes them."""
+    if not settings.tools.servers:
+        return []
+    # Imported where there is one, like what only some deployments need.
+    from jarvis_core.services.mcp import McpServer
+
+    servers = [McpServer(name, one) for name, one in settings.tools.servers.items()]
+    for server in servers:
+        stack.push_async_callback(_quietly, f"the tools of {server.name}", server.close)
+        stack.push_async_callback(_cancel, asyncio.get_running_loop().create_task(server.keep()))
+    return servers
+
+
+async def _first_looks(looks: Sequence[asyncio.Event]) -> None:
+    """Wait until it is known how the house and the servers of tools are, which the banner tells, but not for long."""
     with contextlib.suppress(TimeoutError):
         async with cancellation.timeout(FIRST_LOOK_S):
-            await house.looked.wait()
+            for looked in looks:
+                await looked.wait()
 
 
 def _conversations(settings: Settings, pool: Pool) -> ConversationStore:

@@ -26,6 +26,9 @@ Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 LanguageCode = Annotated[str, Meta(pattern="^[A-Za-z]{2,3}([-_][A-Za-z0-9]{1,8})*$", max_length=32)]
 """ISO 639, with or without a region: ``fr``, ``pt-BR``."""
 
+ServerName = Annotated[str, Meta(pattern="^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$")]
+"""Of a server of tools: a part of the names that the model sees."""
+
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -64,8 +67,8 @@ class Server(Struct, frozen=True, forbid_unknown_fields=True):
 
     host: Annotated[str, Meta(min_length=1, extra={"env": "HOST"})] = "0.0.0.0"  # noqa: S104 - the product's contract
     """
-    Address to listen on, or a name of this machine; 127.0.0.1 is this machine alone, and the default where ``home.url`` is set
-    and no credentials are.
+    Address to listen on, or a name of this machine; 127.0.0.1 is this machine alone, and the default where ``home.url`` or ``tools.servers``
+    is set and no credentials are.
     """
     port: Annotated[Port, Meta(extra={"env": "PORT"})] = 8100
     """TCP port; 0 takes a free one."""
@@ -210,6 +213,19 @@ class Home(Struct, frozen=True, forbid_unknown_fields=True):
     """Longest wait for Home Assistant in one turn, all its calls together; then the language model is asked."""
 
 
+class McpServer(Struct, frozen=True, forbid_unknown_fields=True):
+    """A server of tools that speaks the Model Context Protocol over streamable HTTP."""
+
+    url: str
+    """Its address, with the path: ``http://host:8000/mcp``."""
+    token: Secret | None = None
+    """Sent to it as a Bearer token."""
+    allowed: tuple[str, ...] = ()
+    """What of it the model is offered, by the server's own names; empty: all."""
+    approval: typing.Literal["never", "always"] = "never"
+    """``always``: each call of a tool that is not marked as one that only reads waits until somebody says yes."""
+
+
 class Speech(Struct, frozen=True, forbid_unknown_fields=True):
     """Spoken language."""
 
@@ -265,6 +281,12 @@ class Tools(Struct, frozen=True, forbid_unknown_fields=True):
     """Most calls of tools in one turn."""
     timeout_s: Annotated[Seconds, Meta(extra={"env": "TOOLS_TIMEOUT_S"})] = 30.0
     """Longest that the tools of one turn may take together, and 10 s each; the model's own time is not counted."""
+    servers: Annotated[dict[ServerName, McpServer], Meta(extra={"env": "MCP_SERVERS"})] = {}
+    """
+    Servers of tools (Model Context Protocol): ``name=url,name=url``; in the file ``[tools.servers.NAME]`` with ``url``, and where they
+    are wanted ``token``, ``allowed`` (the server's own names of what is offered) and ``approval`` (``"always"``: what may change
+    something waits for a yes).
+    """
 
 
 class Auth(Struct, frozen=True, forbid_unknown_fields=True):
@@ -364,7 +386,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def moves_things(self) -> bool:
         """Whether the assistant can do more than talk."""
-        return self.home.url is not None
+        return self.home.url is not None or bool(self.tools.servers)
 
     def with_values(self, section: str, **values: Any) -> Settings:
         """
@@ -477,7 +499,12 @@ def environment_names(annotation: Any) -> tuple[str, ...]:
 
 def _convert(where: str, value: Any, annotation: Any) -> Any:
     kind = typing.get_origin(annotation.__origin__) or annotation.__origin__
-    if kind is tuple and isinstance(value, str):
+    if kind is dict and isinstance(value, str):
+        pairs = [part.strip().partition("=") for part in value.split(",") if part.strip()]
+        value = {name.strip(): {"url": url.strip()} for name, _, url in pairs}
+        if len(value) != len(pairs):
+            raise SettingsError(f"{where}: names a server twice")
+    elif kind is tuple and isinstance(value, str):
         value = [part.strip() for part in value.split(",") if part.strip()]
     elif kind is bool and isinstance(value, str):
         value = SWITCHES.get(value.strip().lower(), value)
@@ -508,6 +535,8 @@ def _check(settings: Settings) -> None:
             if token is not None and "@" in urlsplit(url).netloc:
                 raise SettingsError(f"{name}: has a user in it, and {token_name} is set: only one of them can be sent")
     _check_home(settings.home)
+    for name, server in settings.tools.servers.items():
+        _check_server(f"MCP_SERVERS: {name}", server)
     secret = settings.auth.jwt_secret
     if secret is not None and len(secret.reveal().encode()) < 32:
         raise SettingsError("JWT_SECRET: must have at least 32 bytes (try: openssl rand -hex 32)")
@@ -526,14 +555,26 @@ def _check(settings: Settings) -> None:
         raise SettingsError(f"{missing}: is needed, because {there} is set")
 
 
+def _check_server(name: str, server: McpServer) -> None:
+    _check_url(name, server.url)
+    if server.token is not None:
+        _check_token(f"{name}: token", server.token)
+        if "@" in urlsplit(server.url).netloc:
+            raise SettingsError(f"{name}: has a user in its url, and a token: only one of them can be sent")
+
+
+def _check_token(name: str, token: Secret) -> None:
+    text = token.reveal()
+    if not (text.isascii() and text.isprintable() and " " not in text):
+        raise SettingsError(f"{name}: must be printable ASCII without spaces: it is sent in a header")
+
+
 def _check_home(home: Home) -> None:
     if home.url is None:
         return
     if home.token is None:
         raise SettingsError("HOME_ASSISTANT_TOKEN: is needed, because HOME_ASSISTANT_URL is set")
-    token = home.token.reveal()
-    if not (token.isascii() and token.isprintable() and " " not in token):
-        raise SettingsError("HOME_ASSISTANT_TOKEN: must be printable ASCII without spaces: it is sent in a header")
+    _check_token("HOME_ASSISTANT_TOKEN", home.token)
     if home.url.rstrip("/").endswith("/api"):
         raise SettingsError("HOME_ASSISTANT_URL: must be the address of Home Assistant itself, without /api")
 

@@ -76,6 +76,7 @@ SHARED_SERVICES = {
     "contract",
     "answers",
     "lines",
+    "mcp_session",
     "tokens",
     "breaker",
     "health",
@@ -144,7 +145,7 @@ ON_ONE_PYTHON_TOO = {
 
 HEAVY = (
     "coredis", "jwt", "prometheus_client", "xllamacpp", "numpy", "av", "soxr", "statistics", "tomllib", f"{PACKAGE}.local",
-    f"{PACKAGE}.words.spoken_french", f"{PACKAGE}.words.spoken_english",
+    f"{PACKAGE}.services.mcp", f"{PACKAGE}.words.spoken_french", f"{PACKAGE}.words.spoken_english",
 )  # fmt: skip
 """
 Imported when first needed, never for a start that has no need of it.

@@ -82,6 +82,7 @@ class House:
         self._fetch_spoken = spoken
         self._is_well = is_well
         self._languages = languages_of(speech, ())
+        self._knows_spoken = bool(speech.languages)
         self._conversations: OrderedDict[str, str] = OrderedDict()
         """The house's name of each conversation, by ours."""
         self.outcomes: dict[str, float] = {}
@@ -126,8 +127,8 @@ class House:
         was_well = False
         while True:
             well = await self._look()
-            if well and not was_well:
-                await self._load_languages()
+            if well:
+                await self._learn_languages(load=not was_well)
             self.looked.set()
             was_well = well
             looked_at = loop.time()
@@ -146,13 +147,18 @@ class House:
         self.trouble = ""
         return True
 
-    async def _load_languages(self) -> None:
+    async def _learn_languages(self, *, load: bool) -> None:
         """
-        Have the house load what it loads with the first sentence of a language, which nobody is to wait for.
+        Learn what is spoken, and *load* what the house loads with the first sentence of a language, for which nobody is to wait.
 
         A second sentence that comes meanwhile is a 500 of Home Assistant 2024.3.3: the start waits for this.
         """
-        self._languages = languages_of(self._speech, await self._fetch_spoken())
+        if not self._knows_spoken:
+            spoken = list(await self._fetch_spoken())
+            self._languages = languages_of(self._speech, spoken)
+            self._knows_spoken = bool(spoken)
+        if not load:
+            return
         for code in self._order(None):
             with contextlib.suppress(RequestError):
                 # No sentence, so that it does nothing.

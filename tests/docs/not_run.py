@@ -20,6 +20,10 @@ NOT_RUN = {
         "docs/develop.md",
         "PERF_BASE=../other PERF_WEIGHTS=~/.local/share/jarvis-core/models .venv/bin/python -m perf voice_to_voice",
     ): "it needs the models, and takes some minutes",
+    (
+        "docs/tools.md",
+        "MCP_SERVERS=time=http://localhost:8001/mcp,files=http://nas:8002/mcp LLM_URL=http://localhost:11434/v1 make run",
+    ): "there is no server of tools where it would be run",
     ("docs/tools.md", "HOME_ASSISTANT_URL=http://homeassistant.local:8123 HOME_ASSISTANT_TOKEN=eyJhbGciOi… make run"): (
         "there is no Home Assistant where it would be run"
     ),

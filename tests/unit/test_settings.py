@@ -16,6 +16,7 @@ from jarvis_core.settings import (
     Auth,
     Database,
     Local,
+    McpServer,
     Secret,
     Settings,
     WorkerGroup,
@@ -51,6 +52,11 @@ def fields() -> Iterator[tuple[str, msgspec.structs.FieldInfo]]:
 
 
 ALL_FIELDS = [pytest.param(section, field, id=f"{section}.{field.name}") for section, field in fields()]
+
+
+def default_of(field: msgspec.structs.FieldInfo) -> Any:
+    """Return the default of a setting."""
+    return {} if field.default is msgspec.NODEFAULT else field.default
 
 
 def write(directory: Path, text: str) -> Path:
@@ -263,6 +269,60 @@ def test_house_without_credentials_is_this_machines_alone(tmp_path: Path) -> Non
     assert load(HOME, write(tmp_path, "[server]\nport = 1\n")).server.host == "127.0.0.1"
 
 
+TOOLS = """
+[tools.servers.time]
+url = "http://time:8000/mcp"
+token = "secret-token"
+allowed = ["now"]
+approval = "always"
+[tools.servers.home-2]
+url = "https://home/mcp"
+"""
+
+
+def test_tool_servers(tmp_path: Path) -> None:
+    """Servers of tools come from the file, with all that is to be said of them, or from the environment in its place."""
+    servers = load({}, write(tmp_path, TOOLS)).tools.servers
+    assert servers["home-2"] == McpServer("https://home/mcp")
+    time = servers["time"]
+    assert (time.url, time.allowed, time.approval) == ("http://time:8000/mcp", ("now",), "always")
+    assert time.token is not None
+    assert time.token.reveal() == "secret-token"
+    assert "secret-token" not in repr(servers)
+    given = {"MCP_SERVERS": "a=http://a/mcp?x=1, b = http://b:1/mcp"}
+    named = load(given, write(tmp_path, TOOLS)).tools.servers
+    assert {name: one.url for name, one in named.items()} == {"a": "http://a/mcp?x=1", "b": "http://b:1/mcp"}
+    settings = load({}, write(tmp_path, TOOLS))
+    assert (
+        Assignment.decode(Assignment(settings, WorkerGroup(), 3).encode()).settings.tools.servers.keys()
+        == servers.keys()
+    )
+    assert (settings.server.host, load(given | {"HOST": "0.0.0.0"}).server.host) == ("127.0.0.1", "0.0.0.0")
+
+
+@pytest.mark.parametrize(
+    ("given", "file"),
+    [
+        ("nameless", ""),
+        ("=http://a", ""),
+        ("a b=http://a", ""),
+        ("a=ftp://a", ""),
+        ("a=http://a,a=http://b", ""),
+        ("", "[tools.servers.a]\n"),
+        ("", '[tools.servers.a]\nurl = "http://a"\nname = "x"\n'),
+        ("", '[tools.servers.a]\nurl = "http://a"\napproval = "sometimes"\n'),
+        ("", '[tools.servers.a]\nurl = "http://a"\ntoken = "two words"\n'),
+        ("", '[tools.servers.a]\nurl = "http://u:p@a"\ntoken = "token"\n'),
+        ("", 'tools.servers = "http://a"\n'),
+    ],
+)
+def test_bad_tool_servers_are_named(tmp_path: Path, given: str, file: str) -> None:
+    """A server of tools that is not set well stops the start with one line that names the setting."""
+    with pytest.raises(SettingsError, match=r"^(MCP_SERVERS|.*jarvis\.toml: tools\.servers)") as caught:
+        load({"MCP_SERVERS": given}, write(tmp_path, file))
+    assert "two words" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("name", "token"),
     [
@@ -382,8 +442,8 @@ def test_defaults_are_valid(tmp_path: Path) -> None:
     """Every default would be accepted if it were written down."""
     lines = []
     for section, field in fields():
-        if field.default is not None:
-            lines.append(f"[{section}]\n{field.name} = {as_toml(field.default)}\n")
+        if default_of(field) is not None:
+            lines.append(f"[{section}]\n{field.name} = {as_toml(default_of(field))}\n")
     for line in lines:
         assert load({}, write(tmp_path, line)) == Settings()
 
@@ -418,12 +478,12 @@ def test_shipped_file_has_every_setting(shipped: str, section: str, field: msgsp
     found = [number for number, line in enumerate(lines) if line.lstrip("# ").startswith(f"{field.name} =")]
     assert len(found) == 1, f"{field.name} is there {len(found)} times"
     line = lines[found[0]]
-    if field.default is None:
+    if default_of(field) is None:
         assert line.lstrip().startswith("#"), "a setting without a default is commented out"
     else:
         written: Any = tomllib.loads(line.lstrip("# ") if line.lstrip().startswith("#") else line)[field.name]
         written = tuple(written) if isinstance(written, list) else written
-        assert written == field.default
+        assert written == default_of(field)
     around = "\n".join(lines[max(0, found[0] - 6) : found[0] + 1])
     for name in environment_names(field.type):
         assert name in around

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+from array import array
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -12,6 +14,7 @@ from tests.fakes.faults import Fault
 from tests.fakes.home_assistant import PROCESS, FakeHomeAssistant, HomeAssistantMode
 from tests.fakes.python_bridges import BridgesMode, FakeBridges
 from tests.handlers.events import read_events
+from tests.handlers.realtime_client import open_push_to_talk
 from tests.handlers.rest.api import Api, created
 from tests.handlers.rest.conftest import serving
 from tests.system.server import Server, free_port
@@ -19,6 +22,8 @@ from tests.system.server import Server, free_port
 TOKEN = "a.long-lived.token"
 MODEL = "mistral:latest"
 TIMEOUT_S = 0.5
+TONE = array("h", [round(8_000 * math.sin(n / 9)) for n in range(12_000)]).tobytes()
+"""Half a second of speech, as far as the fake can tell."""
 
 Running = tuple[Server, int, int]
 
@@ -246,6 +251,23 @@ async def test_cancelled(user: Api, model: FakeBridges, home: FakeHomeAssistant)
         state = (await user.post(f"/api/chat/response/{turn['id']}/cancel")).json
     assert (state["status"], state["content"]) == ("cancelled", "")
     assert not home.is_connected(port)
+    assert asked(model) == 0
+
+
+async def test_spoken(user: Api, home_server: Running, model: FakeBridges, home: FakeHomeAssistant) -> None:
+    """What was said aloud goes to the house in the language that was heard, first and, where it is understood, alone."""
+    model.mode = BridgesMode(shape="ndjson", transcript="Turn on the kitchen light")
+    async with open_push_to_talk(home_server[0].url) as socket:
+        audio = {"input": {"transcription": {"language": "en"}, "create_response": False}}
+        await socket.send("session.update", session={"audio": audio})
+        await socket.until("session.updated")
+        await socket.send_raw(TONE)
+        await socket.send("input_audio_buffer.commit")
+        await socket.until("conversation.item.input_audio_transcription.completed")
+        await socket.send("response.create")
+        done = await socket.done()
+    assert (done["model"], home.acts) == ("home-assistant", [("on", "cuisine")])
+    assert home.sentences == [("Turn on the kitchen light", "en")]
     assert asked(model) == 0
 
 
