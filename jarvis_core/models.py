@@ -116,6 +116,15 @@ class Receipt(Struct, gc=False):
     """The calls of tools, in order."""
 
 
+class Heard(Struct, array_like=True, frozen=True):
+    """How much of an answer was heard."""
+
+    chars: int
+    """Code points of its text, from its beginning."""
+    ms: int
+    """Of its sound."""
+
+
 class TurnRecord(Struct, frozen=True):
     """A turn as the store has it."""
 
@@ -136,6 +145,8 @@ class TurnRecord(Struct, frozen=True):
     """For a person, where the turn failed."""
     worker: str | None
     """The id of the worker process that runs it, or ran it; None where an older version did."""
+    prompt_tokens: int = 0
+    """Read by the model; 0 where its server did not say."""
     heard_ms: int | None = None
     """As a message's."""
     receipt: Receipt | None = None
@@ -258,6 +269,8 @@ class Finish(Struct, frozen=True):
     model: str = ""
     calls: tuple[ToolCall, ...] = ()
     """With the reason ``tool_calls``; none where nothing was offered."""
+    prompt_tokens: int = 0
+    """Read; 0 where the neighbour did not say."""
 
 
 class Discard(Struct, frozen=True):

@@ -36,6 +36,8 @@ class Ledger:
 
     def __init__(self, spoken: list[Spoken] | None = None) -> None:
         self.spoken = spoken or []
+        self.answer_at = 0
+        """Code points before the answer: what was given, and then taken back."""
 
     def begin(self, text: str, end_chars: int, duration_ms: float, sent_ms: float = 0.0) -> None:
         """Add a sentence of which sound is sent next; one that is sent again, to a client that came back, replaces the first."""
@@ -55,10 +57,13 @@ class Ledger:
 
     def heard_chars(self, heard_ms: float) -> int:
         """
-        Return how many code points of the text were heard with the first *heard_ms* of its sound, to the end of a word.
+        Return how many code points of the answer were heard with the first *heard_ms* of its sound, to the end of a word.
 
         Sentences without sound (a table's rule) count with the one before them. All is heard with all of the sound.
         """
+        return max(0, self._end_chars(heard_ms) - self.answer_at)
+
+    def _end_chars(self, heard_ms: float) -> int:
         if heard_ms <= 0:
             return 0
         left_ms = heard_ms

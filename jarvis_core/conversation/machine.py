@@ -45,6 +45,8 @@ class Manner(Struct, frozen=True):
     interrupt_response: bool = True
     waits: Waits | None = None
     """Where a model tells whether speech is over; the fixed silence holds where it does not answer."""
+    idle_timeout_ms: int | None = None
+    """Silence behind an answer that is over and was played, after which the assistant is to go on; None for never."""
 
 
 class Kind(Enum):
@@ -62,6 +64,8 @@ class Kind(Enum):
     """Drop the early transcript, and the answer that was asked for: speech goes on."""
     COMMIT = "commit"
     """The turn is over: from ``start_ms`` to ``end_ms``, silence included."""
+    TIME_OUT = "time_out"
+    """Nobody has said anything from ``start_ms`` to ``end_ms``, behind an answer."""
     CUT = "cut"
     """Commit a part of a turn that goes on: it has become too long."""
 
@@ -99,6 +103,8 @@ class Conversation:
         """Sound of the answer that was sent."""
         self._playing_until_ms: float | None = None
         """When all of it will have been played; None where none is to be played."""
+        self._silent_from_ms: int | None = None
+        """The place from which nobody speaks, behind an answer; None where somebody has spoken since, or nobody was answered."""
 
     @property
     def position_ms(self) -> int:
@@ -136,6 +142,8 @@ class Conversation:
             change = self._detector.feed(probability, level_db, assistant_heard=self.assistant_heard(time_ms))
             if change is not None:
                 actions += self._follow(change)
+            if self._silent_from_ms is not None:
+                actions += self._time_out(self._silent_from_ms, time_ms)
             if self.speaking:
                 self._probabilities.append(probability)
                 if self.position_ms - self._start_ms >= LIMIT_MS:
@@ -169,6 +177,7 @@ class Conversation:
         *sent_ms* of its sound were sent, and played, over an earlier connection.
         """
         self._answering = True
+        self._silent_from_ms = None
         self._sent_ms = sent_ms
         self._playing_until_ms = None
 
@@ -180,6 +189,7 @@ class Conversation:
     def end_answer(self) -> None:
         """Note that the answer has ended; its sound may still be played."""
         self._answering = False
+        self._silent_from_ms = None if self.speaking else self.position_ms
 
     def silence(self, time_ms: float) -> None:
         """Note that the sound of the answer is not played any further."""
@@ -213,6 +223,7 @@ class Conversation:
             case Change.BEGAN:
                 self._start_ms = max(self._taken_ms, detector.onset * STEP_MS - self.manner.prefix_padding_ms, 0)
                 self._probabilities = []
+                self._silent_from_ms = None
                 begun = Action(Kind.BEGIN, self._start_ms, self.position_ms)
                 return [begun, Action(Kind.INTERRUPT)] if self.manner.interrupt_response else [begun]
             case Change.PAUSED:
@@ -230,6 +241,18 @@ class Conversation:
                 return [
                     Action(Kind.COMMIT, self._start_ms, self.position_ms, detector.silence_ms, probability),
                 ]
+
+    def _time_out(self, silent_from_ms: int, time_ms: float) -> list[Action]:
+        """Look whether it has been silent for long enough, which counts from when nothing was played any more."""
+        if self.assistant_heard(time_ms):
+            self._silent_from_ms = self.position_ms
+            return []
+        timeout_ms = self.manner.idle_timeout_ms
+        if timeout_ms is None or self.position_ms - silent_from_ms < timeout_ms:
+            return []
+        self._silent_from_ms = None
+        self._taken_ms = self.position_ms
+        return [Action(Kind.TIME_OUT, silent_from_ms, self.position_ms)]
 
     def _cut(self) -> Action:
         """End a part of the turn at the quietest step of its last minute."""

@@ -138,12 +138,18 @@ class Admission:
         if admitted.share and self._socket_limit:
             _less(self._sockets, admitted.share)
 
-    async def charge(self, key: str) -> None:
-        """Count under *key* what somebody asks over an open connection; raises ``RateLimited``."""
-        if self._limiter is not None:
-            allowance = await self._limiter.take(key)
-            if not allowance.granted:
-                raise _limited(allowance)
+    async def charge(self, key: str) -> tuple[int, Allowance] | None:
+        """
+        Count under *key* what somebody asks over an open connection; return the limit and what is left, None without a limit.
+
+        Raises ``RateLimited``.
+        """
+        if self._limiter is None:
+            return None
+        allowance = await self._limiter.take(key)
+        if not allowance.granted:
+            raise _limited(allowance)
+        return self._limiter.limit, allowance
 
     def leave(self, share: str) -> None:
         """Let out a call that was let in."""

@@ -120,7 +120,7 @@ class Usage(Struct):
     output_tokens: int
     total_tokens: int
     input_tokens: int = 0
-    """Not counted: not every model server tells it."""
+    """What the model has read; 0 where its server does not tell."""
 
 
 class Response(Struct):
@@ -130,7 +130,8 @@ class Response(Struct):
     status: Literal["in_progress", "completed", "cancelled", "incomplete", "failed"]
     status_details: StatusDetails | None
     output: list[OutputItem]
-    conversation_id: str
+    conversation_id: str | None
+    """Null where it is out of band: then it is stored nowhere."""
     user_message_id: str | None
     """Null where the assistant speaks without being asked."""
     model: str
@@ -240,6 +241,8 @@ WORDS: dict[Status, EndStatus] = {
     Status.CANCELLED: "cancelled",
     Status.FAILED: "failed",
 }
+INTERRUPTIONS = ("cancelled", "turn_detected")
+"""Why a voice stops that somebody interrupts."""
 REASONS = {"cancelled": "client_cancelled", "max_tokens": "max_output_tokens"}
 """Our words for why a turn ended that the Realtime API has other words for."""
 
@@ -310,11 +313,11 @@ class TurnEvents:
             status=self._status() if ended else "in_progress",
             status_details=self._details() if ended else None,
             output=self._output() if ended else [],
-            conversation_id=turn.conversation_id,
+            conversation_id=turn.conversation_id or None,
             user_message_id=turn.user_message_id,
             model=turn.model,
             memories=turn.memories,
-            usage=Usage(turn.tokens, turn.tokens) if ended else None,
+            usage=Usage(turn.tokens, turn.prompt_tokens + turn.tokens, turn.prompt_tokens) if ended else None,
             metadata=UNSET if self._metadata is None else self._metadata,
             receipt=turn.timer.receipt if ended else UNSET,
         )
@@ -344,13 +347,14 @@ class TurnEvents:
 class SpokenTurnEvents(TurnEvents):
     """Writes a turn that is read aloud: its text is the transcript of its sound."""
 
-    __slots__ = ("_audio", "_audio_head", "_interrupted")
+    __slots__ = ("_audio", "_audio_head", "_interrupted", "_transcript")
 
     def __init__(
         self,
         turn: Turn,
         audio: SpokenOutput,
         interrupted: Callable[[], str | None],
+        transcript: Callable[[], str],
         *,
         metadata: Metadata | None = None,
     ) -> None:
@@ -359,6 +363,8 @@ class SpokenTurnEvents(TurnEvents):
         self._audio_head = delta_head(AUDIO_DELTA, turn)
         self._interrupted = interrupted
         """Tells why the voice was stopped before it had said everything."""
+        self._transcript = transcript
+        """Gives what was told of the text: it is not all where somebody interrupted."""
 
     def audio_json(self, seq: int, samples: bytes) -> bytes:
         """Return *samples* as the JSON of an event with the number *seq*."""
@@ -372,33 +378,38 @@ class SpokenTurnEvents(TurnEvents):
         turn = self._turn
         match step:
             case Step.PART_ADDED | Step.PART_DONE:
-                text = turn.text() if step is Step.PART_DONE else ""
+                text = self._transcript() if step is Step.PART_DONE else ""
                 part = ContentPart("audio", transcript=text)
                 return PartEvent(name, event_id, seq, turn.id, turn.id, part, turn.message_index)
             case Step.TEXT_DONE:
                 return TranscriptDoneEvent(
-                    TRANSCRIPT_DONE, event_id, seq, turn.id, turn.id, turn.text(), turn.message_index
+                    TRANSCRIPT_DONE, event_id, seq, turn.id, turn.id, self._transcript(), turn.message_index
                 )
             case _:
                 return super()._event(name, event_id, seq, step)
 
     def item(self, *, done: bool) -> Item:
-        return item_of(self._turn, spoken=True) if done else super().item(done=False)
+        if not done:
+            return super().item(done=False)
+        item = item_of(self._turn, spoken=True, text=self._transcript())
+        if self._interrupted() in INTERRUPTIONS:
+            item.status = "incomplete"
+        return item
 
     def _response(self, *, ended: bool) -> Response:
         response = super()._response(ended=ended)
         response.output_modalities = ["audio"]
         response.audio = ResponseAudio(self._audio)
         if ended and response.status == "completed" and (reason := self._interrupted()):
-            response.status = "cancelled" if reason in ("cancelled", "turn_detected") else "incomplete"
+            response.status = "cancelled" if reason in INTERRUPTIONS else "incomplete"
             response.status_details = StatusDetails(response.status, REASONS.get(reason, reason))
         return response
 
 
-def item_of(turn: Turn, *, spoken: bool) -> Item:
-    """Return the assistant's item as far as *turn* has come."""
+def item_of(turn: Turn, *, spoken: bool, text: str | None = None) -> Item:
+    """Return the assistant's item as far as *turn* has come, with *text* where less of it was told."""
     status: ItemStatus = "completed" if turn.status is Status.COMPLETED else "incomplete"
-    text = turn.text()
+    text = turn.text() if text is None else text
     part = ContentPart("output_audio", transcript=text) if spoken else ContentPart("output_text", text)
     return Item(turn.id, "assistant", [part], "in_progress" if turn.status is Status.RUNNING else status)
 

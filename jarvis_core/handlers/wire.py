@@ -11,7 +11,7 @@ from jarvis_core.handlers.tool_wire import ToolBody, ToolCallBody, ToolChoice
 from jarvis_core.models import Receipt
 
 Content = Annotated[str, Meta(min_length=1, max_length=10_000, description="What the user says.")]
-SystemPrompt = Annotated[str, Meta(max_length=5_000, description="Replaces the assistant's own instructions.")]
+SystemPrompt = Annotated[str, Meta(max_length=32_000, description="Replaces the assistant's own instructions.")]
 Temperature = Annotated[float, Meta(ge=0, le=2)]
 MaxTokens = Annotated[int, Meta(ge=1, le=32_000)]
 Title = Annotated[str, Meta(min_length=1, max_length=200)]

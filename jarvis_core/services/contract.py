@@ -80,6 +80,7 @@ class GenerateAnswer(Struct):
     done: bool = False
     model: Any = None
     tokens_generated: Any = None
+    tokens_prompt: Any = None
     finish_reason: Any = None
     error: Any = None
     """A text, or an object in which there is one."""

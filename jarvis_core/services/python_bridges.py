@@ -187,6 +187,9 @@ class BridgesAnswer(AnswerStream):
         if isinstance(answer.tokens_generated, int | float) and abs(answer.tokens_generated) < 1e15:
             self.tokens = int(answer.tokens_generated)
             self._counted = True
+        read = answer.tokens_prompt
+        if isinstance(read, int | float) and abs(read) < 1e15:
+            self.prompt_tokens = int(read)
         if answer.finish_reason is not None:
             self._said_reason = end_named(answer.finish_reason)
         if answer.model != self.model:
@@ -250,6 +253,7 @@ class BridgesAnswer(AnswerStream):
             done=value.get("done") is True,
             model=value.get("model"),
             tokens_generated=value.get("tokens_generated"),
+            tokens_prompt=value.get("tokens_prompt"),
             finish_reason=value.get("finish_reason"),
         )
 
@@ -266,7 +270,8 @@ def pack(prompt: Prompt, *, examples: Sequence[Utterance] = ()) -> GenerateReque
     """
     Put *prompt* into the bridges' single-shot form; *examples* go before the conversation in the chat form alone.
 
-    The newest message is always whole; of the history the latest messages that fit beside it are taken.
+    The newest message is always whole; of the history the latest messages that fit beside it are taken. Instructions that are
+    too long for their field go on before that, in half of its room at most; what is over that is lost.
     """
     head = "Conversation so far:\n"
     tail = f"\nUser: {prompt.content}\nAssistant:" if prompt.content else "\nAssistant:"
@@ -277,12 +282,16 @@ def pack(prompt: Prompt, *, examples: Sequence[Utterance] = ()) -> GenerateReque
     history = [one for one in prompt.history if one.role != "tool" and not one.calls]
     lines = [_line(utterance) for utterance in history]
     room = PROMPT_LIMIT_CHARS - len(head) - len(tail) - sum(len(one.content) for one in examples)
+    system, more = _parted(prompt.system, room // 2)
+    room -= len(more)
     first = first_kept([len(line) for line in lines], room, prompt.older)
     kept, lines = history[first:], lines[first:]
     messages = in_order([*examples, *kept], prompt.content, context)
-    system = BETWEEN.join(part for part in (prompt.system, *system_texts(kept)) if part)
+    if more:
+        messages[0].content = more + messages[0].content
+    system = BETWEEN.join(part for part in (system, *system_texts(kept)) if part)
     return GenerateRequest(
-        prompt=head + "".join(lines) + tail if lines else with_context(prompt.content, context),
+        prompt=more + (head + "".join(lines) + tail if lines else with_context(prompt.content, context)),
         system_prompt=system[:SYSTEM_LIMIT_CHARS] or msgspec.UNSET,
         temperature=prompt.temperature,
         max_tokens=prompt.max_tokens,
@@ -295,3 +304,12 @@ def pack(prompt: Prompt, *, examples: Sequence[Utterance] = ()) -> GenerateReque
 def _line(utterance: Utterance) -> str:
     text = answer_in(utterance.content) if utterance.role == "assistant" else utterance.content
     return f"{SPEAKERS[utterance.role]}: {text}\n"
+
+
+def _parted(system: str, room: int) -> tuple[str, str]:
+    """Return what of *system* fits into its field, to the end of a word, and what of the rest fits into *room*."""
+    if len(system) <= SYSTEM_LIMIT_CHARS:
+        return system, ""
+    end = system.rfind(" ", 0, SYSTEM_LIMIT_CHARS) + 1 or SYSTEM_LIMIT_CHARS
+    rest = system[end : end + max(0, room - len(BETWEEN))]
+    return system[:end], rest + BETWEEN if rest else ""

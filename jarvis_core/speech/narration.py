@@ -49,6 +49,8 @@ SPARE_S = 0.3
 """A piece that is begun so shortly before that comes too late, however short it is."""
 FEWEST_CHARS = 30
 """Of a piece that is made shorter for its time."""
+INTERRUPTIONS = ("cancelled", "turn_detected")
+"""Why a voice is to stop because somebody interrupts it."""
 CHUNK_S = 0.5
 """Sound in one entry."""
 
@@ -116,6 +118,9 @@ class Narration:
         """When all sound that was sent will have been played."""
         self._stream: SpeechStream | None = None
         self._said_chars = 0
+        self._told_chars = 0
+        """Where the text ends that the listener was told, once the voice has ended."""
+        self._interrupted = False
 
     @property
     def voice(self) -> str | None:
@@ -127,8 +132,23 @@ class Narration:
         """Why the voice was stopped before it had said everything, as a turn's reason; None where it was not."""
         return self._silence.result() if self._silence.done() else None
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether somebody has interrupted it: what is not said by then is not told either."""
+        return self._interrupted
+
+    def transcript(self) -> str:
+        """Return what is told of the answer's text: all of it, or what was said before somebody interrupted."""
+        if not self._interrupted:
+            return self.turn.text()
+        return self.turn.logged_text()[self.turn.answer_at : self._told_chars]
+
     def silence(self, reason: str) -> None:
         """Stop the voice; gives up the sentence that is being spoken."""
+        self._interrupted = self._interrupted or (reason in INTERRUPTIONS and not self._silence.done())
+        self._fall_silent(reason)
+
+    def _fall_silent(self, reason: str) -> None:
         if not self._silence.done():
             self._silence.set_result(reason)
             self._changed.set()
@@ -162,17 +182,12 @@ class Narration:
                     async for place, entry in spoken:
                         yield place, entry
                 await collecting
-                seen_chars = (
-                    after.at
-                    if after.phase is Phase.TEXT
-                    else len(self.turn.logged_text())
-                    if after.phase > Phase.TEXT
-                    else 0
-                )
                 text = self.turn.logged_text()
-                rest = text[max(self._said_chars, seen_chars, self.turn.answer_at) :]
-                if rest:
-                    yield Cursor(Phase.TEXT, len(text), WHOLE), rest
+                told_chars = max(self._said_chars, self._seen_chars(after), self.turn.answer_at)
+                if text[told_chars:] and not self._interrupted:
+                    yield Cursor(Phase.TEXT, len(text), WHOLE), text[told_chars:]
+                    told_chars = len(text)
+                self._told_chars = told_chars
             else:
                 await collecting
             steps = (*(CLOSING if self.turn.opened else ()), Step.ENDED)
@@ -184,11 +199,21 @@ class Narration:
             collecting.cancel()
             await stack.aclose()
 
+    def _seen_chars(self, after: Cursor) -> int:
+        """Return where the text ends that the listener had been told at the place *after*."""
+        if after.phase < Phase.TEXT:
+            return 0
+        if after.phase is Phase.TEXT:
+            return after.at
+        if self._interrupted:
+            return self.ledger.spoken[-1].end_chars if self.ledger.spoken else 0
+        return len(self.turn.logged_text())
+
     async def _collect(self) -> None:
         """Cut the turn's text into sentences as it arrives."""
         reader = Reader(self.turn)
         splitter = SentenceSplitter(limit_chars=SENTENCE_CHARS, first_limit_chars=FIRST_SENTENCE_CHARS)
-        end = answer_at = self._begun_chars = self.turn.answer_at
+        end = answer_at = self._begun_chars = self.ledger.answer_at = self.turn.answer_at
         try:
             ended = False
             while not ended:
@@ -198,7 +223,7 @@ class Narration:
                     # What was said before is no answer: it is not spoken as far as the voice has not begun with it.
                     splitter.end()
                     self._sentences.clear()
-                    end = answer_at = self._begun_chars = self.turn.answer_at
+                    end = answer_at = self._begun_chars = self.ledger.answer_at = self.turn.answer_at
                 for _, entry in taken:
                     if isinstance(entry, str):
                         end = self._collect_sentences(splitter.feed(entry), end)
@@ -207,7 +232,7 @@ class Narration:
             end = self._collect_sentences(splitter.end(), end)
             self._unfinished = end, ""
             if self.turn.status is Status.CANCELLED:
-                self.silence(self.turn.reason)
+                self._fall_silent(self.turn.reason)
         finally:
             # Also after a defect: the task that waits for a sentence has to wake.
             self._collected = True

@@ -76,6 +76,48 @@ with c as (
 select 1 from c
 """
 
+LOCK = "select id from conversations where id = %(conversation)s and owner = %(owner)s for no key update"
+"""Before the next is asked, which then sees what others have stored."""
+
+# Those behind it get new positions, which are behind all others': pages that are read meanwhile may show them twice.
+INSERT = """
+with place as (
+    select m.position from messages m join conversations c on c.id = m.conversation_id
+    where c.id = %(conversation)s and c.owner = %(owner)s and m.id = %(behind)s
+    union all
+    select 0 from conversations where id = %(conversation)s and owner = %(owner)s and %(behind)s::uuid is null
+), later as (
+    select m.id, row_number() over (order by m.position) as number
+    from messages m join place on m.position > place.position where m.conversation_id = %(conversation)s
+), fresh as materialized (
+    select number, nextval(pg_get_serial_sequence('messages', 'position')) as position
+    from generate_series(0, (select count(*) from later)) number
+), m as (
+    insert into messages (id, conversation_id, position, role, content, status)
+    select %(message)s::uuid, %(conversation)s, fresh.position, %(role)s, %(content)s, 'completed' from place, fresh
+    where fresh.number = 0 returning id
+), moved as (
+    update messages set position = fresh.position from later join fresh using (number) where messages.id = later.id
+)
+update conversations set updated_at = now(), message_count = message_count + 1 from m
+where conversations.id = %(conversation)s returning 1
+"""
+
+# An answer goes with its turn: what was said is not to be had by that either.
+REMOVE = """
+with l as (
+    select id from conversations where id = %(conversation)s and owner = %(owner)s for no key update
+), m as (
+    delete from messages using l where messages.id = %(message)s and conversation_id = l.id returning messages.id
+), t as (
+    delete from turns using m where turns.id = m.id returning turns.id
+), k as (
+    delete from idempotency_keys using t where idempotency_keys.turn_id = t.id
+)
+update conversations set updated_at = now(), message_count = message_count - 1 from m
+where conversations.id = %(conversation)s returning 1
+"""
+
 DELETE = "delete from conversations where owner = %s and id = %s returning 1"
 
 
@@ -229,6 +271,28 @@ class ConversationStore:
             is None
         ):
             raise unknown_conversation()
+
+    async def insert_message(
+        self, owner: str, conversation_id: str, behind: str | None, message_id: str, role: Role, content: str
+    ) -> bool:
+        """Store a message right behind the message *behind*, None for the beginning; return whether there is that one."""
+        parameters = {
+            "owner": owner,
+            "conversation": known(conversation_id),
+            "behind": behind,
+            "message": message_id,
+            "role": role,
+            "content": content,
+        }
+        if behind is not None and not is_id(behind):
+            return False
+        _, rows = await self._pool.fetch_in_one_trip([(LOCK, parameters), (INSERT, parameters)])
+        return bool(rows)
+
+    async def remove_message(self, owner: str, conversation_id: str, message_id: str) -> bool:
+        """Remove a message, and the turn that it is the answer of; return whether there was one."""
+        parameters = {"owner": owner, "conversation": known(conversation_id), "message": message_id}
+        return is_id(message_id) and await self._pool.fetch_one(REMOVE, parameters) is not None
 
     async def fetch_history(
         self, owner: str, conversation_id: str, *, limit: int, after: int, unheard: bool = False

@@ -16,7 +16,7 @@ from msgspec import Struct
 from psycopg.rows import TupleRow
 
 from jarvis_core.errors import BadGateway, Conflict, NotFound, RequestError, Unavailable
-from jarvis_core.models import IdempotencyKey, Receipt, Status, ToolCall, TurnRecord, Utterance, is_id, new_id
+from jarvis_core.models import Heard, IdempotencyKey, Receipt, Status, ToolCall, TurnRecord, Utterance, is_id, new_id
 from jarvis_core.store.conversations import unknown_conversation
 from jarvis_core.store.pool import Pool
 from jarvis_core.store.tool_calls import CALL_TYPES, CallStore
@@ -137,12 +137,13 @@ with l as (
 ), t as (
     update turns set status = %(status)s, reason = %(reason)s, error = %(error)s, content = '', tokens = %(tokens)s,
         model = %(model)s, memories = %(memories)s::uuid[], ended_at = now(),
-        receipt = jsonb_strip_nulls(%(receipt)s::jsonb)
+        receipt = jsonb_strip_nulls(%(receipt)s::jsonb), prompt_tokens = %(prompt_tokens)s
     from l where turns.id = %(turn)s and turns.worker = %(worker)s and {open}
     returning turns.id, conversation_id, ended_at
 ), m as (
-    insert into messages (id, conversation_id, role, content, tokens, model, status)
-    select id, conversation_id, 'assistant', %(content)s, %(tokens)s, %(model)s, %(status)s from t where %(keep)s
+    insert into messages (id, conversation_id, role, content, unheard, heard_ms, tokens, model, status)
+    select id, conversation_id, 'assistant', %(content)s, %(unheard)s, %(heard_ms)s, %(tokens)s, %(model)s, %(status)s
+    from t where %(keep)s
     {where_there_is_one}
 ), c as (
     update conversations set updated_at = now(), message_count = message_count + {added}
@@ -155,11 +156,20 @@ END = ENDED_TURN.format(open="turns.status = 'running'", where_there_is_one="", 
 # Others took this process for dead and closed its turn with the text up to the last checkpoint: what it really came to
 # takes that one's place.
 CLOSED_BY_OTHERS = "turns.status = 'incomplete' and turns.reason = 'server_stopped'"
+# Of a message that was truncated by then, no more is heard of its whole text.
+HEARD = """
+        content = case when {told} messages.heard_ms is null then {text}
+            else left({text}, char_length(messages.content)) end,
+        unheard = case when {told} messages.heard_ms is null then excluded.unheard
+            else substr({text}, char_length(messages.content) + 1) end
+"""
 END_CLOSED_BY_OTHERS = ENDED_TURN.format(
     open=CLOSED_BY_OTHERS,
     where_there_is_one="""
-    on conflict (id) do update
-        set content = excluded.content, tokens = excluded.tokens, model = excluded.model, status = excluded.status
+    on conflict (id) do update set tokens = excluded.tokens, model = excluded.model, status = excluded.status,
+        heard_ms = coalesce(excluded.heard_ms, messages.heard_ms), """
+    + HEARD.format(text="excluded.content", told="excluded.heard_ms is not null or")
+    + """
     returning xmax = 0 as added
     """,
     added="(select count(*) from m where added)",
@@ -176,7 +186,7 @@ with l as (
 ), m as (
     insert into messages (id, conversation_id, role, content, tokens, model, status)
     select id, conversation_id, 'assistant', %(told)s, tokens, model, status from t
-    on conflict (id) do update set content = excluded.content where messages.content = %(kept)s
+    on conflict (id) do update set {HEARD.format(text="excluded.content", told="")} where messages.content = %(kept)s
     returning xmax = 0 as added
 ), c as (
     update conversations set updated_at = now(), message_count = message_count + (select count(*) from m where added)
@@ -198,7 +208,7 @@ with t as (
         m.heard_ms is null or (%(told)s and (not m.heard_told or %(chars)s < char_length(m.content)))
     )
 )
-select from t
+select 1 from t
 """
 
 # Of a voice that began when the text was whole.
@@ -206,7 +216,7 @@ ADD_RECEIPT = "update turns set receipt = coalesce(receipt, '{}') || jsonb_strip
 
 RECORD = """
 select t.id::text, t.conversation_id::text, t.user_message_id::text, t.status, t.reason, coalesce(m.content, t.content),
-    t.tokens, t.model, t.memories::text[], t.started_at, t.ended_at, t.error, t.worker::text, m.heard_ms,
+    t.tokens, t.model, t.memories::text[], t.started_at, t.ended_at, t.error, t.worker::text, t.prompt_tokens, m.heard_ms,
     t.receipt::text
 from turns t left join messages m on m.id = t.id
 """
@@ -266,13 +276,24 @@ class TurnEnd(Struct, frozen=True):
     ended_at: datetime | None = None
     """Of the database's clock, once it is stored there."""
     receipt: Receipt | None = None
+    heard: Heard | None = None
+    """How much of it was heard, where it was interrupted: the rest is stored apart."""
+    prompt_tokens: int = 0
+    """Read by the model; 0 where its server did not say."""
 
     @classmethod
     def from_record(cls, record: TurnRecord) -> Self:
         """Return how a stored turn ended."""
         error = BadGateway(record.error or "The turn failed.") if record.status is Status.FAILED else None
         return cls(
-            record.status, record.reason or "", error, record.tokens, record.model, record.ended_at, record.receipt
+            record.status,
+            record.reason or "",
+            error,
+            record.tokens,
+            record.model,
+            record.ended_at,
+            record.receipt,
+            prompt_tokens=record.prompt_tokens,
         )
 
 
@@ -408,8 +429,11 @@ class TurnStore:
             "status": end.status,
             "reason": end.reason,
             "error": None if end.error is None else end.error.message,
-            "content": content,
+            "content": content if end.heard is None else content[: end.heard.chars],
+            "unheard": "" if end.heard is None else content[end.heard.chars :],
+            "heard_ms": None if end.heard is None else end.heard.ms,
             "tokens": end.tokens,
+            "prompt_tokens": end.prompt_tokens,
             "model": end.model,
             # As text: the driver looks at each list's elements for their type.
             "memories": f"{{{','.join(memories)}}}",

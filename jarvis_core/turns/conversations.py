@@ -105,3 +105,17 @@ class Conversations:
         conversation_id = conversation_id or new_id()
         await self._store.add_message(owner, conversation_id, title, message_id, role, content, untitled=untitled)
         return conversation_id, message_id
+
+    async def insert_message(
+        self, owner: str, conversation_id: str, behind: str | None, role: Role, content: str
+    ) -> str | None:
+        """Store a message right behind *behind*, None for the beginning; return its id, None where there is no such message."""
+        message_id = new_id()
+        stored = await self._store.insert_message(owner, conversation_id, behind, message_id, role, content)
+        return message_id if stored else None
+
+    async def remove_message(self, owner: str, conversation_id: str, message_id: str) -> bool:
+        """Remove a message, also from what is kept of ended turns; return whether there was one."""
+        removed = await self._store.remove_message(owner, conversation_id, message_id)
+        self._turns.forget_turn(message_id)
+        return removed

@@ -19,7 +19,7 @@ from typing import Literal
 from msgspec import Struct
 
 from jarvis_core.errors import RequestError
-from jarvis_core.models import Caller, Status, TurnRecord
+from jarvis_core.models import Caller, Heard, Status, TurnRecord
 from jarvis_core.store.turns import TurnEnd
 from jarvis_core.tools.calls import CallRecord
 from jarvis_core.turns.receipt import TurnTimer
@@ -113,12 +113,14 @@ class Turn:
         self.user_message_id = user_message_id
         """None where the assistant speaks without being asked."""
         self.conversation_id = conversation_id
+        """Empty where it belongs to none: then it is stored nowhere."""
         self.caller = caller
         self.status = Status.RUNNING
         self.reason = ""
         self.error: RequestError | None = None
         """Why it failed; also set where text had arrived and the rest was lost to an error."""
         self.tokens = 0
+        self.prompt_tokens = 0
         self.model = ""
         self.memories: list[str] = []
         self.ended_at: datetime | None = None
@@ -266,6 +268,9 @@ class Turn:
         """Show *end* from now on: readers were told before that the turn's end could not be stored."""
         self.status, self.reason, self.error = end.status, end.reason, end.error
         self.tokens, self.model, self.ended_at = end.tokens, end.model, end.ended_at
+        self.prompt_tokens = end.prompt_tokens
+        if end.heard is not None:
+            self.heard_ms = end.heard.ms
         if end.receipt is not None:
             self.timer.receipt = end.receipt
 
@@ -279,9 +284,11 @@ class Turn:
         """Return the place of the first of the last entries; for a turn that has ended."""
         return len(self._entries) - 1 - (len(CLOSING) if self.opened else 0)
 
-    async def stop(self, status: Status, reason: str) -> None:
+    async def stop(self, status: Status, reason: str, heard: Heard | None = None) -> None:
         """
         Stop the turn where it runs, and return once its end is stored; one that has ended keeps its own end.
+
+        Of its text no more is kept than was *heard*.
 
         Raises ``Unavailable`` where the worker that runs it cannot be reached.
         """

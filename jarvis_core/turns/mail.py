@@ -7,7 +7,7 @@ from datetime import datetime
 import msgspec
 from msgspec import Struct
 
-from jarvis_core.models import Receipt, Status
+from jarvis_core.models import Heard, Receipt, Status
 
 
 class Follow(Struct, tag="f", array_like=True, frozen=True):
@@ -30,6 +30,7 @@ class Cancel(Struct, tag="c", array_like=True, frozen=True):
     turn: str
     user: str
     reason: str
+    heard: Heard | None = None
 
 
 class Progress(Struct, tag="p", array_like=True, frozen=True):
@@ -61,6 +62,7 @@ class Ended(Struct, tag="e", array_like=True, frozen=True):
     receipt: Receipt | None = None
     has_calls: bool = False
     """Whether there are calls that are the client's to see: the store tells of them."""
+    prompt_tokens: int = 0
 
 
 class Unknown(Struct, tag="u", array_like=True, frozen=True):

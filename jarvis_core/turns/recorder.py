@@ -136,6 +136,11 @@ def storable_tokens(finish: Finish | None, turn: Turn) -> int:
     return max(turn.pieces, -(-len(turn.text().encode()) // 4))
 
 
+def read_tokens(finish: Finish | None) -> int:
+    """Return how many tokens the model has read; 0 where its server did not say."""
+    return 0 if finish is None else min(max(finish.prompt_tokens, 0), TOKENS_LIMIT)
+
+
 def storable_text(text: str) -> str:
     """Return *text* without NUL, which PostgreSQL cannot store; nobody says it."""
     return text.replace("\0", "") if "\0" in text else text

@@ -20,7 +20,7 @@ import msgspec
 
 from jarvis_core import cancellation, log
 from jarvis_core.errors import RequestError, Unavailable, of_code
-from jarvis_core.models import Caller, Status, TurnRecord
+from jarvis_core.models import Caller, Heard, Status, TurnRecord
 from jarvis_core.shared.mailbox import MAILBOX_TTL_S, Mailbox
 from jarvis_core.store.turns import TurnEnd, TurnStore
 from jarvis_core.tasks import start_in
@@ -146,7 +146,7 @@ class RemoteTurns:
         """Note when the last reader left; the turn is kept for ``IDLE_S``."""
         remote.left_at = asyncio.get_running_loop().time()
 
-    async def stop(self, remote: RemoteTurn, reason: str) -> None:
+    async def stop(self, remote: RemoteTurn, reason: str, heard: Heard | None = None) -> None:
         """
         Ask the turn's worker to stop it; returns when the end is stored.
 
@@ -157,7 +157,7 @@ class RemoteTurns:
         try:
             async with cancellation.timeout(CANCEL_LIMIT_S if reachable else CANCEL_REPEAT_S):
                 while not remote.ended:
-                    self._post(remote.worker_id, Cancel(remote.id, remote.caller.user_id, reason))
+                    self._post(remote.worker_id, Cancel(remote.id, remote.caller.user_id, reason, heard))
                     ended = asyncio.ensure_future(remote.wait_ended())
                     await asyncio.wait([ended], timeout=CANCEL_REPEAT_S)
                     ended.cancel()
@@ -327,7 +327,7 @@ class RemoteTurns:
         if turn is None or self._turns is None:
             self._post(sender, Unknown(cancel.turn))
         else:
-            await self._turns.stop(turn, Status.CANCELLED, cancel.reason)
+            await self._turns.stop(turn, Status.CANCELLED, cancel.reason, cancel.heard)
 
     def _own(self, work: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
         return start_in(self._work, _logged(work))
@@ -456,13 +456,21 @@ def _ended(turn: Turn, at: int, text: str) -> Ended:
         turn.answer_at,
         turn.timer.receipt,
         any(call.shown for call in turn.calls),
+        turn.prompt_tokens,
     )
 
 
 def _end_of(message: Ended) -> TurnEnd:
     error = None if message.error is None else of_code(*message.error)
     return TurnEnd(
-        message.status, message.reason, error, message.tokens, message.model, message.ended_at, message.receipt
+        message.status,
+        message.reason,
+        error,
+        message.tokens,
+        message.model,
+        message.ended_at,
+        message.receipt,
+        prompt_tokens=message.prompt_tokens,
     )
 
 

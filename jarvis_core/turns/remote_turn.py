@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
-from jarvis_core.models import Caller, Status, TurnRecord
+from jarvis_core.models import Caller, Heard, Status, TurnRecord
 from jarvis_core.turns.log import OPENING, Step, Turn
 
 
@@ -27,9 +27,9 @@ class RemoteTurn(Turn):
         """When the last reader left."""
         self.append(Step.CREATED)
 
-    async def stop(self, status: Status, reason: str) -> None:
+    async def stop(self, status: Status, reason: str, heard: Heard | None = None) -> None:
         """Have its worker stop it."""
-        await self._control.stop(self, reason)
+        await self._control.stop(self, reason, heard)
 
     async def note_unread(self) -> None:
         """Have it forgotten, unless somebody reads it again soon."""
@@ -52,7 +52,7 @@ class RemoteTurn(Turn):
 class RemoteControl(Protocol):
     """Reaches the workers that run remote turns."""
 
-    async def stop(self, remote: RemoteTurn, reason: str) -> None:
+    async def stop(self, remote: RemoteTurn, reason: str, heard: Heard | None) -> None:
         """Ask the turn's worker to stop it; returns when the end is stored."""
         ...
 
@@ -76,6 +76,6 @@ class LocalTurns(Protocol):
         """Count a reader out."""
         ...
 
-    async def stop(self, turn: Turn, status: Status = ..., reason: str = ...) -> None:
+    async def stop(self, turn: Turn, status: Status = ..., reason: str = ..., heard: Heard | None = ...) -> None:
         """Stop a turn; returns when it has ended."""
         ...

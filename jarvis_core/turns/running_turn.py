@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from jarvis_core.models import Caller, Status
+from jarvis_core.models import Caller, Heard, Status
 from jarvis_core.turns.log import Turn
 from jarvis_core.turns.receipt import TurnTimer
 
@@ -40,11 +40,13 @@ class RunningTurn(Turn):
         """Who was asked to do something and has not told yet whether it did; stored in the place of the model."""
         self.stop_reason: tuple[Status, str] | None = None
         """How the turn is to end; set by the first request to stop it."""
+        self.heard: Heard | None = None
+        """How much of it was heard, where that is why it stops."""
 
-    async def stop(self, status: Status, reason: str) -> None:
+    async def stop(self, status: Status, reason: str, heard: Heard | None = None) -> None:
         """Cancel the model's stream; the first request decides the reason. Returns once the end is stored."""
         if self.stop_reason is None:
-            self.stop_reason = (status, reason)
+            self.stop_reason, self.heard = (status, reason), heard
             if self.generating and self.task is not None:
                 self.task.cancel()
         await self.wait_ended()

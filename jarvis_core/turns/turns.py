@@ -28,6 +28,7 @@ from jarvis_core.models import (
     Caller,
     Discard,
     Finish,
+    Heard,
     IdempotencyKey,
     LanguageModel,
     Prompt,
@@ -49,7 +50,7 @@ from jarvis_core.turns.household import EXAMPLES, Household
 from jarvis_core.turns.log import OPENING, Step, Turn
 from jarvis_core.turns.outcome import error_without_text, outcome
 from jarvis_core.turns.receipt import TurnTimer, elapsed_ms, observe_answer, observe_voice
-from jarvis_core.turns.recorder import TurnRecorder, storable_text, storable_tokens
+from jarvis_core.turns.recorder import TurnRecorder, read_tokens, storable_text, storable_tokens
 from jarvis_core.turns.remote import RemoteTurns
 from jarvis_core.turns.running_turn import RunningTurn
 from jarvis_core.turns.tool_loop import ToolLoop
@@ -95,6 +96,10 @@ class Ask(Struct, frozen=True):
     """The client's own."""
     tool_choice: str | UnsetType = UNSET
     """As a prompt's."""
+    context: list[Utterance] | None = None
+    """What the model is told was said before, in place of the conversation's history and of what is remembered."""
+    aside: bool = False
+    """Whether the answer belongs to no conversation: nothing is stored or remembered, and it runs beside others."""
 
 
 Starting = Coroutine[None, None, tuple[Turn, Coroutine[None, None, None] | None]]
@@ -320,6 +325,8 @@ class Turns:
         self, ask: Ask, caller: Caller, key: IdempotencyKey | None, timer: TurnTimer
     ) -> tuple[Turn, Coroutine[None, None, None] | None]:
         """Store the user's message; return the turn, and what produces it where it is to be run here."""
+        if ask.aside:
+            return await self._start_aside(ask, caller, timer)
         turn = RunningTurn(
             caller,
             ask.conversation_id or new_id(),
@@ -352,8 +359,20 @@ class Turns:
             asked_to_act=HOUSE if self._house is not None and ask.ask_house and ask.content else "",
         )
 
+    async def _start_aside(
+        self, ask: Ask, caller: Caller, timer: TurnTimer
+    ) -> tuple[Turn, Coroutine[None, None, None]]:
+        """Return a turn that has no conversation, is stored nowhere and found by nobody; it ends with its last reader."""
+        begun = Begun(ask.context or [])
+        if ask.context is None and ask.conversation_id is not None:
+            limit = self._model.history_limit_chars
+            begun = await self._store.fetch_history(caller.user_id, ask.conversation_id, limit)
+        turn = RunningTurn(caller, "", new_id(), None, user=current_user.get(), keep_running=False, timer=timer)
+        log.bind_turn(turn.id, "")
+        return self._run(turn, ask, begun, NOTHING_RECALLED)
+
     async def _recall(self, ask: Ask, caller: Caller, begun: Begun, timer: TurnTimer) -> Recalled:
-        question = _latest(ask, begun.history)[1]
+        question = _latest(ask, begun.history)[1] if ask.context is None else ""
         if self._memories is None or not ask.use_memory or not begun.remembers or not question:
             return NOTHING_RECALLED
         room_chars = self._model.history_limit_chars - len(question) - CONTEXT_RESERVE_CHARS
@@ -424,7 +443,7 @@ class Turns:
     def _prompt(self, ask: Ask, begun: Begun, recalled: Recalled, conversation_id: str) -> Prompt:
         """Return what the model is asked; what changes from turn to turn is in its context."""
         history, content = _latest(ask, [*begun.history, *ask.before] if ask.before else begun.history)
-        tools = self._tools.choose(content, ask.tools)
+        tools = () if ask.aside else self._tools.choose(content, ask.tools)
         settings, household = self._settings, self.household
         system, told = ask.system_prompt, ""
         examples: tuple[Utterance, ...] = ()
@@ -449,7 +468,7 @@ class Turns:
             conversation_id=conversation_id,
             context="\n\n".join(part for part in (recalled.text, unclear, told) if part),
             examples=examples,
-            older=begun.older,
+            older=begun.older if ask.context is None else 0,
             tools=tools,
             tool_choice="auto" if ask.tool_choice is UNSET else ask.tool_choice,
         )
@@ -497,7 +516,7 @@ class Turns:
     def get(self, owner: str, turn_id: str) -> Turn | None:
         """Return a turn that runs here or ended here not long ago, if it is *owner*'s."""
         turn = self._running.get(turn_id) or self._ended.get(turn_id)
-        return turn if turn is not None and turn.caller.user_id == owner else None
+        return turn if turn is not None and turn.caller.user_id == owner and turn.conversation_id else None
 
     async def find_running(self, owner: str, conversation_id: str) -> Turn | None:
         """Return the turn that runs in a conversation of *owner*, here or on another worker, if any."""
@@ -510,6 +529,10 @@ class Turns:
     def forget_conversation(self, owner: str, conversation_id: str) -> None:
         """Let go of the ended turns of a deleted conversation: what it said is not to be had here either."""
         self._ended.remove_conversation(owner, conversation_id)
+
+    def forget_turn(self, turn_id: str) -> None:
+        """Let go of an ended turn whose answer was removed."""
+        self._ended.remove(turn_id)
 
     @property
     def running(self) -> int:
@@ -526,14 +549,20 @@ class Turns:
         if turn.readers == 0:
             await turn.note_unread()
 
-    async def stop(self, turn: Turn, status: Status = Status.CANCELLED, reason: str = "cancelled") -> None:
+    async def stop(
+        self,
+        turn: Turn,
+        status: Status = Status.CANCELLED,
+        reason: str = "cancelled",
+        heard: Heard | None = None,
+    ) -> None:
         """
-        Stop *turn*; returns when the model's connection is closed and the end is stored.
+        Stop *turn*; returns when the model's connection is closed and the end is stored, with no more text than was *heard*.
 
         Whoever asks first decides the reason; a turn that has already got its last word keeps its own end. Raises
         ``Unavailable`` for a turn of a worker that cannot be reached.
         """
-        await turn.stop(status, reason)
+        await turn.stop(status, reason, heard)
 
     async def delete(self, caller: Caller, turn: Turn) -> None:
         """
@@ -565,7 +594,7 @@ class Turns:
 
     async def store_receipt(self, turn: Turn) -> None:
         """Store the receipt of *turn* where it has changed since the turn's end was stored; a failure is logged."""
-        if not (turn.timer.unstored and turn.ended):
+        if not (turn.timer.unstored and turn.ended and turn.conversation_id):
             return
         try:
             await self._store.add_receipt(turn.id, turn.timer.receipt)
@@ -633,9 +662,12 @@ class Turns:
         if turn.asked_to_act and not turn.text():
             model = turn.asked_to_act
         end = TurnEnd(status, reason, error, storable_tokens(finish, turn), model, receipt=turn.timer.receipt)
+        end = msgspec.structs.replace(end, heard=turn.heard if turn.text() else None, prompt_tokens=read_tokens(finish))
         observe_answer(self._durations, turn.timer.receipt)
         try:
-            stored = await self._recorder.store_end(turn, end)
+            stored: TurnEnd | None = msgspec.structs.replace(end, ended_at=datetime.now(UTC))
+            if turn.conversation_id:
+                stored = await self._recorder.store_end(turn, end)
             if stored is None:
                 stored = _not_stored(turn, end, Unavailable(NOT_STORED, retry_after_s=RETRY_AFTER_S))
         except Exception:
@@ -647,7 +679,8 @@ class Turns:
         self._shares.give_back(turn.user)
         turn.task = None
         turn.end(stored)
-        self._ended.add(turn)
+        if turn.conversation_id and stored.heard is None:
+            self._ended.add(turn)
 
     async def _ask_house(self, house: House, turn: RunningTurn, ask: Ask) -> Finish | None:
         """Put what the house says into the log; returns None where the model is to be asked."""
@@ -691,12 +724,14 @@ class Turns:
                     if repeats(turn.text()):
                         return Finish("repetition")
                     look_at = min(limit, length + max(LOOK_CHARS, length // 8))
-                self._recorder.note_text(turn)
+                if turn.conversation_id:
+                    self._recorder.note_text(turn)
         return finish
 
 
 def _latest(ask: Ask, history: list[Utterance]) -> tuple[list[Utterance], str]:
     """Return what was said before and what the user said last, which is in *history* where *ask* has nothing new."""
+    history = history if ask.context is None else ask.context
     if not ask.content and history and history[-1].role == "user":
         return history[:-1], history[-1].content
     return history, ask.content

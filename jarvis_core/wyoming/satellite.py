@@ -69,7 +69,7 @@ class Assistant(NamedTuple):
     caller: Caller
     key: Callable[[str], str]
     """Returns under which name a client at this address is counted."""
-    charge: Callable[[str], Awaitable[None]]
+    charge: Callable[[str], Awaitable[object]]
     """Counts a request under a name; raises ``RateLimited``."""
     home_control: bool = False
 

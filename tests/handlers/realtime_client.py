@@ -23,38 +23,19 @@ WAIT_S = 10.0
 """Longest wait for one event: generous, for a machine with other work."""
 
 
-class Tally:
-    """What the events so far add up to; ``take`` raises ``AssertionError`` where one breaks an invariant."""
+class Said:
+    """What the events of one response add up to."""
 
     def __init__(self) -> None:
-        self.seq = 0
-        self.active: str | None = None
-        """The response that was created and is not done."""
         self.text = ""
-        """Its deltas, or the last response's; of its transcript where it is spoken."""
+        """Its deltas; of its transcript where it is spoken."""
         self.sound = b""
         """The samples that came with it."""
         self._sound_ended = False
-        self._words: dict[str, str] = {}
-        """Of recordings, by the item's id, as far as they were told."""
-        self._ended: set[str] = set()
-        self._event_ids: set[str] = set()
 
     def take(self, event: Event) -> None:
         """Count one event."""
-        assert event["seq"] == self.seq + 1, (self.seq, event)
-        self.seq += 1
-        assert event["event_id"] not in self._event_ids
-        self._event_ids.add(event["event_id"])
-        if "response_id" in event:
-            assert event["response_id"] == self.active, event
         match event["type"]:
-            case "response.created":
-                assert self.active is None, "one active response a session"
-                self.active = event["response"]["id"]
-                assert self.active not in self._ended
-                assert event["response"]["status"] == "in_progress"
-                self.text, self.sound, self._sound_ended = "", b"", False
             case "response.output_text.delta" | "response.output_audio_transcript.delta":
                 assert event["delta"]
                 self.text += event["delta"]
@@ -63,11 +44,6 @@ class Tally:
                 sound = base64.b64decode(event["delta"], validate=True)
                 assert sound
                 self.sound += sound
-            case "conversation.item.input_audio_transcription.delta":
-                assert event["delta"]
-                self._words[event["item_id"]] = self._words.get(event["item_id"], "") + event["delta"]
-            case "conversation.item.input_audio_transcription.completed":
-                assert self._words.pop(event["item_id"], "") == event["transcript"]
             case "response.output_audio.done":
                 self._sound_ended = True
             case "response.output_text.done":
@@ -80,12 +56,65 @@ class Tally:
             case "response.output_item.done" if event["item"]["type"] == "message":
                 assert words_of(event["item"]["content"][0]) == self.text
             case "response.done":
-                response = event["response"]
-                assert response["id"] == self.active
-                said = [words_of(item["content"][0]) for item in response["output"] if item["type"] == "message"]
+                output = event["response"]["output"]
+                said = [words_of(item["content"][0]) for item in output if item["type"] == "message"]
                 assert "".join(said) == self.text
-                self._ended.add(response["id"])
-                self.active = None
+
+
+class Tally:
+    """What the events so far add up to; ``take`` raises ``AssertionError`` where one breaks an invariant."""
+
+    def __init__(self) -> None:
+        self.seq = 0
+        self.active: str | None = None
+        """The response of the conversation that was created and is not done."""
+        self._said = Said()
+        self._asides: dict[str, Said] = {}
+        """The responses out of band that were created and are not done."""
+        self._ended: set[str] = set()
+        self._event_ids: set[str] = set()
+        self._words: dict[str, str] = {}
+        """Of recordings, by the item's id, as far as they were told."""
+
+    @property
+    def text(self) -> str:
+        """What the active response says, or what the last one said."""
+        return self._said.text
+
+    @property
+    def sound(self) -> bytes:
+        """The samples that came with it."""
+        return self._said.sound
+
+    def take(self, event: Event) -> None:
+        """Count one event."""
+        assert event["seq"] == self.seq + 1, (self.seq, event)
+        self.seq += 1
+        assert event["event_id"] not in self._event_ids
+        self._event_ids.add(event["event_id"])
+        if event["type"] == "response.created":
+            self._begin(event["response"])
+        elif event["type"] == "conversation.item.input_audio_transcription.delta":
+            assert event["delta"]
+            self._words[event["item_id"]] = self._words.get(event["item_id"], "") + event["delta"]
+        elif event["type"] == "conversation.item.input_audio_transcription.completed":
+            assert self._words.pop(event["item_id"], "") == event["transcript"]
+        elif (response_id := event.get("response_id") or event.get("response", {}).get("id")) is not None:
+            assert response_id == self.active or response_id in self._asides, event
+            (self._asides.get(response_id) or self._said).take(event)
+            if event["type"] == "response.done":
+                self._ended.add(response_id)
+                if self._asides.pop(response_id, None) is None:
+                    self.active = None
+
+    def _begin(self, response: Event) -> None:
+        assert response["id"] not in self._ended
+        assert response["status"] == "in_progress"
+        if response["conversation_id"] is None:
+            self._asides[response["id"]] = Said()
+        else:
+            assert self.active is None, "one active response a session"
+            self.active, self._said = response["id"], Said()
 
 
 def words_of(part: Event) -> str:

@@ -182,3 +182,24 @@ def test_fit_never_drops_the_newest() -> None:
 def test_estimate_counts_bytes(text: str) -> None:
     """A token is taken for three bytes of UTF-8, and each message has its overhead."""
     assert estimate_tokens(text) == len(text.encode()) // BYTES_PER_TOKEN + TOKENS_PER_MESSAGE
+
+
+@pytest.mark.behaviour("session.instructions.length")
+def test_long_instructions() -> None:
+    """Instructions over their field's limit go on before the conversation, to half of its room; whole words are in the field."""
+    system = " ".join(f"rule{index:05}" for index in range(3_200))
+    length = 0
+    for history in ((), ("Salut", "Ça va ?")):
+        packed = pack(make_prompt("Et toi ?", *history, system=system))
+        assert isinstance(packed.system_prompt, str)
+        assert packed.system_prompt.endswith(" ")
+        length = len(packed.system_prompt)
+        assert length <= SYSTEM_LIMIT_CHARS
+        told = packed.system_prompt + packed.prompt
+        assert told.startswith(system[:9_500])
+        assert len(packed.prompt) <= PROMPT_LIMIT_CHARS
+        assert packed.prompt.endswith("Et toi ?" if not history else "User: Et toi ?\nAssistant:")
+        assert all(one in packed.prompt for one in history)
+    assert not isinstance(packed.messages, msgspec.UnsetType)
+    assert packed.messages[0].content.endswith("Salut")
+    assert packed.messages[0].content.startswith(system[length:][:4_000])

@@ -106,7 +106,7 @@ async def test_answer(server: FakeModelServer, model: OpenAiModel, transport: Tr
     """The answer is its pieces, and an end with the count and the model's name."""
     server.mode = ModelServerMode(delta_delay_s=0.01)
     pieces: list[str] = []
-    assert await collect(model, into=pieces) == (SAID, Finish("stop", 5, "small-model"))
+    assert await collect(model, into=pieces) == (SAID, Finish("stop", 5, "small-model", prompt_tokens=5))
     assert len(pieces) == 5
     assert transport.health.state == "healthy"
 
@@ -223,7 +223,7 @@ async def test_split_characters(server: FakeModelServer, model: OpenAiModel, pie
 async def test_forms(server: FakeModelServer, model: OpenAiModel, form: dict[str, Any]) -> None:
     """What servers do differently changes nothing: comments, spaces, chunks of the role, of reasoning, of counts."""
     server.mode = ModelServerMode(**form)
-    assert await collect(model) == (SAID, Finish("stop", 5, "small-model"))
+    assert await collect(model) == (SAID, Finish("stop", 5, "small-model", prompt_tokens=5))
 
 
 async def test_no_counts(server: FakeModelServer, model: OpenAiModel) -> None:

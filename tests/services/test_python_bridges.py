@@ -99,7 +99,7 @@ async def test_answer(bridges: FakeBridges, model: BridgesModel, transport: Tran
     """Whole or streamed, the answer is its text, and an end with the counts and the model's name."""
     bridges.mode = BridgesMode(shape=shape, delta_delay_s=0.01)
     pieces: list[str] = []
-    assert await collect(model, into=pieces) == (SAID, Finish("stop", 5, "mistral:latest"))
+    assert await collect(model, into=pieces) == (SAID, Finish("stop", 5, "mistral:latest", prompt_tokens=3))
     assert len(pieces) == (1 if shape == "json" else 5)
     assert transport.health.state == "healthy"
 
@@ -512,7 +512,7 @@ async def test_what_is_not_the_answer(
 async def test_thinking_of_its_own(bridges: FakeBridges, model: BridgesModel, shape: Any) -> None:
     """Thinking in a field of its own is no part of the answer; without an answer it is told."""
     bridges.mode = BridgesMode(shape=shape, thinking="hm hm hm")
-    assert await collect(model) == (SAID, Finish("stop", 5, "mistral:latest"))
+    assert await collect(model) == (SAID, Finish("stop", 5, "mistral:latest", prompt_tokens=3))
     bridges.mode = BridgesMode(shape=shape, thinking="hm hm hm", answer="", deltas=())
     text, finish = await collect(model)
     assert (text, finish.reason) == ("", "thinking")
@@ -552,7 +552,7 @@ async def test_words_of_an_error(bridges: FakeBridges, model: BridgesModel, shap
 async def test_labels(bridges: FakeBridges, model: BridgesModel, shape: Any, label: str) -> None:
     """A stream is one whatever it is labelled."""
     bridges.mode = BridgesMode(shape=shape, content_type=label)
-    assert await collect(model) == (SAID, Finish("stop", 5, "mistral:latest"))
+    assert await collect(model) == (SAID, Finish("stop", 5, "mistral:latest", prompt_tokens=3))
 
 
 @pytest.mark.parametrize("label", ["application/json", "text/html", ""])

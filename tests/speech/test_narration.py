@@ -393,21 +393,23 @@ async def test_first_clause_is_known_by_its_listener(monkeypatch: pytest.MonkeyP
 # Silence
 
 
-async def test_silence_while_it_waits() -> None:
-    """A voice that waits for its time stops at once, and the words come to their end."""
+@pytest.mark.parametrize(("reason", "rest"), [("server_stopped", COUNT[3:]), ("cancelled", ()), ("turn_detected", ())])
+async def test_silence_while_it_waits(reason: str, rest: tuple[str, ...]) -> None:
+    """A voice that waits for its time stops at once, and the words come to their end, unless somebody interrupts."""
     voice = Voice(duration_s=LONG_S)
     listener = Listener(ended("".join(COUNT)), voice)
     await settle()
-    listener.narration.silence("cancelled")
+    listener.narration.silence(reason)
     await listener.end()
     assert len(voice.asked) == 3
-    assert listener.said[3:] == [*COUNT[:3], "".join(COUNT[3:]), *CLOSING, Step.ENDED]
-    assert listener.narration.silenced == "cancelled"
+    assert listener.said[3:] == [*COUNT[:3], *(["".join(rest)] if rest else []), *CLOSING, Step.ENDED]
+    assert listener.narration.transcript() == "".join([*COUNT[:3], *rest])
+    assert listener.narration.silenced == reason
     assert voice.closed == 1
 
 
 async def test_silence_while_it_speaks() -> None:
-    """A sentence that is being spoken is given up, and comes in words with the others."""
+    """A sentence that is being spoken is given up, and not told either."""
     voice = Voice()
     voice.hanging = True
     turn = begun("Un. Deux. T")
@@ -420,12 +422,12 @@ async def test_silence_while_it_speaks() -> None:
     turn.append("rois.")
     end(turn)
     await listener.end()
-    assert listener.said[3:] == ["Un. Deux. Trois.", *CLOSING, Step.ENDED]
+    assert (listener.said[3:], listener.narration.transcript()) == ([*CLOSING, Step.ENDED], "")
     assert (listener.sound, voice.asked, listener.narration.silenced) == (b"", ["Un."], "cancelled")
 
 
 async def test_silence_between_two_pieces() -> None:
-    """No piece of sound comes after the voice was stopped, also of a sentence that is there."""
+    """No piece of sound comes after the voice was stopped, and no other sentence."""
     voice = Voice(chunks=5)
     narration = Narration(ended("Un. Deux."), voice, OPTIONS, CALLER)
     entries = []
@@ -434,11 +436,11 @@ async def test_silence_between_two_pieces() -> None:
         if isinstance(entry, bytes):
             narration.silence("cancelled")
     assert sum(isinstance(entry, bytes) for entry in entries) == 1
-    assert [entry for entry in entries if not isinstance(entry, bytes)][3:] == ["Un. ", "Deux.", *CLOSING, Step.ENDED]
+    assert [entry for entry in entries if not isinstance(entry, bytes)][3:] == ["Un. ", *CLOSING, Step.ENDED]
 
 
 async def test_silence_before_the_first_word() -> None:
-    """A voice that was stopped before the model spoke never speaks."""
+    """A voice that was stopped before the model spoke never speaks, and tells no words."""
     voice = Voice()
     turn = begun()
     listener = Listener(turn, voice)
@@ -448,7 +450,7 @@ async def test_silence_before_the_first_word() -> None:
     turn.append(*OPENING, "Un. Deux.")
     end(turn)
     await listener.end()
-    assert (listener.words, voice.opened) == ("Un. Deux.", 0)
+    assert (listener.words, voice.opened) == ("", 0)
 
 
 @pytest.mark.parametrize(("status", "spoken"), [(Status.CANCELLED, 3), (Status.INCOMPLETE, 6)])
@@ -531,7 +533,7 @@ async def test_goes_on_after_silence() -> None:
     voice = Voice(chunks=3)
     narration = Narration(ended("Un. Deux. Trois."), voice, OPTIONS, CALLER)
     whole = await rest_of(narration, START)
-    narration.silence("cancelled")
+    narration.silence("server_stopped")
     for number, (place, entry) in enumerate(whole[:-4]):
         words = "".join(entry for _, entry in whole[number + 1 :] if isinstance(entry, str))
         said = [entry for _, entry in await rest_of(narration, place)]

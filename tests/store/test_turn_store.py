@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from jarvis_core.errors import Conflict, DeadlineExceeded, NotFound, Unavailable
-from jarvis_core.models import IdempotencyKey, Receipt, Status, Utterance, new_id
+from jarvis_core.models import Heard, IdempotencyKey, Receipt, Status, Utterance, new_id
 from jarvis_core.processes.child import own_identity
 from jarvis_core.settings import Database
 from jarvis_core.store.conversations import ConversationStore
@@ -411,6 +411,40 @@ async def test_end_of_a_turn_that_others_closed(
             ("assistant", "Salut", Status.COMPLETED),
         ]
         assert (await conversations.fetch(OWNER, turn.conversation_id)).message_count == 2
+
+
+@pytest.mark.behaviour("heard.with_the_end")
+async def test_what_was_heard_is_stored_with_the_end(store: TurnStore, conversations: ConversationStore) -> None:
+    """The end of a turn that was interrupted has what was heard, and the rest apart, in one statement; all of it is one text."""
+    turn = beginning()
+    await store.begin(turn)
+    heard = Heard(7, 900)
+    await store.end(turn.turn_id, TurnEnd(Status.CANCELLED, "turn_detected", heard=heard), "Bonjour à tous")
+    record = await store.fetch(OWNER, turn.turn_id)
+    assert (record.content, record.heard_ms) == ("Bonjour", 900)
+    (_, answer), _ = await conversations.fetch_history(OWNER, turn.conversation_id, limit=9, after=0, unheard=True)
+    assert (answer.content, answer.unheard) == ("Bonjour", " à tous")
+    await store.truncate(OWNER, turn.turn_id, 9, heard_ms=1_200, told=True)
+    assert (await store.fetch(OWNER, turn.turn_id)).content == "Bonjour à"
+
+
+@pytest.mark.behaviour("heard.closed_by_others")
+async def test_truncated_where_others_closed_it(
+    store: TurnStore, conversations: ConversationStore, presence: HeartbeatStore
+) -> None:
+    """A turn of which less was heard than others had stored keeps that, whatever its worker or a reader had more of it."""
+    for late_end in (True, False):
+        turn = beginning()
+        await store.begin(turn)
+        await store.checkpoint([(turn.turn_id, "Bonjour à", "m")])
+        await presence.close_strays()
+        await store.truncate(OWNER, turn.turn_id, 3, heard_ms=300, told=True)
+        if late_end:
+            await store.end(turn.turn_id, TurnEnd(Status.COMPLETED, "stop"), "Bonjour à tous")
+        else:
+            assert await store.keep_told(turn.turn_id, kept="Bon", told="Bonjour à tous")
+        (_, answer), _ = await conversations.fetch_history(OWNER, turn.conversation_id, limit=9, after=0, unheard=True)
+        assert (answer.content, answer.unheard, answer.heard_ms) == ("Bon", "jour à tous", 300)
 
 
 async def test_text_that_a_reader_was_told(

@@ -26,6 +26,7 @@ from jarvis_core.handlers.realtime.wire import (
     SessionBody,
     SpeechStartedEvent,
     SpeechStoppedEvent,
+    TimeoutTriggeredEvent,
     TurnDetection,
 )
 from jarvis_core.models import Caller, new_id
@@ -126,7 +127,15 @@ class AudioInput:
         else:
             recording, item_id = self._hearing.commit(), self._hearing.item_id or new_id()
             self._hearing.clear()
-        await self._add(item_id, recording, None, config, answering, answer=given.create_response, timer=timer)
+        await self._add(
+            item_id,
+            recording,
+            None,
+            config,
+            answering,
+            answer=given.create_response and config.type == "realtime",
+            timer=timer,
+        )
 
     def clear(self) -> None:
         """Drop all sound that is no item yet."""
@@ -156,6 +165,8 @@ class AudioInput:
                 self._hearing.forget_early()
             case Kind.COMMIT:
                 await self._end_speech(action, config, answering)
+            case Kind.TIME_OUT:
+                await self._time_out(action, config, answering)
             case Kind.CUT:
                 await self._end_speech(action, config, answering)
                 await self._begin_speech(action.end_ms)
@@ -180,7 +191,18 @@ class AudioInput:
         await self._socket.emit(lambda seq: SpeechStoppedEvent(f"event_{seq}", seq, action.end_ms, item_id))
         detection = config.audio.input.turn_detection
         answer = action.kind is Kind.COMMIT and detection is not None and detection.create_response
+        answer = answer and config.type == "realtime"
         await self._add(item_id, recording, early, config, answering, answer=answer, timer=timer)
+
+    async def _time_out(self, action: Action, config: SessionBody, answering: Answering) -> None:
+        """Make a silence an item, and have the assistant go on."""
+        timer = TurnTimer(time.perf_counter())
+        recording = self._hearing.recording(action.start_ms, action.end_ms)
+        item_id, start_ms, end_ms = new_id(), action.start_ms, action.end_ms
+        await self._socket.emit(lambda seq: TimeoutTriggeredEvent(f"event_{seq}", seq, start_ms, end_ms, item_id))
+        detection = config.audio.input.turn_detection
+        answer = detection is not None and detection.create_response and config.type == "realtime"
+        await self._add(item_id, recording, None, config, answering, answer=answer, timer=timer, unasked=True)
 
     async def _add(
         self,
@@ -192,13 +214,21 @@ class AudioInput:
         *,
         answer: bool,
         timer: TurnTimer,
+        unasked: bool = False,
     ) -> None:
-        """Show *recording* as an item, and begin to transcribe it."""
+        """Show *recording* as an item, and begin to transcribe it; *unasked* it is answered without words too."""
         previous = self._dialogue.last_item_id
         await self._socket.emit(lambda seq: CommittedEvent(f"event_{seq}", seq, previous, item_id))
         await self._dialogue.show(
             self._socket, Item(item_id, "user", [ContentPart("input_audio", transcript=None)], "completed")
         )
         self._transcriptions.begin(
-            item_id, recording, early, config, answering.respond, answering.answer if answer else None, timer
+            item_id,
+            recording,
+            early,
+            config,
+            answering.respond,
+            answering.answer if answer else None,
+            timer,
+            unasked=unasked,
         )

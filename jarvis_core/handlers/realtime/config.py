@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import msgspec
 from msgspec import UNSET, Struct
@@ -32,6 +32,7 @@ from jarvis_core.handlers.realtime.wire import (
     SemanticVad,
     ServerVad,
     SessionBody,
+    SessionType,
     Transcription,
     TurnDetection,
 )
@@ -112,7 +113,16 @@ def configured(body: SessionBody, given: object, path: str) -> tuple[SessionBody
     audio = body.audio
     if config.audio is not UNSET:
         audio = _configured_audio(body.audio, config.audio, f"{path}.audio", errors)
-    return msgspec.structs.replace(_replaced(body, config, NAMES), audio=audio), errors
+    body = msgspec.structs.replace(_replaced(body, config, NAMES), audio=audio)
+    return body if config.type is UNSET else of_type(body, config.type), errors
+
+
+def of_type(body: SessionBody, kind: SessionType) -> SessionBody:
+    """Return *body* as a session of another type."""
+    name: Literal["realtime.session", "realtime.transcription_session"] = (
+        "realtime.session" if kind == "realtime" else "realtime.transcription_session"
+    )
+    return msgspec.structs.replace(body, type=kind, object=name)
 
 
 def _configured_audio(body: AudioBody, config: AudioConfig, path: str, errors: list[InvalidRequest]) -> AudioBody:
@@ -137,7 +147,7 @@ def _configured_audio(body: AudioBody, config: AudioConfig, path: str, errors: l
         if config.output.format is not UNSET:
             audio_format = _format(outgoing.format, config.output.format, f"{path}.output.format", errors)
             outgoing = msgspec.structs.replace(outgoing, format=audio_format)
-        outgoing = _replaced(outgoing, config.output, ("speed",))
+        outgoing = _replaced(outgoing, config.output, ("speed", "truncate"))
         if config.output.voice is not UNSET:
             voice = config.output.voice.id if isinstance(config.output.voice, VoiceId) else config.output.voice
             outgoing = msgspec.structs.replace(outgoing, voice=voice)
@@ -164,7 +174,9 @@ def _detection(body: TurnDetection | None, config: TurnDetectionConfig | None) -
         semantic = body if isinstance(body, SemanticVad) else SemanticVad()
         return _replaced(semantic, config, ("eagerness", *EITHER_WAY))
     fixed = body if isinstance(body, ServerVad) else ServerVad()
-    return _replaced(fixed, config, ("threshold", "prefix_padding_ms", "silence_duration_ms", *EITHER_WAY))
+    return _replaced(
+        fixed, config, ("threshold", "prefix_padding_ms", "silence_duration_ms", "idle_timeout_ms", *EITHER_WAY)
+    )
 
 
 def manner_of(detection: TurnDetection) -> Manner:
@@ -179,6 +191,7 @@ def manner_of(detection: TurnDetection) -> Manner:
         Thresholds(detection.threshold, detection.silence_duration_ms),
         detection.prefix_padding_ms,
         detection.interrupt_response,
+        idle_timeout_ms=detection.idle_timeout_ms,
     )
 
 

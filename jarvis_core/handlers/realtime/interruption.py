@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from jarvis_core.conversation.ledger import Ledger
 from jarvis_core.errors import NotFound
+from jarvis_core.handlers.realtime.config import SessionSettings
 from jarvis_core.handlers.realtime.hearing import Hearing
 from jarvis_core.handlers.realtime.refusals import NotTruncatable
 from jarvis_core.handlers.realtime.response import ResponseStream
 from jarvis_core.handlers.realtime.socket import Socket
 from jarvis_core.handlers.realtime.wire import ItemTruncate, TruncatedEvent
-from jarvis_core.models import Caller
-from jarvis_core.turns.log import Turn
+from jarvis_core.models import Caller, Heard
 from jarvis_core.turns.turns import Turns
 
 
@@ -18,11 +17,18 @@ class Interrupter:
     """Interrupts the answers of one session."""
 
     def __init__(
-        self, turns: Turns, caller: Caller, socket: Socket, response: ResponseStream, hearing: Hearing
+        self,
+        turns: Turns,
+        caller: Caller,
+        socket: Socket,
+        settings: SessionSettings,
+        response: ResponseStream,
+        hearing: Hearing,
     ) -> None:
         self._turns = turns
         self._caller = caller
         self._socket = socket
+        self._settings = settings
         self._response = response
         self._hearing = hearing
 
@@ -34,15 +40,20 @@ class Interrupter:
             return
         heard_ms = conversation.heard_ms(time_ms)
         conversation.silence(time_ms)
-        turn = output.turn
+        turn, ledger = output.turn, output.ledger
+        heard = None if ledger is None else Heard(ledger.heard_chars(heard_ms), round(heard_ms))
         # Silent at once. Its end is told later: whoever asks then what was said is told what was heard.
         with response.end_held():
             output.silence(reason)
             if not turn.ended:
-                await self._turns.stop(turn, reason=reason)
-            await self._keep_heard(turn, output.ledger, heard_ms)
+                # What was heard is stored with the end: nobody finds more of it, whatever happens in between.
+                await self._turns.stop(turn, reason=reason, heard=heard)
+            if heard is not None and turn.heard_ms is None and turn.text():
+                await self._turns.truncate(self._caller, turn.id, heard.chars, heard_ms=heard.ms)
         # A client that interrupts asks for the next response at once: this one must be over by then.
         await response.wait_sent()
+        if heard is not None and turn.text() and self._settings.body.audio.output.truncate == "server":
+            await self._tell_truncated(turn.id, 0, heard.ms)
 
     async def truncate(self, event: ItemTruncate) -> None:
         """
@@ -64,11 +75,7 @@ class Interrupter:
                 await self._turns.find(self._caller, item_id)
         except NotFound as exc:
             raise NotTruncatable(item_id) from exc
-        await self._socket.emit(
-            lambda seq: TruncatedEvent(f"event_{seq}", seq, item_id, event.content_index, event.audio_end_ms)
-        )
+        await self._tell_truncated(item_id, event.content_index, event.audio_end_ms)
 
-    async def _keep_heard(self, turn: Turn, ledger: Ledger | None, heard_ms: float) -> None:
-        """Store how much of an interrupted answer was heard, as far as it is known here."""
-        if ledger is not None and turn.text():
-            await self._turns.truncate(self._caller, turn.id, ledger.heard_chars(heard_ms), heard_ms=round(heard_ms))
+    async def _tell_truncated(self, item_id: str, content_index: int, audio_end_ms: int) -> None:
+        await self._socket.emit(lambda seq: TruncatedEvent(f"event_{seq}", seq, item_id, content_index, audio_end_ms))

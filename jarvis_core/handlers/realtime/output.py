@@ -117,7 +117,7 @@ class TextOutput:
                 step = entry if isinstance(entry, Step) else None
                 place = Cursor(Phase.TEXT, position)
                 yield Event(place, step, lambda seq, entry=entry: events.json(seq, entry))
-                if step in BESIDE:
+                if step in BESIDE and self.turn.conversation_id:
                     yield _beside(self, events, place, step)
                 elif isinstance(entry, CallEntry) and entry.step in BESIDE_CALL:
                     yield _beside_call(self, place, entry)
@@ -155,7 +155,9 @@ class AudioOutput:
         self.ledger: Ledger | None = self._narration.ledger
         self.previous_item_id: str | None = None
         self._audio = audio
-        self._events = SpokenTurnEvents(turn, audio, lambda: self._narration.silenced, metadata=metadata)
+        self._events = SpokenTurnEvents(
+            turn, audio, lambda: self._narration.silenced, self._narration.transcript, metadata=metadata
+        )
 
     @property
     def silenced(self) -> str | None:
@@ -190,7 +192,7 @@ class AudioOutput:
                     if step is Step.ENDED and self._narration.voice is not None:
                         self._audio.voice = self._narration.voice
                     yield Event(place, step, lambda seq, entry=entry: events.json(seq, entry))
-                    if step in BESIDE:
+                    if step in BESIDE and self.turn.conversation_id:
                         yield _beside(self, events, place, step)
 
     def silence(self, reason: str) -> None:

@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from jarvis_core.errors import RequestError
+from jarvis_core.handlers.realtime.asides import Asides
 from jarvis_core.handlers.realtime.audio import InputBuffer
 from jarvis_core.handlers.realtime.audio_input import AudioInput
 from jarvis_core.handlers.realtime.config import SessionSettings
@@ -114,13 +115,13 @@ def assemble(
     tell_lost = partial(_tell_lost, shared, socket)
     buffer, hearing = InputBuffer(transcriber, tell_lost), Hearing(transcriber, tell_lost)
     response = ResponseStream(turns, socket, dialogue, config, hearing)
-    interrupter = Interrupter(turns, caller, socket, response, hearing)
+    interrupter = Interrupter(turns, caller, socket, settings, response, hearing)
     transcriptions = PendingTranscriptions(transcriber, caller, socket, dialogue, handling)
     return Parts(
         socket=socket,
         settings=settings,
         dialogue=dialogue,
-        items=Items(turns, caller, socket, dialogue, response),
+        items=Items(turns, caller, socket, dialogue, response, interrupter),
         input=AudioInput(caller, socket, dialogue, buffer, hearing, transcriptions, interrupter, handling),
         transcriptions=transcriptions,
         response=response,
@@ -137,6 +138,7 @@ def assemble(
             response,
             interrupter,
             handling,
+            Asides(turns, socket),
             on_turn,
         ),
     )

@@ -66,6 +66,24 @@ class DuplicateItem(InvalidRequest):
         super().__init__(f"There is an item {item_id!r} already.", details={"path": "$.item.id"})
 
 
+class PreviousItemUnknown(NotFound):
+    """The conversation has no item behind which the new one could be put; the code is ours."""
+
+    code = "item_create_invalid_previous_item_id"
+
+    def __init__(self, item_id: str) -> None:
+        super().__init__(f"There is no item {item_id!r}.", details={"path": "$.previous_item_id"})
+
+
+class NotDeletable(NotFound):
+    """The conversation has no such item."""
+
+    code = "item_delete_invalid_item_id"
+
+    def __init__(self, item_id: str) -> None:
+        super().__init__(f"There is no item {item_id!r}.", details={"path": "$.item_id"})
+
+
 class NotTruncatable(NotFound):
     """There is no such answer of the assistant's."""
 

@@ -164,8 +164,7 @@ class ResponseStream:
     def _add_item(self, output: Output) -> None:
         """Make the assistant's item the conversation's last, unless a connection that was lost has told of it already."""
         if output.previous_item_id is None and self._dialogue.last_item_id != output.turn.id:
-            output.previous_item_id = self._dialogue.last_item_id
-            self._dialogue.last_item_id = output.turn.id
+            output.previous_item_id = self._dialogue.note_answer(output.turn.id)
 
     def _end(self, turn: Turn) -> None:
         self.active = False

@@ -13,12 +13,13 @@ from starlette.types import Receive, Send
 
 from jarvis_core import cancellation
 from jarvis_core.access.connections import FRAME_BYTES
+from jarvis_core.access.rate_limit import Allowance
 from jarvis_core.errors import InvalidRequest, Overloaded, RateLimited, RequestError, TooLarge
 from jarvis_core.handlers.admission import Admitted
 from jarvis_core.handlers.call import decode
 from jarvis_core.handlers.realtime.audio import from_base64
 from jarvis_core.handlers.realtime.audio_input import Answering
-from jarvis_core.handlers.realtime.config import configured, default_config
+from jarvis_core.handlers.realtime.config import configured, default_config, of_type
 from jarvis_core.handlers.realtime.parts import Shared, assemble
 from jarvis_core.handlers.realtime.snapshot import SessionSnapshot
 from jarvis_core.handlers.realtime.socket import CLOSE_TIMEOUT_S, NORMAL, POLICY, TOO_BIG, TRY_AGAIN, Socket
@@ -31,12 +32,16 @@ from jarvis_core.handlers.realtime.wire import (
     EventHead,
     HandledEvent,
     ItemCreate,
+    ItemDelete,
     ItemRetrieve,
     ItemTruncate,
     Modality,
+    RateLimit,
+    RateLimitsEvent,
     ResponseCancel,
     ResponseCreate,
     SessionEvent,
+    SessionType,
     SessionUpdate,
 )
 from jarvis_core.models import new_id
@@ -62,8 +67,8 @@ _head_decoder = msgspec.json.Decoder(EventHead)
 class Sessions(Shared, Protocol):
     """What sessions share, and the owner of those whose socket is gone."""
 
-    async def charge(self, admitted: Admitted) -> None:
-        """Count a request that a caller makes over an open socket; raises ``RateLimited``."""
+    async def charge(self, admitted: Admitted) -> tuple[int, Allowance] | None:
+        """Count a request over an open socket; return the limit and what is left. Raises ``RateLimited``."""
         ...
 
     def give_grace(self, session: Session) -> asyncio.Task[None]:
@@ -90,6 +95,7 @@ class Session:
         send: Send,
         *,
         modality: Modality = "text",
+        kind: SessionType = "realtime",
     ) -> None:
         self.id = f"sess_{new_id()}"
         self.caller = admitted.caller
@@ -108,6 +114,7 @@ class Session:
         config = default_config(
             self.id, conversation_id, realtime.settings, modality, clean=realtime.transcriber.suppresses_noise
         )
+        config = of_type(config, kind)
         on_turn = partial(_keep, realtime, weakref.ref(self))
         self.parts = assemble(realtime, self.caller, Socket(send), config, self._handling, on_turn)
         self._socket = self.parts.socket
@@ -263,26 +270,28 @@ class Session:
             if isinstance(event, AudioAppend):
                 await self._append(from_base64(event.audio))
                 return
-            if isinstance(event, CHARGED):
-                await self._charge()
+            charged = await self._charge() if isinstance(event, CHARGED) else None
             async with self._handling:
                 await self._handle(event)
+            if charged is not None and isinstance(event, ResponseCreate):
+                await self._tell_rate(*charged)
         except RequestError as error:
             await self._socket.complain(error, event_id)
 
-    async def _charge(self) -> None:
+    async def _charge(self) -> tuple[int, Allowance] | None:
         """
         Count an event as a request; raises ``RateLimited``, and closes the socket after ``REFUSALS_LIMIT`` refusals in
         a row.
         """
         try:
-            await self._realtime.charge(self._admitted)
+            charged = await self._realtime.charge(self._admitted)
         except RateLimited:
             self._refusals += 1
             if self._refusals > REFUSALS_LIMIT:
                 self.close(POLICY)
             raise
         self._refusals = 0
+        return charged
 
     async def _handle(self, event: HandledEvent) -> None:
         parts = self.parts
@@ -291,6 +300,8 @@ class Session:
                 await self._configure(event)
             case ItemCreate():
                 await parts.items.add(event)
+            case ItemDelete():
+                await parts.items.delete(event)
             case ItemRetrieve():
                 await parts.items.retrieve(event)
             case ResponseCreate():
@@ -318,6 +329,10 @@ class Session:
         await self._show_config("session.updated")
         for error in errors:
             await self._socket.complain(error, event.event_id)
+
+    async def _tell_rate(self, limit: int, allowance: Allowance) -> None:
+        limits = [RateLimit("requests", limit, allowance.remaining, allowance.reset_s)]
+        await self._socket.emit(lambda seq: RateLimitsEvent(f"event_{seq}", seq, limits))
 
     async def _append(self, samples: bytes) -> None:
         await self.parts.input.append(samples, self.parts.settings.body, self._answering())

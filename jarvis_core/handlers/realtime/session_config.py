@@ -14,7 +14,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from jarvis_core.errors import InvalidRequest
 from jarvis_core.handlers.events import Metadata
 from jarvis_core.handlers.realtime.lenient import Partial, PartialT, take
-from jarvis_core.handlers.realtime.wire import Eagerness, Language, MaxOutputTokens, Modality
+from jarvis_core.handlers.realtime.wire import Eagerness, Language, MaxOutputTokens, Modality, SessionType
 from jarvis_core.handlers.tool_wire import ToolBody, ToolChoice
 from jarvis_core.handlers.wire import SystemPrompt, Temperature
 
@@ -58,9 +58,15 @@ class TurnDetectionConfig(Partial):
     threshold: Annotated[float, Meta(ge=0, le=1)] | UnsetType = UNSET
     prefix_padding_ms: Annotated[int, Meta(ge=0, le=5_000)] | UnsetType = UNSET
     silence_duration_ms: Annotated[int, Meta(ge=100, le=10_000)] | UnsetType = UNSET
+    idle_timeout_ms: Annotated[int, Meta(ge=5_000, le=30_000)] | UnsetType | None = UNSET
     eagerness: Eagerness | UnsetType = UNSET
     create_response: bool | UnsetType = UNSET
     interrupt_response: bool | UnsetType = UNSET
+
+    @classmethod
+    def switched_off(cls) -> frozenset[str]:
+        """Name the fields that null switches off."""
+        return frozenset({"idle_timeout_ms"})
 
 
 class NoiseReductionConfig(Partial):
@@ -93,6 +99,8 @@ class AudioOutputConfig(Partial):
     format: FormatConfig | UnsetType = UNSET
     voice: VoiceName | VoiceId | UnsetType = UNSET
     speed: Speed | UnsetType = UNSET
+    truncate: Literal["client", "server"] | UnsetType = UNSET
+    """Ours."""
 
 
 class AudioConfig(Partial):
@@ -105,6 +113,7 @@ class AudioConfig(Partial):
 class SessionConfig(Partial):
     """The settings that a client may change; absent and null fields stay as they are."""
 
+    type: SessionType | UnsetType = UNSET
     instructions: SystemPrompt | UnsetType = UNSET
     output_modalities: list[Modality] | UnsetType = UNSET
     max_output_tokens: MaxOutputTokens | UnsetType = UNSET
@@ -119,9 +128,10 @@ class ResponseConfig(SessionConfig):
 
     metadata: Metadata | UnsetType = UNSET
     """Told again with the response."""
-    input: Any = UNSET
-    conversation: Any = UNSET
-    """``auto``: ``none``, a response out of band, is not served."""
+    input: list[Any] | UnsetType = UNSET
+    """What the model is told was said before, in place of the conversation."""
+    conversation: Literal["auto", "none"] | UnsetType = UNSET
+    """``none``: out of band."""
 
 
 class FlatConfig(Partial):

@@ -17,6 +17,7 @@ from urllib.parse import parse_qs
 from starlette.types import Receive, Scope, Send
 
 from jarvis_core import cancellation, log
+from jarvis_core.access.rate_limit import Allowance
 from jarvis_core.errors import (
     InvalidRequest,
     NotFound,
@@ -34,6 +35,7 @@ from jarvis_core.handlers.realtime.refusals import SessionExpired
 from jarvis_core.handlers.realtime.session import Session
 from jarvis_core.handlers.realtime.snapshot import decode, encode
 from jarvis_core.handlers.realtime.socket import CLOSE_TIMEOUT_S, DEFECT, GOING_AWAY, POLICY, TRY_AGAIN, Socket
+from jarvis_core.handlers.realtime.wire import Modality, SessionType
 from jarvis_core.settings import Llm
 from jarvis_core.speech.synthesis import Synthesizer
 from jarvis_core.speech.transcription import Transcriber
@@ -133,9 +135,9 @@ class Realtime:
             if admitted is not None:
                 self._admission.leave_socket(admitted)
 
-    async def charge(self, admitted: Admitted) -> None:
-        """Count a request that a caller makes over an open socket; raises ``RateLimited``."""
-        await self._admission.charge(admitted.key)
+    async def charge(self, admitted: Admitted) -> tuple[int, Allowance] | None:
+        """Count a request over an open socket; return the limit and what is left. Raises ``RateLimited``."""
+        return await self._admission.charge(admitted.key)
 
     async def _run(self, session: Session, receive: Receive, send: Send, subprotocol: str | None) -> None:
         self._sessions[session] = asyncio.current_task()
@@ -225,7 +227,9 @@ class Realtime:
         conversation_id = query.get("conversation_id")
         if conversation_id is not None:
             conversation_id = (await self.conversations.fetch(caller.user_id, conversation_id)).id
-        return Session(self, admitted, conversation_id, send, modality="audio" if path == OPENAI_PATH else "text")
+        modality: Modality = "audio" if path == OPENAI_PATH else "text"
+        kind: SessionType = "transcription" if query.get("intent") == "transcription" else "realtime"
+        return Session(self, admitted, conversation_id, send, modality=modality, kind=kind)
 
 
 async def _discard(receive: Receive) -> None:

@@ -35,6 +35,8 @@ from jarvis_core.turns.receipt import TurnTimer
 
 logger = log.get(__name__)
 
+ASIDES_LIMIT = 4
+"""Responses out of band that a session has at a time."""
 TRANSCRIPTIONS_LIMIT = 4
 """Recordings of one session that are being transcribed; more are refused."""
 
@@ -64,6 +66,7 @@ class PendingTranscriptions:
         """The session's lock, held while a transcript changes the session."""
         self._tasks: list[asyncio.Task[None]] = []
         self._deferred: ResponseCreate | None = None
+        self._deferred_asides: list[ResponseCreate] = []
 
     def admit(self) -> None:
         """Raise ``Overloaded`` where as many recordings are being transcribed as may."""
@@ -79,27 +82,35 @@ class PendingTranscriptions:
         respond: Respond,
         answer: Respond | None,
         timer: TurnTimer,
+        *,
+        unasked: bool = False,
     ) -> None:
         """
         Transcribe *recording* in a task, unless it was *early*; the transcript becomes the message *item_id*.
 
-        *respond* begins the response that was deferred, *answer* one for the message itself. They are held per recording, not
+        *respond* begins the response that was deferred, *answer* one for the message itself (*unasked* also where nothing was
+        said). They are held per recording, not
         by this object: a bound method of the session would make a reference cycle.
         """
         before = self._tasks[-1] if self._tasks else None
         words = self._words(item_id, recording, early, config)
         task = asyncio.get_running_loop().create_task(
-            self._finish(item_id, words, config, respond, answer, timer, before)
+            self._finish(item_id, words, config, respond, answer, timer, before, unasked=unasked)
         )
         self._tasks.append(task)
 
-    def defer(self, event: ResponseCreate) -> bool:
+    def defer(self, event: ResponseCreate, *, aside: bool = False) -> bool:
         """
         Defer *event* while recordings are being transcribed, and return whether it is; raises ``AlreadyActive`` where
-        another one is deferred.
+        another one is deferred, or as many as may that are out of band (*aside*).
         """
         if not self._tasks:
             return False
+        if aside:
+            if len(self._deferred_asides) >= ASIDES_LIMIT:
+                raise AlreadyActive("As many responses out of band wait for the words as may.")
+            self._deferred_asides.append(event)
+            return True
         if self._deferred is not None:
             raise AlreadyActive("A response waits for the words already.")
         self._deferred = event
@@ -113,6 +124,7 @@ class PendingTranscriptions:
     def hand_over(self) -> list[asyncio.Task[None]]:
         """Return the tasks, which go on without the socket and need a new owner; drops the deferred response."""
         self._deferred = None
+        self._deferred_asides.clear()
         return self._tasks
 
     async def _words(
@@ -152,6 +164,8 @@ class PendingTranscriptions:
         answer: Respond | None,
         timer: TurnTimer,
         before: asyncio.Task[None] | None,
+        *,
+        unasked: bool,
     ) -> None:
         """
         Wait for the words, and for the earlier recordings; store the message, then begin the response that was deferred.
@@ -171,7 +185,7 @@ class PendingTranscriptions:
         async with self._handling:
             try:
                 if heard is not None:
-                    await self._store_transcript(item_id, heard, timer)
+                    await self._store_transcript(item_id, heard, config, timer)
             except RequestError as exc:
                 failure = exc.bare()
             except Exception:
@@ -182,20 +196,27 @@ class PendingTranscriptions:
                 body = event_error(failure, None)
                 await self._socket.emit(lambda seq: TranscriptionFailedEvent(f"event_{seq}", seq, item_id, body))
             self._tasks = [task for task in self._tasks if task is not asyncio.current_task()]
+            if not self._tasks:
+                asides, self._deferred_asides = self._deferred_asides, []
+                for aside in asides:
+                    await respond(aside)
             if not self._tasks and (deferred := self.take_deferred()) is not None:
                 if failure is not None and self._dialogue.pending is None:
                     await self._socket.complain(failure, deferred.event_id)
                 else:
                     await respond(deferred)
-            elif heard is not None and heard.text and failure is None and answer is not None:
+            elif heard is None or failure is not None or answer is None:
+                return
+            elif unasked or (heard.text and self._dialogue.pending):
                 await answer(ResponseCreate())
 
-    async def _store_transcript(self, item_id: str, heard: Heard, timer: TurnTimer) -> None:
+    async def _store_transcript(self, item_id: str, heard: Heard, config: SessionBody, timer: TurnTimer) -> None:
         """Store the transcript as the user's message, and tell the client."""
         text = text_without_nul(heard.text)
         if len(text) > MESSAGE_LIMIT_CHARS:
             raise InvalidRequest(f"The recording says more than {MESSAGE_LIMIT_CHARS} characters.")
-        if text:
+        # Of an item that was deleted meanwhile the words are told, as they may have been in part, and not stored.
+        if text and config.type == "realtime" and self._dialogue.has_shown(item_id):
             await self._dialogue.store("user", text, item_id, timer)
             self.language = heard.language or self.language
             self.message_id = item_id

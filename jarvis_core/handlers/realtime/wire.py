@@ -18,6 +18,8 @@ from jarvis_core.handlers.tool_wire import ToolBody, ToolChoice
 
 MaxOutputTokens = Annotated[int, Meta(ge=1, le=32_000)] | Literal["inf"]
 Modality = Literal["text", "audio"]
+SessionType = Literal["realtime", "transcription"]
+"""One of the second kind only listens: what it hears is told, and neither stored nor answered."""
 Eagerness = Literal["low", "medium", "high", "auto"]
 Language = Annotated[str, Meta(min_length=2, max_length=10)]
 EventId = Annotated[str, Meta(max_length=512)]
@@ -35,6 +37,8 @@ class ClientPart(Struct):
 
     type: str
     text: Annotated[str, Meta(min_length=1, max_length=10_000)] | None = None
+    transcript: Annotated[str, Meta(min_length=1, max_length=10_000)] | None = None
+    """The words of what was spoken."""
 
 
 class ClientItem(Struct, tag_field="type", tag="message"):
@@ -53,6 +57,13 @@ class OutputItem(Struct, tag_field="type", tag="function_call_output"):
     id: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
 
 
+class ItemReference(Struct):
+    """Stands for an item of the conversation."""
+
+    type: Literal["item_reference"]
+    id: str
+
+
 class SessionUpdate(Struct, tag_field="type", tag="session.update"):
     """Change the session."""
 
@@ -65,6 +76,8 @@ class ItemCreate(Struct, tag_field="type", tag="conversation.item.create"):
     """Add a message, or the output of a tool."""
 
     item: ClientItem | OutputItem
+    previous_item_id: str | None = None
+    """Behind which it is put: ``root`` for the beginning; null for the end."""
     event_id: EventId | None = None
 
 
@@ -119,9 +132,17 @@ class ItemRetrieve(Struct, tag_field="type", tag="conversation.item.retrieve"):
     event_id: EventId | None = None
 
 
+class ItemDelete(Struct, tag_field="type", tag="conversation.item.delete"):
+    """Remove an item from the conversation."""
+
+    item_id: str
+    event_id: EventId | None = None
+
+
 HandledEvent = (
     SessionUpdate
     | ItemCreate
+    | ItemDelete
     | ItemRetrieve
     | ItemTruncate
     | ResponseCreate
@@ -150,6 +171,8 @@ class ServerVad(Struct, tag_field="type", tag="server_vad"):
     silence_duration_ms: int = 500
     create_response: bool = True
     interrupt_response: bool = True
+    idle_timeout_ms: int | None = None
+    """Silence behind an answer after which the assistant goes on by itself."""
 
 
 class SemanticVad(Struct, tag_field="type", tag="semantic_vad"):
@@ -190,6 +213,8 @@ class AudioOutputBody(Struct):
     voice: str | None = None
     """Null is the voice of the language that was heard last."""
     speed: float = 1.0
+    truncate: Literal["client", "server"] = "client"
+    """Ours: whether the client is told of what the server truncates by itself, because an answer was interrupted."""
 
 
 class AudioBody(Struct):
@@ -214,8 +239,8 @@ class SessionBody(Struct):
     """Functions of the client's that a response may have called."""
     tool_choice: ToolChoice = "auto"
     model: str = "jarvis"
-    type: Literal["realtime"] = "realtime"
-    object: Literal["realtime.session"] = "realtime.session"
+    type: SessionType = "realtime"
+    object: Literal["realtime.session", "realtime.transcription_session"] = "realtime.session"
 
 
 class SessionEvent(Struct):
@@ -260,6 +285,28 @@ class SpeechStoppedEvent(Struct):
     """With the silence that ended it."""
     item_id: str
     type: Literal["input_audio_buffer.speech_stopped"] = "input_audio_buffer.speech_stopped"
+
+
+class DeletedEvent(Struct):
+    """``conversation.item.deleted``."""
+
+    event_id: str
+    seq: int
+    item_id: str
+    type: Literal["conversation.item.deleted"] = "conversation.item.deleted"
+
+
+class TimeoutTriggeredEvent(Struct):
+    """``input_audio_buffer.timeout_triggered``."""
+
+    event_id: str
+    seq: int
+    audio_start_ms: int
+    """Where the answer had been played."""
+    audio_end_ms: int
+    item_id: str
+    """Of the item that the silence will be."""
+    type: Literal["input_audio_buffer.timeout_triggered"] = "input_audio_buffer.timeout_triggered"
 
 
 class RetrievedEvent(Struct):
@@ -353,6 +400,26 @@ class TranscriptionFailedEvent(Struct):
     type: Literal["conversation.item.input_audio_transcription.failed"] = (
         "conversation.item.input_audio_transcription.failed"
     )
+
+
+class RateLimit(Struct):
+    """A limit of the caller's."""
+
+    name: Literal["requests"]
+    limit: int
+    """In a minute."""
+    remaining: int
+    reset_seconds: int
+    """Until all of it is regained."""
+
+
+class RateLimitsEvent(Struct):
+    """``rate_limits.updated``, with a response; where requests are limited."""
+
+    event_id: str
+    seq: int
+    rate_limits: list[RateLimit]
+    type: Literal["rate_limits.updated"] = "rate_limits.updated"
 
 
 class ErrorEvent(Struct):

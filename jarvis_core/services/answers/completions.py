@@ -25,6 +25,7 @@ from jarvis_core.services.lines import DONE
 from jarvis_core.services.stream import Stream
 from jarvis_core.services.transport import Transport
 
+COUNT_LIMIT = 2**53
 NESTING_LIMIT = 4
 THINKING_PARTS = ("thinking", "reasoning", "redacted_thinking", "reasoning_text", "thought")
 
@@ -234,9 +235,11 @@ class CompletionStream(AnswerStream):
         return self.think(_length(thinking)) if thinking else ""
 
     def _count(self, usage: object) -> None:
-        counted = cast("dict[str, Any]", usage).get("completion_tokens") if isinstance(usage, dict) else None
-        if isinstance(counted, int | float) and not isinstance(counted, bool) and abs(counted) < 1e15:
-            self.tokens = int(counted)
+        if isinstance(usage, dict):
+            counts = cast("dict[str, Any]", usage)
+            if (generated := _count_in(counts.get("completion_tokens"))) is not None:
+                self.tokens = generated
+            self.prompt_tokens = max(_count_in(counts.get("prompt_tokens")) or 0, self.prompt_tokens)
 
     def _take_odd(self, line: bytes) -> str:
         """Take what is not quite a chunk."""
@@ -309,3 +312,9 @@ def _length(thinking: object, depth: int = 0) -> int:
             _length(one, depth + 1) for name, one in cast("dict[str, object]", thinking).items() if name != "type"
         )
     return 0
+
+
+def _count_in(told: object) -> int | None:
+    """Return *told* where it is a count."""
+    is_count = isinstance(told, int | float) and not isinstance(told, bool) and abs(told) < COUNT_LIMIT
+    return int(cast("float", told)) if is_count else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 from msgspec import Raw
@@ -19,7 +19,6 @@ GO_TOGETHER = {"tools": ("tool_choice", "parallel_tool_calls"), "functions": ("f
 """Parameters that mean nothing without another."""
 CLIENTS_FAULT = (400, 413, 422)
 """Statuses with which a server refuses what the client wrote."""
-COUNT_LIMIT = 2**53
 
 _encoder = msgspec.json.Encoder()
 
@@ -84,13 +83,6 @@ class ForwardedStream(CompletionStream):
     def __init__(self, *args: Any, left_out: Sequence[str], **options: Any) -> None:
         super().__init__(*args, **options)
         self.left_out = left_out
-        self.prompt_tokens = 0
-
-    def _count(self, usage: object) -> None:
-        super()._count(usage)
-        counted = cast("dict[str, Any]", usage).get("prompt_tokens") if isinstance(usage, dict) else None
-        if isinstance(counted, int | float) and not isinstance(counted, bool) and 0 <= counted < COUNT_LIMIT:
-            self.prompt_tokens = int(counted)
 
 
 class PlainAnswer:

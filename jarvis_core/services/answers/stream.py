@@ -66,6 +66,8 @@ class AnswerStream:
         self.reason: str | None = None
         """Why the model stopped, by our names; None while the server has not said."""
         self.tokens: int | None = None
+        self.prompt_tokens = 0
+        """Read by the model; 0 where its server has not said."""
         self.over = False
         """Whether the server has said that nothing follows."""
         self.called = False
@@ -315,7 +317,7 @@ class AnswerStream:
                 self._transport.health.learn("degraded", "it ended its answer in the middle")
             elif stream.lost != "deadline":
                 self._transport.note_loss(stream.lost)
-            return Finish(stream.lost or "lost", self.tokens, self.model)
+            return Finish(stream.lost or "lost", self.tokens, self.model, prompt_tokens=self.prompt_tokens)
         reason = self.reason or STOP
         if reason == LENGTH and found.over:
             reason = STOP  # it went on after the end of its message
@@ -323,13 +325,13 @@ class AnswerStream:
             # Whatever it was said to have ended with: a call that is whole is one, and without any nothing was called.
             calls = tuple(self.made_calls(cut=reason == LENGTH))
             if calls or reason == "tool_calls":
-                return Finish("tool_calls" if calls else STOP, self.tokens, self.model, calls)
+                return Finish("tool_calls" if calls else STOP, self.tokens, self.model, calls, self.prompt_tokens)
         elif reason == STOP:
             if found.called or self.called:
                 reason = "tool_calls"
             elif found.thinking or (found.thinking_chars and not found.given):
                 reason = "thinking"
-        return Finish(reason, self.tokens, self.model)
+        return Finish(reason, self.tokens, self.model, prompt_tokens=self.prompt_tokens)
 
     def made_calls(self, *, cut: bool) -> list[ToolCall]:
         """Return the calls of tools; where the answer was *cut*, those that are whole."""

@@ -32,6 +32,7 @@ async def retrieve(socket: Socket, item_id: str) -> Event:
     return found
 
 
+@pytest.mark.behaviour("session.update.flat")
 async def test_flat_settings(server: Server) -> None:
     """Settings in the older flat shape are those of the nested one, which counts where both say something."""
     async with open_socket(server.url, "/v1/realtime", key=ALICE) as socket:
@@ -57,7 +58,7 @@ async def test_flat_settings(server: Server) -> None:
         assert shown["max_output_tokens"] == 333
         heard, said = shown["audio"]["input"], shown["audio"]["output"]
         assert (heard["format"], heard["transcription"]) == (PCM, {"language": "en"})
-        assert said == {"format": PCM, "voice": "fr_FR-tom-medium", "speed": 1.25}
+        assert said == {"format": PCM, "voice": "fr_FR-tom-medium", "speed": 1.25, "truncate": "client"}
         detection = heard["turn_detection"]
         assert (detection["type"], detection["threshold"], detection["silence_duration_ms"]) == ("server_vad", 0.6, 700)
         shown = await updated(
@@ -90,6 +91,7 @@ async def test_flat_setting_that_cannot_be(server: Server, settings: dict[str, A
         assert (await socket.error())["param"] == path
 
 
+@pytest.mark.behaviour("session.update.unknown")
 async def test_what_nobody_knows_here(server: Server, bridges: FakeBridges) -> None:
     """What frameworks send and nobody here knows is ignored, and a voice that there is not is replaced, without an error."""
     bridges.mode = BridgesMode(shape="ndjson", answer="Oui.", speech_s_per_char=0.02)
@@ -116,6 +118,7 @@ async def test_what_nobody_knows_here(server: Server, bridges: FakeBridges) -> N
 
 
 @pytest.mark.parametrize("modality", ["text", "audio"])
+@pytest.mark.behaviour("response.metadata")
 async def test_metadata(server: Server, modality: str) -> None:
     """What a client gives a response is told with its beginning and its end, and with no other response."""
     async with open_push_to_talk(server.url, key=ALICE) as socket:
@@ -138,6 +141,7 @@ async def test_metadata_that_cannot_be(server: Server, metadata: dict[str, objec
         assert (await socket.error())["param"].startswith("$.response.metadata")
 
 
+@pytest.mark.behaviour("item.retrieve")
 async def test_retrieved_items(server: Server, bridges: FakeBridges) -> None:
     """An item is told as it is now: a message, a recording with its words, an answer with its text."""
     bridges.mode = BridgesMode(shape="ndjson", answer="Il est midi.", transcript="Quelle heure est-il ?")
@@ -179,6 +183,7 @@ async def test_recording_without_words_is_retrieved(server: Server, bridges: Fak
         assert (await retrieve(socket, words["item_id"]))["content"] == [{"type": "input_audio", "transcript": None}]
 
 
+@pytest.mark.behaviour("item.retrieve")
 async def test_interrupted_answer_is_retrieved(
     server: Server, bridges: FakeBridges, alice: aiohttp.ClientSession
 ) -> None:

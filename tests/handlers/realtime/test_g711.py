@@ -48,6 +48,7 @@ async def configure(socket: Socket, **session: object) -> Event:
 
 
 @KINDS
+@pytest.mark.behaviour("session.g711")
 async def test_recording(server: Server, bridges: FakeBridges, kind: Kind) -> None:
     """A committed recording reaches the bridges in its true length and loudness; an odd byte is a sample."""
     name, _ = NAMES[kind]
@@ -88,6 +89,7 @@ async def test_turn_of_speech(server: Server, bridges: FakeBridges, kind: Kind) 
 
 
 @KINDS
+@pytest.mark.behaviour("session.g711")
 async def test_answer(server: Server, bridges: FakeBridges, alice: aiohttp.ClientSession, kind: Kind) -> None:
     """An answer is as long and as loud as it was spoken, and so is what was heard of it."""
     name, flat = NAMES[kind]

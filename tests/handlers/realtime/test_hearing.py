@@ -76,7 +76,9 @@ class Parts:
     async def show(self, _socket: object, _item: object) -> None:
         """Show nothing."""
 
-    def begin(self, _item: str, recording: Recording, early: EarlyTranscript | None, *_rest: object) -> None:
+    def begin(
+        self, _item: str, recording: Recording, early: EarlyTranscript | None, *_rest: object, unasked: bool
+    ) -> None:
         """Keep what is to be transcribed."""
         self.begun.append((recording, early))
 

@@ -5,11 +5,17 @@ from __future__ import annotations
 import asyncio
 from typing import Any, cast
 
+import pytest
+
 from jarvis_core.conversation.ledger import Ledger
 from jarvis_core.conversation.machine import Conversation, Manner
+from jarvis_core.handlers.realtime.config import SessionSettings, default_config
 from jarvis_core.handlers.realtime.interruption import Interrupter
 from jarvis_core.handlers.realtime.response import ResponseStream
-from jarvis_core.models import Caller
+from jarvis_core.models import Caller, Heard
+from jarvis_core.settings import Llm
+
+SETTINGS = SessionSettings(default_config("sess_1", None, Llm(), "audio"))
 
 
 class SlowStore:
@@ -20,9 +26,12 @@ class SlowStore:
         self.answers = asyncio.Event()
         self.stopped = False
 
-    async def stop(self, turn: Any, *, reason: str) -> None:
+    async def stop(self, turn: Any, *, reason: str, heard: Heard) -> None:
         self.stopped = True
         turn.ended = True
+        self.asked.set()
+        await self.answers.wait()
+        turn.heard_ms = heard.ms
 
     async def truncate(self, *_: object, **__: object) -> None:
         self.asked.set()
@@ -34,6 +43,7 @@ class SpokenTurn:
 
     def __init__(self, *, ended: bool) -> None:
         self.id, self.ended = "turn", ended
+        self.heard_ms: int | None = None
 
     def text(self) -> str:
         return "Bonjour."
@@ -63,7 +73,9 @@ async def check(*, ended: bool) -> None:
     store, voice, ears = SlowStore(), Voice(SpokenTurn(ended=ended)), Ears()
     response = ResponseStream(*(cast("Any", None),) * 4, cast("Any", ears))
     response.output = cast("Any", voice)
-    interrupter = Interrupter(cast("Any", store), Caller("alice"), cast("Any", None), response, cast("Any", ears))
+    interrupter = Interrupter(
+        cast("Any", store), Caller("alice"), cast("Any", None), SETTINGS, response, cast("Any", ears)
+    )
     task = asyncio.create_task(interrupter.interrupt("turn_detected"))
     async with asyncio.timeout(5):
         await store.asked.wait()
@@ -75,6 +87,7 @@ async def check(*, ended: bool) -> None:
     assert response.end_free
 
 
+@pytest.mark.behaviour("barge_in.at_once")
 async def test_silent_before_the_store_answers() -> None:
     """An answer whose text is whole falls silent at once, and its end waits until what was heard is stored."""
     await check(ended=True)

@@ -152,6 +152,7 @@ async def test_cancel(server: Server, bridges: FakeBridges, base: str) -> None:
 
 
 @pytest.mark.parametrize("base", BASES)
+@pytest.mark.behaviour("session.defaults")
 async def test_spoken_turn(server: Server, bridges: FakeBridges, base: str) -> None:
     """OpenAI's client sends its recording as its documentation says, and hears the answer, all in typed events."""
     bridges.mode = BridgesMode(
@@ -230,6 +231,7 @@ async def test_interrupted(server: Server, bridges: FakeBridges) -> None:
 
 
 @pytest.mark.every_python
+@pytest.mark.behaviour("error.codes")
 async def test_mistake(server: Server) -> None:
     """OpenAI's client is told of a mistake as it is by OpenAI, with its event's id, and its connection stays open."""
     async with connected(server, "/v1") as connection:

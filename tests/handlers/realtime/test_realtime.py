@@ -38,6 +38,7 @@ def streaming(*deltas: str, **fields: Any) -> BridgesMode:
 # A turn
 
 
+@pytest.mark.behaviour("item.assistant", "response.usage")
 async def test_turn(server: Server, bridges: FakeBridges) -> None:
     """A text turn comes as the Realtime API's events in their order, numbered from 1."""
     bridges.mode = streaming("one ", "two", hold_after=1)
@@ -64,7 +65,9 @@ async def test_turn(server: Server, bridges: FakeBridges) -> None:
     ]
     assert (response["status"], response["status_details"]) == ("completed", None)
     assert response["output"][0]["content"] == [{"type": "output_text", "text": "one two"}]
-    assert response["usage"] == {"input_tokens": 0, "output_tokens": 2, "total_tokens": 2}
+    usage = response["usage"]
+    assert (usage["output_tokens"], usage["total_tokens"]) == (2, usage["input_tokens"] + 2)
+    assert usage["input_tokens"] > 0
 
 
 async def test_stored_is_shown(server: Server, bridges: FakeBridges, alice: aiohttp.ClientSession) -> None:
@@ -155,6 +158,7 @@ async def test_items_without_a_response(server: Server, bridges: FakeBridges, al
     assert [without_time(message["content"]) for message in asked["messages"]] == ["…", "Bonjour !", "a\nb"]
 
 
+@pytest.mark.behaviour("barge_in.reason")
 async def test_cancelled(server: Server, bridges: FakeBridges, alice: aiohttp.ClientSession) -> None:
     """A cancelled response ends as cancelled, and what it had said is in the history."""
     bridges.mode = streaming("half ", "a ", "word", hold_after=2)
@@ -333,7 +337,7 @@ MISTAKES: dict[str, tuple[Event, str]] = {
     "session of another type": ({"type": "session.update", "session": []}, "$.session"),
     "temperature out of range": (session(temperature=2.1), "$.session.temperature"),
     "temperature as text": (session(temperature="1"), "$.session.temperature"),
-    "instructions too long": (session(instructions="x" * 5_001), "$.session.instructions"),
+    "instructions too long": (session(instructions="x" * 32_001), "$.session.instructions"),
     "instructions with NUL": (session(instructions="a\0b"), "$.session.instructions"),
     "blank instructions": (session(instructions=" \n"), "$.session.instructions"),
     "no tokens": (session(max_output_tokens=0), "$.session.max_output_tokens"),
@@ -384,9 +388,8 @@ MISTAKES: dict[str, tuple[Event, str]] = {
     "override with NUL": (create(instructions="\0"), "$.response.instructions"),
     "override to both": (create(output_modalities=["audio", "text"]), "$.response.output_modalities"),
     "override of the rate": (create(audio={"output": {"format": {"rate": 1}}}), "$.response.audio.output.format.rate"),
-    "override of the input": (create(input=[{"type": "message"}]), "$.response.input"),
-    "override of the input by nothing": (create(input=[]), "$.response.input"),
-    "out of band": (create(conversation="none"), "$.response.conversation"),
+    "override of the input": (create(input=[{"type": "message"}]), "$.response.input[0]"),
+    "another conversation": (create(conversation="mine"), "$.response.conversation"),
     "an unknown conversation": (create(conversation=5), "$.response.conversation"),
     "response of another type": ({"type": "response.create", "response": []}, "$.response"),
     "cancel with an id of another type": ({"type": "response.cancel", "response_id": 1}, "$.response_id"),
@@ -396,6 +399,7 @@ MISTAKES: dict[str, tuple[Event, str]] = {
 
 
 @pytest.mark.parametrize("name", MISTAKES)
+@pytest.mark.behaviour("session.instructions.length", "error.codes")
 async def test_mistake(server: Server, name: str) -> None:
     """A client's mistake is an error with its event_id and the field, and the socket stays open."""
     event, path = MISTAKES[name]
@@ -442,6 +446,7 @@ async def test_frame_that_is_no_event(server: Server, frame: str, code: str) -> 
         assert (await socket.done())["status"] == "completed"
 
 
+@pytest.mark.behaviour("session.update.partial")
 async def test_what_can_be_set_is_set(server: Server) -> None:
     """Of a session.update whose values are partly wrong the rest holds, and each wrong one is named."""
     async with open_socket(server.url, key=ALICE) as socket:
@@ -478,6 +483,7 @@ async def test_what_can_be_set_is_set(server: Server) -> None:
             "silence_duration_ms": 700,
             "create_response": True,
             "interrupt_response": True,
+            "idle_timeout_ms": None,
         }
         assert (shown["audio"]["output"]["voice"], shown["audio"]["output"]["speed"]) == ("marin", 1.0)
         errors = [await socket.error() for _ in range(3)]
@@ -488,6 +494,7 @@ async def test_what_can_be_set_is_set(server: Server) -> None:
         }
 
 
+@pytest.mark.behaviour("session.update.null")
 async def test_null_is_not_said(server: Server) -> None:
     """Null leaves a setting as it is, at every depth, and so does an absent one."""
     async with open_socket(server.url, key=ALICE) as socket:
@@ -505,23 +512,6 @@ async def test_null_is_not_said(server: Server) -> None:
         await socket.add("hello")
         await socket.send("response.create", response={**nulls, "input": None, "conversation": None, "metadata": None})
         assert (await socket.done())["status"] == "completed"
-
-
-async def test_out_of_band_is_not_stored(server: Server, bridges: FakeBridges) -> None:
-    """A response out of band is refused: nothing of it is asked, answered or written into the conversation."""
-    async with open_socket(server.url, key=ALICE) as socket:
-        await socket.ask("hello")
-        stored = (await socket.done())["conversation_id"]
-        await socket.add("and now?")
-        asked = len(bridges.requests)
-        await socket.send(
-            "response.create", response={"conversation": "none", "input": [], "instructions": "Classify."}
-        )
-        assert (await socket.error())["param"] in ("$.response.input", "$.response.conversation")
-        assert len(bridges.requests) == asked
-    async with client_of(server, ALICE) as client:
-        messages = await history(client, stored)
-    assert [role for role, _, _ in messages] == ["user", "assistant", "user"]
 
 
 async def test_an_id_is_used_once(server: Server) -> None:
@@ -543,6 +533,7 @@ async def test_unknown_fields(server: Server) -> None:
         assert (await socket.done())["status"] == "completed"
 
 
+@pytest.mark.behaviour("error.active")
 async def test_two_creates(server: Server, bridges: FakeBridges) -> None:
     """A response.create while a response is active is an error, and that response goes on."""
     bridges.mode = streaming("one ", "two", hold_after=1)
@@ -566,6 +557,7 @@ APPEND = '{"type": "input_audio_buffer.append", "event_id": "long", "audio": "%s
 @pytest.mark.parametrize(
     "frame", ["x" * ((1 << 20) + 1), "é" * ((1 << 19) + 1), bytes((15 << 20) + 1)], ids=["text", "UTF-8", "samples"]
 )
+@pytest.mark.behaviour("frame.too_large")
 async def test_too_large(server: Server, frame: str | bytes) -> None:
     """An event over 1 MiB (in UTF-8), or audio over 15 MiB, is an error that names the limit, and the socket stays open."""
     async with open_socket(server.url, key=ALICE) as socket:
@@ -577,6 +569,7 @@ async def test_too_large(server: Server, frame: str | bytes) -> None:
         assert (await socket.done())["status"] == "completed"
 
 
+@pytest.mark.behaviour("frame.too_large")
 async def test_long_append(server: Server) -> None:
     """An append may be longer than other events: 9 MiB of samples in base64 are taken, and its event_id is told where not."""
     async with open_socket(server.url, key=ALICE) as socket:
@@ -824,6 +817,7 @@ async def test_resume(server: Server, bridges: FakeBridges, alice: aiohttp.Clien
 
 
 @pytest.mark.parametrize("after", range(4, 15))
+@pytest.mark.behaviour("resume")
 async def test_resume_at_each_event(server: Server, bridges: FakeBridges, after: int) -> None:
     """Whichever event was the last that arrived, the ones behind it follow, also when the turn ended meanwhile."""
     bridges.mode = streaming("one ", "two", hold_after=1)

@@ -71,6 +71,7 @@ async def conversing(server: Server, **detection: object) -> AsyncIterator[Socke
         yield socket
 
 
+@pytest.mark.behaviour("session.defaults", "detection.events")
 async def test_speech_becomes_a_turn(server: Server, bridges: FakeBridges, alice: aiohttp.ClientSession) -> None:
     """Speech is found, becomes a message when it is over, and is answered, without a word from the client."""
     bridges.mode = speaking()
@@ -115,6 +116,7 @@ def is_at_a_words_end(text: str, whole: str) -> bool:
     return whole.startswith(text) and (not text or whole[len(text) :][:1] in ("", " "))
 
 
+@pytest.mark.behaviour("barge_in.reason", "heard.everywhere")
 async def test_speech_interrupts(server: Server, bridges: FakeBridges, alice: aiohttp.ClientSession) -> None:
     """Who speaks while the answer is heard stops it, and the history has what was heard, everywhere."""
     bridges.mode = speaking(answer=LONG_ANSWER)
@@ -150,6 +152,7 @@ async def test_speech_interrupts(server: Server, bridges: FakeBridges, alice: ai
     assert state["receipt"] == {**done["receipt"], "heard_ms": answer["heard_ms"]}
 
 
+@pytest.mark.behaviour("response.receipt")
 async def test_receipt(server: Server, bridges: FakeBridges, alice: aiohttp.ClientSession) -> None:
     """The times of a spoken turn are stored before they are told, also where the voice begins after the text is whole."""
     bridges.mode = speaking(answer="Bonjour. Au revoir.", hold_text="Bonjour")
@@ -180,6 +183,59 @@ async def test_receipt(server: Server, bridges: FakeBridges, alice: aiohttp.Clie
     assert stored["heard_ms"] > 0
 
 
+@pytest.mark.behaviour("barge_in.untold", "heard.told")
+async def test_told_what_the_server_truncates(
+    server: Server, bridges: FakeBridges, alice: aiohttp.ClientSession
+) -> None:
+    """A client that asks for it is told what was kept of an interrupted answer, as it is in the history."""
+    bridges.mode = speaking(answer=LONG_ANSWER)
+    async with conversing(server) as socket:
+        await socket.send("session.update", session={"audio": {"output": {"truncate": "server"}}})
+        shown = (await socket.until("session.updated"))["session"]
+        assert shown["audio"]["output"]["truncate"] == "server"
+        await ask(socket)
+        await play(socket, silence(2), clip("fx16k_en_2"))
+        done = await socket.done()
+        told = await socket.until("conversation.item.truncated")
+    answer = next(one for one in await messages(alice, done["conversation_id"]) if one["id"] == done["id"])
+    assert (told["item_id"], told["content_index"], told["audio_end_ms"]) == (done["id"], 0, answer["heard_ms"])
+    # What was not spoken by then was not told either.
+    transcript = done["output"][0]["content"][0]["transcript"]
+    assert transcript.startswith(answer["content"])
+    assert len(transcript) < len(LONG_ANSWER)
+
+
+@pytest.mark.behaviour("detection.idle_timeout")
+async def test_nobody_says_anything(server: Server, bridges: FakeBridges, alice: aiohttp.ClientSession) -> None:
+    """Behind an answer that was played a silence of so many milliseconds of sound has the assistant go on, once."""
+    bridges.mode = speaking(answer="Bonjour.")
+    async with conversing(server) as socket:
+        detection = {"type": "server_vad", "idle_timeout_ms": 5_000}
+        await socket.send("session.update", session={"audio": {"input": {"turn_detection": detection}}})
+        assert (await socket.until("session.updated"))["session"]["audio"]["input"]["turn_detection"]["idle_timeout_ms"]
+        await play(socket, silence(6), clip("fx16k_fr_1"), silence(0.8))
+        first = await socket.done()
+        await play(socket, silence(3))
+        # It has been played by now, at the microphone's time.
+        await play(socket, silence(6))
+        told = await socket.until("input_audio_buffer.timeout_triggered")
+        assert 5_000 <= told["audio_end_ms"] - told["audio_start_ms"] <= 5_032
+        assert (await socket.until(COMMITTED))["item_id"] == told["item_id"]
+        words = await socket.until(COMPLETED)
+        assert (words["item_id"], words["transcript"]) == (told["item_id"], "")
+        second = await socket.done()
+        assert second["user_message_id"] is None
+        await socket.send("conversation.item.retrieve", item_id=told["item_id"])
+        await socket.until("conversation.item.retrieved")
+    assert [one["role"] for one in await messages(alice, first["conversation_id"])] == [
+        "user",
+        "assistant",
+        "assistant",
+    ]
+    assert [event["type"] for event in socket.seen].count("input_audio_buffer.timeout_triggered") == 1
+
+
+@pytest.mark.behaviour("heard.client_corrects")
 async def test_client_corrects(server: Server, bridges: FakeBridges, alice: aiohttp.ClientSession) -> None:
     """What the client says it has played counts more than what the server worked out; the least that it says."""
     bridges.mode = speaking()
@@ -214,6 +270,7 @@ async def test_client_corrects(server: Server, bridges: FakeBridges, alice: aioh
     assert "Bonjour" not in str(asked)
 
 
+@pytest.mark.behaviour("detection.pause")
 async def test_pause_is_no_end(server: Server, bridges: FakeBridges) -> None:
     """A pause that is shorter than the silence asked for leaves one turn, whose words are those of both parts."""
     bridges.mode = speaking()
@@ -228,6 +285,7 @@ async def test_pause_is_no_end(server: Server, bridges: FakeBridges) -> None:
             await socket.done()
 
 
+@pytest.mark.behaviour("detection.samples")
 async def test_same_events_at_any_pace(server: Server, bridges: FakeBridges) -> None:
     """Places are counted in samples: a recording that comes at once has the events of one that comes slowly."""
     found = []
@@ -252,6 +310,7 @@ async def test_same_events_at_any_pace(server: Server, bridges: FakeBridges) -> 
     assert len(found[0]) == 4
 
 
+@pytest.mark.behaviour("detection.noise")
 async def test_noise_is_no_turn(server: Server, bridges: FakeBridges) -> None:
     """Hum, hiss, clicks and a tone are nobody's turn."""
     noise = random.Random(1)

@@ -15,6 +15,7 @@ from tests.system.server import Server
 GREET = "Greet the user."
 
 
+@pytest.mark.behaviour("response.unasked")
 async def test_greeting(server: Server, bridges: FakeBridges, alice: aiohttp.ClientSession) -> None:
     """An empty conversation is begun by the assistant, with the instructions alone; the history has what it said."""
     bridges.mode = BridgesMode(shape="ndjson", answer="Bonjour !")
@@ -51,6 +52,7 @@ async def test_spoken_greeting(server: Server, bridges: FakeBridges) -> None:
         assert socket.tally.sound
 
 
+@pytest.mark.behaviour("response.unasked")
 async def test_goes_on(server: Server, bridges: FakeBridges, alice: aiohttp.ClientSession) -> None:
     """A response that is asked for when all is answered goes on from the history as it stands."""
     async with open_socket(server.url, key=ALICE) as socket:

@@ -135,6 +135,18 @@ async def test_rate_of_a_socket(newcomer: Api, limited_server: tuple[Server, int
         assert (await same.get(PATH)).status == 429
 
 
+@pytest.mark.behaviour("rate_limits")
+async def test_rate_is_told(limited_server: tuple[Server, int], limited_bridges: FakeBridges) -> None:
+    """With each response a socket is told how many requests are left."""
+    async with open_socket(limited_server[0].url, key=newcomers_token()) as socket:
+        await socket.add("eins")
+        await socket.send("response.create")
+        (told,) = (await socket.until("rate_limits.updated"))["rate_limits"]
+        assert (told["name"], told["limit"], told["remaining"]) == ("requests", LIMIT, LIMIT - 3)
+        assert 0 < told["reset_seconds"] <= 60
+        assert (await socket.done())["status"] == "completed"
+
+
 async def test_connections(limited_server: tuple[Server, int], limited_bridges: FakeBridges) -> None:
     """A user has so many sockets and unanswered requests at a time; one too many is refused, until another is over."""
     url, token = limited_server[0].url, newcomers_token()
