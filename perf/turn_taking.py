@@ -38,7 +38,10 @@ SPEECH = 0.02
 """Amplitude from which on a sample is speech: 20 dB below the clip's."""
 SOCKETS = 4
 """At once: so many that the clip's place in the detector's steps differs."""
-ANSWER = "Il était une fois un gardien de phare qui parlait aux oiseaux. " * 4
+ANSWER = (
+    "Il était une fois un gardien de phare qui parlait aux oiseaux. Chaque soir il montait les deux cents marches. "
+    "Une mouette blanche venait alors lui raconter la mer. Un jour elle apporta une clé rouillée dans son bec. "
+)
 PAUSES_MS = (300, 450, 600, 800, 1_000, 1_250, 1_500, 1_750)
 """How long who looks for a word is silent; people's pauses in a sentence are as long."""
 ROOM = 0.0005

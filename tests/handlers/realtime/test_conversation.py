@@ -27,7 +27,12 @@ MOMENTS = int(os.environ.get("CONVERSATION_MOMENTS", "16"))
 """Answers that are interrupted."""
 SOUND = "response.output_audio.delta"
 SHORT = "D'accord."
-LONG = "Il était une fois un gardien de phare qui parlait aux oiseaux. Chaque soir il montait les marches. " * 4
+LONG = (
+    "Il était une fois un gardien de phare qui parlait aux oiseaux. Chaque soir il montait les deux cents marches. "
+    "Une mouette blanche venait alors lui raconter la mer. Un jour elle apporta une clé rouillée dans son bec. "
+    "Le vieil homme chercha longtemps quelle porte elle ouvrait. Il finit par trouver un coffre derrière la lampe. "
+    "Dedans dormait une carte que personne ne savait lire. Demain, dit-il, nous partirons vers le nord. "
+)
 CHAR_S = 0.05
 
 
