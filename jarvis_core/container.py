@@ -54,13 +54,14 @@ from jarvis_core.store.pool import Pool
 from jarvis_core.store.turns import TurnStore
 from jarvis_core.tools.house import House
 from jarvis_core.tools.toolbox import Toolbox
+from jarvis_core.turns.ask import Ask
 from jarvis_core.turns.conversations import Conversations
 from jarvis_core.turns.heartbeats import Heartbeats
 from jarvis_core.turns.household import Household
 from jarvis_core.turns.queued_model import QueuedCompletions, QueuedModel
 from jarvis_core.turns.remote import RemoteTurns
 from jarvis_core.turns.tool_loop import ToolLoop
-from jarvis_core.turns.turns import Ask, Turns
+from jarvis_core.turns.turns import Turns
 
 if TYPE_CHECKING:
     from jarvis_core.services.mcp import McpServer

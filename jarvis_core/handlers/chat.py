@@ -26,10 +26,11 @@ from jarvis_core.handlers.wire import (
 from jarvis_core.models import IdempotencyKey, Status, ToolOutput
 from jarvis_core.tools.calls import GoingOn, Output
 from jarvis_core.tools.runner import bounded
+from jarvis_core.turns.ask import Ask
 from jarvis_core.turns.conversations import Conversations
 from jarvis_core.turns.log import Reader, Turn
 from jarvis_core.turns.receipt import TurnTimer, server_timing
-from jarvis_core.turns.turns import Ask, Turns
+from jarvis_core.turns.turns import Turns
 from jarvis_core.words.titles import is_title
 
 QUERY_LIMIT_CHARS = 200

@@ -19,9 +19,10 @@ from jarvis_core.shares import current_user
 from jarvis_core.speech.held_audio import AudioHold
 from jarvis_core.speech.synthesis import SpeechOptions, SpeechStream, Synthesizer, Voices, pieces_of
 from jarvis_core.speech.transcription import CLIP_LIMIT_BYTES, Transcriber
+from jarvis_core.turns.ask import Ask
 from jarvis_core.turns.conversations import Conversations
 from jarvis_core.turns.log import Reader, Step, Turn
-from jarvis_core.turns.turns import Ask, Turns
+from jarvis_core.turns.turns import Turns
 from jarvis_core.words.languages import language_code
 from jarvis_core.words.markup import speakable
 from jarvis_core.words.sentences import SentenceSplitter

@@ -40,8 +40,9 @@ from jarvis_core.store.migrations import migrate
 from jarvis_core.store.pool import Pool
 from jarvis_core.store.turns import TurnStore
 from jarvis_core.tools.toolbox import Toolbox
+from jarvis_core.turns.ask import Ask
 from jarvis_core.turns.tool_loop import ToolLoop
-from jarvis_core.turns.turns import Ask, Turns
+from jarvis_core.turns.turns import Turns
 
 CALLER = Caller("ann")
 STEPS = 3

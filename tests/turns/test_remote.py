@@ -20,11 +20,12 @@ from jarvis_core.store.heartbeats import HeartbeatStore
 from jarvis_core.store.pool import Pool
 from jarvis_core.store.turns import TurnStore
 from jarvis_core.turns import remote as elsewhere_module
+from jarvis_core.turns.ask import Ask
 from jarvis_core.turns.log import Reader, Step, Turn
 from jarvis_core.turns.mail import Ended, decode
 from jarvis_core.turns.remote import RemoteTurns
 from jarvis_core.turns.remote_turn import RemoteTurn
-from jarvis_core.turns.turns import Ask, Turns
+from jarvis_core.turns.turns import Turns
 
 pytestmark = pytest.mark.every_python
 

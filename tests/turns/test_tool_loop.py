@@ -35,10 +35,11 @@ from jarvis_core.store.turns import TurnStore
 from jarvis_core.tools import runner
 from jarvis_core.tools.calls import GoingOn, Output
 from jarvis_core.tools.toolbox import Toolbox
+from jarvis_core.turns.ask import Ask
 from jarvis_core.turns.log import Turn
 from jarvis_core.turns.receipt import TurnTimer
 from jarvis_core.turns.tool_loop import ToolLoop
-from jarvis_core.turns.turns import Ask, Turns
+from jarvis_core.turns.turns import Turns
 
 pytestmark = pytest.mark.every_python
 

@@ -18,8 +18,9 @@ from jarvis_core.shares import current_user
 from jarvis_core.store.pool import Pool
 from jarvis_core.store.turns import TurnStore
 from jarvis_core.turns import recorder
+from jarvis_core.turns.ask import Ask
 from jarvis_core.turns.log import Reader, Step
-from jarvis_core.turns.turns import Ask, Turns
+from jarvis_core.turns.turns import Turns
 
 pytestmark = pytest.mark.every_python
 

@@ -21,9 +21,10 @@ from jarvis_core.store.pool import Pool
 from jarvis_core.store.turns import Beginning, Begun, TurnEnd, TurnStore
 from jarvis_core.turns import ended as ended_turns
 from jarvis_core.turns import recorder as turn_recorder
+from jarvis_core.turns.ask import Ask
 from jarvis_core.turns.log import Reader, Step, Turn
 from jarvis_core.turns.running_turn import RunningTurn
-from jarvis_core.turns.turns import Ask, Turns
+from jarvis_core.turns.turns import Turns
 from jarvis_core.words.titles import title_from
 from tests.fakes.content import without_time
 from tests.fakes.faults import Fault

@@ -32,10 +32,11 @@ from jarvis_core.handlers.stream import send_events, wait_for_end
 from jarvis_core.models import Caller, CompletionModel, Status, ToolOutput
 from jarvis_core.tools.calls import GoingOn, Output
 from jarvis_core.tools.runner import bounded
+from jarvis_core.turns.ask import Ask
 from jarvis_core.turns.conversations import Conversations
 from jarvis_core.turns.log import Turn
 from jarvis_core.turns.receipt import TurnTimer
-from jarvis_core.turns.turns import Ask, Turns
+from jarvis_core.turns.turns import Turns
 
 TOKENS_LIMIT = 32_000
 """As ``/api/chat`` has it."""

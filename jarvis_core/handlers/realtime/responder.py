@@ -28,9 +28,10 @@ from jarvis_core.handlers.realtime.wire import ClientItem, ItemReference, Respon
 from jarvis_core.handlers.tool_wire import own_tools
 from jarvis_core.models import Caller, Utterance
 from jarvis_core.speech.synthesis import SpeechOptions, Synthesizer
+from jarvis_core.turns.ask import Ask
 from jarvis_core.turns.log import Turn
 from jarvis_core.turns.receipt import TurnTimer
-from jarvis_core.turns.turns import Ask, Turns
+from jarvis_core.turns.turns import Turns
 
 OnTurn = Callable[[Turn, Turn | None], None]
 """Told of the turn of a new response, and of that of the one before, which can no longer be resumed."""

@@ -13,7 +13,7 @@ import pytest
 
 from jarvis_core.memory import RECALL_HEAD
 from jarvis_core.settings import Llm, Memory
-from jarvis_core.turns.turns import CONTEXT_RESERVE_CHARS
+from jarvis_core.turns.prompts import CONTEXT_RESERVE_CHARS
 from tests.fakes.content import without_time
 from tests.fakes.faults import Fault
 from tests.fakes.python_bridges import BridgesMode, FakeBridges
