@@ -169,6 +169,7 @@ def feed(conversation: Conversation, *parts: tuple[tuple[float, float], int]) ->
     ]
 
 
+@pytest.mark.behaviour("transcription.early")
 def test_turn() -> None:
     """A turn begins with its prefix, is listened to early in each pause, and ends after the silence."""
     conversation = Conversation(Manner(Thresholds(silence_ms=480), prefix_padding_ms=96))
@@ -193,6 +194,7 @@ def test_turn() -> None:
         ((BETWEEN, 100), False),
     ],
 )
+@pytest.mark.behaviour("barge_in.length")
 def test_what_interrupts(sound: tuple[tuple[float, float], int], begins: bool) -> None:
     """While the assistant is heard only speech of 200 ms that is loud enough begins a turn; an echo does not."""
     conversation = Conversation(Manner())
@@ -200,6 +202,7 @@ def test_what_interrupts(sound: tuple[tuple[float, float], int], begins: bool) -
     assert bool(feed(conversation, (HUSH, 10), sound)) is begins
 
 
+@pytest.mark.behaviour("detection.changed")
 def test_another_silence_in_a_pause() -> None:
     """A client that asks for a shorter silence in the middle of a pause has it there, with a model as without."""
     for waits, judgement in ((None, None), (WAITS, 0.95)):
@@ -214,6 +217,7 @@ def test_another_silence_in_a_pause() -> None:
 
 
 @pytest.mark.parametrize(("steps", "wait_ms"), [(10, FIXED_MS), (40, 2_000)])
+@pytest.mark.behaviour("detection.semantic_vad.one_word")
 def test_one_word(steps: int, wait_ms: int) -> None:
     """A single word, of which a model knows nothing, is waited for no longer than without one; a sentence is."""
     conversation = Conversation(Manner(Thresholds(silence_ms=FIXED_MS), waits=WAITS))
@@ -224,12 +228,14 @@ def test_one_word(steps: int, wait_ms: int) -> None:
     assert wait_ms <= found[0][2] - steps * STEP_MS < wait_ms + STEP_MS
 
 
+@pytest.mark.behaviour("detection.short_word")
 def test_short_word() -> None:
     """A word of a tenth of a second is a turn while nobody else is heard; one step is not."""
     assert feed(Conversation(Manner()), (HUSH, 10), (SPEECH, CONFIRM_STEPS))[0][0] is Kind.BEGIN
     assert not feed(Conversation(Manner()), (HUSH, 10), (SPEECH, 1), (HUSH, 10), (SPEECH, 1))
 
 
+@pytest.mark.behaviour("detection.limit")
 def test_long_speech_is_cut_where_it_is_quietest() -> None:
     """Speech without a pause becomes several turns that leave nothing out."""
     conversation = Conversation(Manner(Thresholds(0.5, 500), prefix_padding_ms=0))

@@ -137,6 +137,7 @@ def assert_whole(course: Course) -> None:
     assert [one["role"] for one in course.history] == ["user", "assistant"] * 10
 
 
+@pytest.mark.behaviour("detection.pause")
 async def test_without_a_model(server: Server, bridges: FakeBridges, alice: aiohttp.ClientSession) -> None:
     """Ten turns with noise, pauses, two interruptions and an "mm-hmm" are ten turns, as fast or slow as they are streamed."""
     assert_whole(await assert_same_at_any_pace(server, bridges, alice, type="semantic_vad"))
@@ -170,6 +171,7 @@ async def test_with_the_model(make_server: MakeServer, bridges: FakeBridges) -> 
     assert_whole(course)
 
 
+@pytest.mark.behaviour("detection.noise", "barge_in.noise")
 async def test_a_minute_of_noise(server: Server, bridges: FakeBridges) -> None:
     """Hum, fan, keys and music as loud as speech are no turn, and neither they nor the assistant's own voice interrupt it."""
     noise = Noise()
@@ -192,6 +194,7 @@ async def test_a_minute_of_noise(server: Server, bridges: FakeBridges) -> None:
         assert not {event["type"] for event in socket.seen[begun:]} & {STARTED, "response.done"}
 
 
+@pytest.mark.behaviour("heard.everywhere", "heard.unsaid")
 async def test_interrupted_at_any_moment(make_server: MakeServer, bridges: FakeBridges) -> None:
     """
     Of an answer that is stopped at any moment the history has a prefix, to a word's end, within 0.4 s of what a client played

@@ -44,6 +44,7 @@ def heard(*probabilities: float, **fields: object) -> BridgesMode:
     return BridgesMode(shape="ndjson", turn_end="heard", end_probabilities=probabilities, **fields)  # type: ignore[arg-type]
 
 
+@pytest.mark.behaviour("detection.semantic_vad")
 async def test_graded_waits(make_server: MakeServer, bridges: FakeBridges) -> None:
     """The surer the model, the shorter the wait; the eagerness says how sure, and how long."""
     bridges.mode = heard(0.99)
@@ -64,6 +65,7 @@ async def test_graded_waits(make_server: MakeServer, bridges: FakeBridges) -> No
             assert bridges.judged[0].duration_s == pytest.approx(1.9, abs=0.4)
 
 
+@pytest.mark.behaviour("detection.semantic_vad.again")
 async def test_speech_goes_on(make_server: MakeServer, bridges: FakeBridges) -> None:
     """A pause of which the model is not sure is none; each one is asked about, by eight seconds of sound at most."""
     bridges.mode = heard(0.2, 0.3, 0.99)
@@ -78,6 +80,7 @@ async def test_speech_goes_on(make_server: MakeServer, bridges: FakeBridges) -> 
     assert [round(one.duration_s) for one in bridges.judged[-1:]] == [8]
 
 
+@pytest.mark.behaviour("detection.samples")
 async def test_any_pace(make_server: MakeServer, bridges: FakeBridges) -> None:
     """A model that is slow makes no other turns of a recording that comes at once than of one that comes as it is spoken."""
     bridges.mode = heard(0.99, end_delay_s=0.2)
@@ -91,6 +94,7 @@ async def test_any_pace(make_server: MakeServer, bridges: FakeBridges) -> None:
 
 
 @pytest.mark.parametrize("trap", ["absent", "error_200"])
+@pytest.mark.behaviour("detection.semantic_vad.fallback")
 async def test_without_a_model(make_server: MakeServer, bridges: FakeBridges, trap: str) -> None:
     """Where no model answers, or none in its right mind, a fixed silence ends a turn, and the session shows it."""
     bridges.mode = BridgesMode(shape="ndjson", turn_end=trap)  # type: ignore[arg-type]
@@ -106,6 +110,7 @@ async def test_without_a_model(make_server: MakeServer, bridges: FakeBridges, tr
     assert not bridges.judged
 
 
+@pytest.mark.behaviour("detection.semantic_vad.late")
 async def test_lost_on_the_way(make_server: MakeServer, bridges: FakeBridges) -> None:
     """A model that falls silent in a conversation, or answers late, leaves the fixed silence, and nothing waits long for it."""
     bridges.mode = heard(0.99)
@@ -128,6 +133,7 @@ async def test_lost_on_the_way(make_server: MakeServer, bridges: FakeBridges) ->
             await socket.until(COMPLETED)
 
 
+@pytest.mark.behaviour("response.receipt")
 async def test_receipt(make_server: MakeServer, bridges: FakeBridges) -> None:
     """A response tells how sure the model was that the turn was over, and how long it was silent."""
     bridges.mode = heard(0.975)

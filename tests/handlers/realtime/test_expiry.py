@@ -23,6 +23,7 @@ def token(lifetime_s: int) -> tuple[str, int]:
     return jwt.encode({"sub": "zoé", "exp": exp}, SECRET), exp
 
 
+@pytest.mark.behaviour("socket.expiry")
 async def test_socket_ends_with_its_token(make_server: MakeServer, bridges: FakeBridges) -> None:
     """An idle socket is told why and closed with 1008 at its token's ``exp``; one with a longer token stays open."""
     server = make_server(JWT_SECRET=SECRET)

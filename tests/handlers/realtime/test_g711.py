@@ -68,6 +68,7 @@ async def test_recording(server: Server, bridges: FakeBridges, kind: Kind) -> No
 
 
 @KINDS
+@pytest.mark.behaviour("session.g711")
 async def test_turn_of_speech(server: Server, bridges: FakeBridges, kind: Kind) -> None:
     """Speech from a telephone is found where it is found in PCM."""
     _, flat = NAMES[kind]
@@ -125,6 +126,7 @@ async def test_answer(server: Server, bridges: FakeBridges, alice: aiohttp.Clien
     ],
 )
 @pytest.mark.parametrize("way", ["input", "output"])
+@pytest.mark.behaviour("session.format")
 async def test_formats(server: Server, way: str, given: object, shown: Event, param: str | None) -> None:
     """A format is taken whole; one that cannot be is named and leaves what was."""
     async with open_socket(server.url, key=ALICE) as socket:

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any, cast
 
+import pytest
+
 from jarvis_core.codec.messages import SampleEncoding
 from jarvis_core.conversation.machine import Action, Kind
 from jarvis_core.errors import RequestError
@@ -55,6 +57,7 @@ def hearing_with(ear: Ear) -> Hearing:
     return hearing
 
 
+@pytest.mark.behaviour("transcription.early")
 async def test_no_room_for_an_early_transcript() -> None:
     """Where there is no room to hear a pause early, speech goes on and is heard at its end."""
     hearing = hearing_with(Ear(limit_bytes=1))
@@ -83,6 +86,7 @@ class Parts:
         self.begun.append((recording, early))
 
 
+@pytest.mark.behaviour("detection.limit", "transcription.early")
 async def test_a_cut_has_no_early_transcript() -> None:
     """What was heard up to a pause is not the words of a turn that is cut elsewhere; of one that ends there it is."""
     parts = cast("Any", Parts())

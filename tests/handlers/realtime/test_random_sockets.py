@@ -131,6 +131,7 @@ class Client:
         self._outcomes.update(event["response"]["status"] for event in seen if event["type"] == "response.done")
 
 
+@pytest.mark.behaviour("response.events")
 async def test_anything_in_any_order(make_server: MakeServer, bridges: FakeBridges) -> None:
     """Whatever is sent, cut off and taken up again: one end for each response, and then nothing is left."""
     bridges.mode = BridgesMode(shape="ndjson", answer="Bonjour à tous. Il fait beau. Sortons.", speech_s_per_char=0.01)

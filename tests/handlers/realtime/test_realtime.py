@@ -38,7 +38,7 @@ def streaming(*deltas: str, **fields: Any) -> BridgesMode:
 # A turn
 
 
-@pytest.mark.behaviour("item.assistant", "response.usage")
+@pytest.mark.behaviour("item.assistant", "response.usage", "response.events")
 async def test_turn(server: Server, bridges: FakeBridges) -> None:
     """A text turn comes as the Realtime API's events in their order, numbered from 1."""
     bridges.mode = streaming("one ", "two", hold_after=1)
@@ -199,6 +199,7 @@ async def test_next_create_right_behind_done(server: Server) -> None:
             assert (await socket.done())["status"] == "completed"
 
 
+@pytest.mark.behaviour("response.again")
 async def test_failed_turn_is_answered_again(
     server: Server, bridges: FakeBridges, alice: aiohttp.ClientSession
 ) -> None:
@@ -245,6 +246,7 @@ async def test_response_without_a_word_is_answered_again(
 # Settings of the session and of one response
 
 
+@pytest.mark.behaviour("session.shown")
 async def test_session_update(server: Server, bridges: FakeBridges) -> None:
     """What session.update sets is confirmed, and is what the model is asked with from then on."""
     async with open_socket(server.url, key=ALICE) as socket:
@@ -274,6 +276,7 @@ async def test_session_update(server: Server, bridges: FakeBridges) -> None:
         assert (asked["temperature"], asked["max_tokens"]) == (0.25, created["max_output_tokens"])
 
 
+@pytest.mark.behaviour("response.overrides")
 async def test_response_overrides(server: Server, bridges: FakeBridges) -> None:
     """What response.create sets holds for that response only."""
     async with open_socket(server.url, key=ALICE) as socket:
@@ -514,6 +517,7 @@ async def test_null_is_not_said(server: Server) -> None:
         assert (await socket.done())["status"] == "completed"
 
 
+@pytest.mark.behaviour("item.ids")
 async def test_an_id_is_used_once(server: Server) -> None:
     """A second item under an id that the client has brought already is an error, and nothing is stored."""
     async with open_socket(server.url, key=ALICE) as socket:
@@ -989,6 +993,7 @@ async def read_text(response: aiohttp.ClientResponse) -> str:
     return "".join(msgspec.json.decode(message.data)["delta"] for message in messages if message.type == DELTA)
 
 
+@pytest.mark.behaviour("socket.stalled")
 async def test_stalled_reader(server: Server, bridges: FakeBridges, alice: aiohttp.ClientSession) -> None:
     """
     A client that stops reading holds up neither the model, nor other readers, nor /health, and costs bounded memory.
@@ -1039,6 +1044,7 @@ async def test_stalled_reader(server: Server, bridges: FakeBridges, alice: aioht
 
 
 @pytest.mark.every_python
+@pytest.mark.behaviour("socket.stop")
 async def test_stop(make_server: MakeServer, bridges: FakeBridges) -> None:
     """A server that stops lets a running response end within the drain time, then closes all sockets with 1001."""
     server = make_server(DRAIN_TIMEOUT_S="10")

@@ -116,7 +116,7 @@ def is_at_a_words_end(text: str, whole: str) -> bool:
     return whole.startswith(text) and (not text or whole[len(text) :][:1] in ("", " "))
 
 
-@pytest.mark.behaviour("barge_in.reason", "heard.everywhere")
+@pytest.mark.behaviour("barge_in.reason", "heard.everywhere", "heard.history")
 async def test_speech_interrupts(server: Server, bridges: FakeBridges, alice: aiohttp.ClientSession) -> None:
     """Who speaks while the answer is heard stops it, and the history has what was heard, everywhere."""
     bridges.mode = speaking(answer=LONG_ANSWER)
@@ -235,7 +235,7 @@ async def test_nobody_says_anything(server: Server, bridges: FakeBridges, alice:
     assert [event["type"] for event in socket.seen].count("input_audio_buffer.timeout_triggered") == 1
 
 
-@pytest.mark.behaviour("heard.client_corrects")
+@pytest.mark.behaviour("heard.client_corrects", "heard.late", "error.codes")
 async def test_client_corrects(server: Server, bridges: FakeBridges, alice: aiohttp.ClientSession) -> None:
     """What the client says it has played counts more than what the server worked out; the least that it says."""
     bridges.mode = speaking()
@@ -327,6 +327,7 @@ async def test_noise_is_no_turn(server: Server, bridges: FakeBridges) -> None:
         assert not [one for one in bridges.requests if one.path == "/api/stt/transcribe"]
 
 
+@pytest.mark.behaviour("resume.detection")
 async def test_resumed(server: Server, bridges: FakeBridges) -> None:
     """A session that is taken up again finds turns of speech as it was told to before."""
     bridges.mode = speaking(answer="Oui.")

@@ -131,6 +131,7 @@ def sound_by_sentence(events: list[Event]) -> list[tuple[str, bytes]]:
 # What a session hears
 
 
+@pytest.mark.behaviour("session.push_to_talk", "transcription")
 async def test_recording_becomes_a_message(server: Server, bridges: FakeBridges, alice: aiohttp.ClientSession) -> None:
     """A committed buffer is an item at once, its words follow, and they are the user's message under the item's id."""
     async with open_push_to_talk(server.url, key=ALICE) as socket:
@@ -198,6 +199,7 @@ async def test_conversation_begins_with_its_words(
 
 
 @pytest.mark.parametrize("way", ["base64", "binary", "both"])
+@pytest.mark.behaviour("buffer.pieces")
 async def test_buffer_in_pieces(server: Server, bridges: FakeBridges, way: str) -> None:
     """Audio comes as base64, in binary frames or both mixed, cut anywhere, also within a sample."""
     sound = tone(1.0)
@@ -237,6 +239,7 @@ async def test_half_a_sample(server: Server, bridges: FakeBridges) -> None:
         assert (await socket.error())["code"] == "input_audio_buffer_commit_empty"
 
 
+@pytest.mark.behaviour("buffer.clear")
 async def test_clear(server: Server, bridges: FakeBridges) -> None:
     """A cleared buffer is empty, and to commit an empty one is an error with the event's id."""
     async with open_push_to_talk(server.url, key=ALICE) as socket:
@@ -263,6 +266,7 @@ async def test_bad_base64(server: Server, bridges: FakeBridges, audio: str) -> N
         assert (await socket.until(COMPLETED))["transcript"] == "a clip of 0.50 seconds"
 
 
+@pytest.mark.behaviour("buffer.limit")
 async def test_ten_minutes(server: Server, bridges: FakeBridges) -> None:
     """The buffer takes ten minutes and no sample more; what is too much is refused and the rest is kept."""
     async with open_push_to_talk(server.url, key=ALICE) as socket:
@@ -283,6 +287,7 @@ async def test_ten_minutes(server: Server, bridges: FakeBridges) -> None:
     assert bridges.heard == []
 
 
+@pytest.mark.behaviour("transcription.delta")
 async def test_words_of_a_long_recording(server: Server, bridges: FakeBridges) -> None:
     """The words of a recording of minutes are told piece by piece, as they are known."""
     async with open_push_to_talk(server.url, key=ALICE) as socket:
@@ -297,6 +302,7 @@ async def test_words_of_a_long_recording(server: Server, bridges: FakeBridges) -
     assert "".join(pieces) == words["transcript"]
 
 
+@pytest.mark.behaviour("session.format")
 async def test_rates(server: Server, bridges: FakeBridges) -> None:
     """Audio of any rate that session.update names reaches the bridges in its true length."""
     async with open_push_to_talk(server.url, key=ALICE) as socket:
@@ -308,6 +314,7 @@ async def test_rates(server: Server, bridges: FakeBridges) -> None:
             assert bridges.heard[-1].rms == pytest.approx(AMPLITUDE / math.sqrt(2), rel=0.02)
 
 
+@pytest.mark.behaviour("session.format.begun")
 async def test_rate_of_what_was_appended(server: Server, bridges: FakeBridges) -> None:
     """While the buffer has audio its rate stays; after a clear it may change."""
     wanted = {"audio": {"input": {"format": {"type": "audio/pcm", "rate": 8_000}}}}
@@ -322,6 +329,7 @@ async def test_rate_of_what_was_appended(server: Server, bridges: FakeBridges) -
         assert (await socket.until(COMPLETED))["transcript"] == "a clip of 0.70 seconds"
 
 
+@pytest.mark.behaviour("transcription.empty")
 async def test_silence(server: Server, bridges: FakeBridges) -> None:
     """Where nobody speaks the transcript is empty, no message is stored, and no model is asked."""
     async with open_push_to_talk(server.url, key=ALICE) as socket:
@@ -338,6 +346,7 @@ async def test_silence(server: Server, bridges: FakeBridges) -> None:
     assert bridges.requests_seen[TRANSCRIBE] == bridges.requests_seen[GENERATE] == 0
 
 
+@pytest.mark.behaviour("transcription.failed")
 async def test_transcription_fails(server: Server, bridges: FakeBridges) -> None:
     """Words that cannot be had are told as failed, and the response.create that waits for them is an error."""
     bridges.mode = BridgesMode(shape="ndjson", faults={TRANSCRIBE: Fault(status=500, delay_s=0.1)})
@@ -359,6 +368,7 @@ async def test_transcription_fails(server: Server, bridges: FakeBridges) -> None
         assert (await socket.done())["status"] == "completed"
 
 
+@pytest.mark.behaviour("transcription.order")
 async def test_recordings_keep_their_order(server: Server, bridges: FakeBridges, alice: aiohttp.ClientSession) -> None:
     """Recordings become messages in the order of their commits, also where the first one takes longest."""
     bridges.mode = BridgesMode(shape="ndjson", faults={TRANSCRIBE: Fault(delay_s=0.4, times=1)})
@@ -417,6 +427,7 @@ async def test_room_for_recordings(make_server: MakeServer, bridges: FakeBridges
             await socket.until(COMPLETED)
 
 
+@pytest.mark.behaviour("buffer.expires")
 async def test_idle_buffer_expires(make_server: MakeServer, bridges: FakeBridges) -> None:
     """Audio that is neither added to nor committed is dropped, and the client told; the socket stays, and hears anew."""
     server = make_server(AUDIO_BUFFER_IDLE_S="0.3")
@@ -466,6 +477,7 @@ async def test_too_many_recordings(server: Server, bridges: FakeBridges) -> None
         assert (await socket.until(COMPLETED))["transcript"] == "a clip of 0.30 seconds"
 
 
+@pytest.mark.behaviour("response.waits")
 async def test_response_waits_for_the_words(server: Server, bridges: FakeBridges) -> None:
     """A response.create before the words are known waits for them; a second one is an error meanwhile."""
     bridges.mode = BridgesMode(shape="ndjson", faults={TRANSCRIBE: Fault(delay_s=0.3)})
@@ -501,6 +513,7 @@ async def test_cancelled_before_it_was_created(
         assert (await socket.done())["user_message_id"] == item_id
 
 
+@pytest.mark.behaviour("session.create_response")
 async def test_create_response(server: Server, bridges: FakeBridges) -> None:
     """With create_response each recording is answered by itself, and those that come together at once."""
     async with open_push_to_talk(server.url, key=ALICE) as socket:
@@ -522,6 +535,7 @@ async def test_create_response(server: Server, bridges: FakeBridges) -> None:
         assert "error" not in types_of(socket.seen)
 
 
+@pytest.mark.behaviour("transcription.language")
 async def test_language(server: Server, bridges: FakeBridges) -> None:
     """The language that the session names is what the speech model is told; auto leaves it to find out, null as it is."""
     async with open_push_to_talk(server.url, key=ALICE) as socket:
@@ -535,6 +549,7 @@ async def test_language(server: Server, bridges: FakeBridges) -> None:
     assert [asked.get("language") for asked in heard(bridges)] == ["fr", "en", None, None]
 
 
+@pytest.mark.behaviour("recording.lost")
 async def test_lost_while_listening(server: Server, bridges: FakeBridges, alice: aiohttp.ClientSession) -> None:
     """What was committed before the socket was lost still becomes a message, and nobody answers it."""
     text = "Le train part à midi."
@@ -578,6 +593,7 @@ async def test_conversation_deleted_while_listening(
         await configure(socket)
 
 
+@pytest.mark.behaviour("session.noise_reduction")
 async def test_enhanced(make_server: MakeServer, bridges: FakeBridges) -> None:
     """The words say whether their audio had passed through the audio engine."""
     async with FakeAudioEngine() as engine:
@@ -601,6 +617,7 @@ async def test_enhanced(make_server: MakeServer, bridges: FakeBridges) -> None:
 # The session's settings of audio
 
 
+@pytest.mark.behaviour("session.shown")
 async def test_settings_are_shown(server: Server, bridges: FakeBridges) -> None:
     """What session.update sets of the audio is shown, the rest stays as it was, and null is null."""
     async with open_push_to_talk(server.url, key=ALICE) as socket:
@@ -643,6 +660,7 @@ async def test_settings_are_shown(server: Server, bridges: FakeBridges) -> None:
 # How it speaks
 
 
+@pytest.mark.behaviour("response.spoken")
 async def test_spoken_response(server: Server, bridges: FakeBridges, alice: aiohttp.ClientSession) -> None:
     """A spoken response comes sentence by sentence, its words and then their sound, between the usual events."""
     bridges.mode = speaking()
@@ -744,6 +762,7 @@ async def test_nothing_to_say(server: Server, bridges: FakeBridges) -> None:
         assert types_of(socket.seen)[-2:] == ["response.created", "response.done"]
 
 
+@pytest.mark.behaviour("response.spoken.ahead")
 async def test_never_far_ahead(server: Server, bridges: FakeBridges) -> None:
     """No more than two sentences are spoken that are not yet heard, also for a client that does not read."""
     bridges.mode = speaking("Un deux trois. " * 8, speech_s_per_char=0.2)
@@ -903,6 +922,7 @@ async def test_cancel_and_create_at_once(server: Server, bridges: FakeBridges) -
 
 
 @pytest.mark.every_python
+@pytest.mark.behaviour("response.spoken.failed")
 async def test_voice_fails(server: Server, bridges: FakeBridges) -> None:
     """Where the voice fails in the middle one error says so, the words go on, and nothing more is to be spoken."""
     bridges.mode = speaking(hold_after=5)
@@ -995,6 +1015,7 @@ async def test_speed(server: Server, bridges: FakeBridges, speed: float, asked: 
     assert [request["speed"] for request in spoken(bridges)] == [asked]
 
 
+@pytest.mark.behaviour("response.overrides")
 async def test_overrides(server: Server, bridges: FakeBridges) -> None:
     """The modality, the voice and the rate of one response may differ from the session's."""
     bridges.mode = speaking("Oui.", speech_s_per_char=0.1)
@@ -1065,6 +1086,7 @@ async def test_resume_at_each_event(server: Server, bridges: FakeBridges) -> Non
             socket.abort()
 
 
+@pytest.mark.behaviour("resume.voice")
 async def test_resume_in_the_middle(server: Server, bridges: FakeBridges, alice: aiohttp.ClientSession) -> None:
     """A client that is cut off time and again while the model and the voice go on misses no word and no sample."""
     answer = "Il était une fois 😀 un 𝔡ragon. Il n'avait pas de feu, mais du thé ! " * 4
@@ -1159,6 +1181,7 @@ async def test_two_sockets(server: Server, bridges: FakeBridges) -> None:
     await asyncio.gather(*(talk(number) for number in range(8)))
 
 
+@pytest.mark.behaviour("socket.stalled")
 async def test_stalled_listener(server: Server, bridges: FakeBridges, alice: aiohttp.ClientSession) -> None:
     """A client that does not read its sound holds up nobody, and gets all of it when it reads again."""
     sentence = "Un deux trois quatre cinq."

@@ -46,6 +46,7 @@ async def give(socket: Socket, call_id: str, output: str) -> None:
 
 
 @pytest.mark.parametrize("modality", ["text", "audio"])
+@pytest.mark.behaviour("tools")
 async def test_round_trip(
     model_server: tuple[Server, int, int], model: FakeModelServer, house: Api, modality: str
 ) -> None:
@@ -82,6 +83,7 @@ async def test_round_trip(
     assert model.requests[-1].json["messages"][-3]["content"] == "Allume le salon"
 
 
+@pytest.mark.behaviour("tools.refused")
 async def test_tools_that_cannot_be(model_server: tuple[Server, int, int], model: FakeModelServer) -> None:
     """Tools that cannot be offered are named in an error, and the rest of the settings holds."""
     del model
