@@ -47,6 +47,8 @@ LISTEN_TIMEOUT_S = 5.0
 """For a second of sound of each of those who are listened to."""
 LISTENERS_LIMIT = 4_096
 """Streams that one worker listens to, at most."""
+STEP_MS = 32
+"""Of sound, for which there is one probability of speech."""
 LISTEN_PIECE_S = 1.0
 """Sound that is handed over at once: others come in between."""
 
@@ -280,6 +282,10 @@ class Microphone:
         self._sample_rate_hz = sample_rate_hz
         self._session: Session | None = None
         self._lease = AsyncExitStack()
+        self._waiting = bytearray()
+        """Less than a step, for which nobody is asked: each question costs as much as a step does."""
+        self._rest_ms = 0.0
+        """Sound that the process has had, and of which it has made no step yet; the resampler keeps some of it."""
 
     async def hear(self, data: bytes) -> AsyncGenerator[Sound, None]:
         """
@@ -287,6 +293,11 @@ class Microphone:
 
         A process that dies is replaced: the next one goes on with what comes then. Raises ``Overloaded`` or ``Unavailable``.
         """
+        self._waiting += data
+        if self._rest_ms + self._duration_ms(len(self._waiting)) < STEP_MS:
+            return
+        data = bytes(self._waiting)
+        self._waiting.clear()
         piece_bytes = round(LISTEN_PIECE_S * self._sample_rate_hz) * SAMPLE_BYTES[self._encoding]
         for start in range(0, len(data), piece_bytes):
             sound = await self._ask(data[start : start + piece_bytes])
@@ -313,10 +324,15 @@ class Microphone:
         first = self._session is None
         if self._session is None:
             self._session = await self._lease.enter_async_context(self._pool.session())
+            self._rest_ms = 0.0
         request = Listen(self._stream, self._encoding, self._sample_rate_hz, first=first)
         message = await self._session.call(encoder.encode(request), [piece], timeout_s=LISTEN_TIMEOUT_S)
         listened = _answer(message[0], Listened)
+        self._rest_ms += self._duration_ms(len(piece)) - STEP_MS * len(listened.probabilities)
         return Sound(list(zip(listened.probabilities, listened.levels_db, strict=True)), message[1])
+
+    def _duration_ms(self, length_bytes: int) -> float:
+        return 1_000 * length_bytes / (SAMPLE_BYTES[self._encoding] * self._sample_rate_hz)
 
 
 def _answer(header: bytes, kind: type[T]) -> T:

@@ -43,7 +43,8 @@ class Listening:
         if not len(samples):
             return Listened([], []), b""
         probabilities = self._model.probabilities(stream.state, samples)
-        power = np.mean(np.square(samples.reshape(-1, STEP_SAMPLES)), axis=1)
+        steps = samples.reshape(-1, STEP_SAMPLES)
+        power = np.einsum("ij,ij->i", steps, steps) / STEP_SAMPLES
         levels = 10 * np.log10(np.maximum(power, 10 ** (QUIETEST_DB / 10)))
         sound = np.rint(samples * 32_767).astype("<i2").tobytes()
         return Listened([round(one, 4) for one in probabilities], [round(float(one), 1) for one in levels]), sound
@@ -74,7 +75,8 @@ class _Stream:
         """Return the samples of the steps that *payload* makes whole, at 16 kHz within ±1."""
         samples = self._decode(payload)
         if self._resampler is not None and len(samples):
-            samples = np.clip(self._resampler.resample_chunk(samples), -1.0, 1.0)
+            samples = self._resampler.resample_chunk(samples)
+            np.clip(samples, -1.0, 1.0, out=samples)
         samples = np.concatenate((self._rest, samples))
         whole = len(samples) // STEP_SAMPLES * STEP_SAMPLES
         self._rest = samples[whole:].copy()

@@ -9,6 +9,7 @@ its probabilities differ from those of the authors' ONNX model by up to 0.09, th
 from __future__ import annotations
 
 import importlib.util
+import math
 import struct
 from pathlib import Path
 
@@ -34,24 +35,33 @@ HIDDEN = 128
 MAGIC = 0x67676D6C
 
 
+BLOCK_STEPS = 32
+"""Steps that are computed at once, at most: a second's, as they come of a recording."""
+
+
 class Silero:
-    """The model's weights; the state of a stream is a ``State``."""
+    """The model's weights; the state of a stream is a ``State``. For one thread: what is computed has one place."""
 
     def __init__(self, tensors: dict[str, npt.NDArray[np.generic]]) -> None:
         def tensor(name: str) -> Floats:
             return tensors[f"_model.{name}"].astype(np.float32)
 
         self._basis = np.ascontiguousarray(tensor("stft.forward_basis_buffer")[:, 0, :].T)
-        self._convolutions: list[tuple[Floats, Floats, int]] = []
+        self._padded: Floats = np.zeros((BLOCK_STEPS, 2 * CONTEXT_SAMPLES + STEP_SAMPLES), np.float32)
+        """Each step between its context and what is reflected of its end."""
+        self._frames = _Windows(self._padded, FRAMES, FRAME_SAMPLES, HOP_SAMPLES)
+        self._spectrum: Floats = np.zeros((BLOCK_STEPS, FRAMES, 2 * BINS), np.float32)
+        self._layers: list[_Convolution] = []
+        length = FRAMES
         for layer, stride in enumerate(STRIDES):
             weight = tensor(f"encoder.{layer}.reparam_conv.weight")
-            flat = np.ascontiguousarray(weight.transpose(2, 1, 0).reshape(-1, len(weight)))
-            self._convolutions.append((flat, tensor(f"encoder.{layer}.reparam_conv.bias"), stride))
+            self._layers.append(_Convolution(weight, tensor(f"encoder.{layer}.reparam_conv.bias"), length, stride))
+            length = self._layers[-1].outputs
         self._input = np.ascontiguousarray(tensor("decoder.rnn.weight_ih").T)
         self._recurrent = np.ascontiguousarray(tensor("decoder.rnn.weight_hh").T)
         self._gate_bias = tensor("decoder.rnn.bias_ih") + tensor("decoder.rnn.bias_hh")
-        self._output = tensor("decoder.decoder.2.weight")
-        self._output_bias = float(tensor("decoder.decoder.2.bias"))
+        self._output = tensor("decoder.decoder.2.weight").reshape(-1)
+        self._output_bias = float(tensor("decoder.decoder.2.bias").item())
 
     @classmethod
     def load(cls, path: Path | None = None) -> Silero:
@@ -64,38 +74,46 @@ class Silero:
 
         *samples* are at 16 kHz, within ±1, as many as several steps have.
         """
-        count = len(samples) // STEP_SAMPLES
-        sound = np.concatenate((state.context, samples[: count * STEP_SAMPLES]))
-        state.context = sound[-CONTEXT_SAMPLES:].copy()
-        (size,) = sound.strides
-        steps = np.lib.stride_tricks.as_strided(
-            sound, (count, CONTEXT_SAMPLES + STEP_SAMPLES), (size * STEP_SAMPLES, size)
-        )
+        steps = samples[: len(samples) // STEP_SAMPLES * STEP_SAMPLES].reshape(-1, STEP_SAMPLES)
         found = []
-        for gates in self._encode(steps):
-            gates = gates + state.hidden @ self._recurrent
-            taken, kept, shown = _split(gates)
-            state.cell = kept * state.cell + taken * np.tanh(gates[2 * HIDDEN : 3 * HIDDEN])
-            state.hidden = shown * np.tanh(state.cell)
-            logit = np.maximum(state.hidden, 0) @ self._output + self._output_bias
-            found.append(float(_sigmoid(logit)))
+        for start in range(0, len(steps), BLOCK_STEPS):
+            for gates in self._encode(state, steps[start : start + BLOCK_STEPS]):
+                gates += state.hidden @ self._recurrent
+                proposed = np.tanh(gates[2 * HIDDEN : 3 * HIDDEN])
+                opened = _sigmoid(gates)
+                taken, kept, shown = opened[:HIDDEN], opened[HIDDEN : 2 * HIDDEN], opened[3 * HIDDEN :]
+                state.cell = kept * state.cell + taken * proposed
+                state.hidden = shown * np.tanh(state.cell)
+                logit = float(np.maximum(state.hidden, 0) @ self._output) + self._output_bias
+                found.append(1 / (1 + math.exp(-logit)))
         return found
 
-    def _encode(self, steps: Floats) -> Floats:
-        """Return what the recurrent layer gets of each step, shape (steps, 4 × 128)."""
+    def _encode(self, state: State, steps: Floats) -> Floats:
+        """Return what the recurrent layer gets of each step, shape (steps, 4 × 128), and keep the last one as context."""
         count = len(steps)
-        padded = np.concatenate((steps, steps[:, -2 : -CONTEXT_SAMPLES - 2 : -1]), axis=1)
-        frames = _windows(padded, FRAMES, FRAME_SAMPLES, HOP_SAMPLES)
-        spectrum = frames.reshape(-1, FRAME_SAMPLES) @ self._basis
-        layer = np.hypot(spectrum[:, :BINS], spectrum[:, BINS:]).reshape(count, FRAMES, BINS)
-        for weight, bias, stride in self._convolutions:
-            length, channels = layer.shape[1:]
-            margin = np.zeros((count, length + 2, channels), np.float32)
-            margin[:, 1:-1] = layer
-            outputs = (length - 1) // stride + 1
-            windows = _windows(margin.reshape(count, -1), outputs, 3 * channels, stride * channels)
-            layer = np.maximum(windows.reshape(-1, 3 * channels) @ weight + bias, 0).reshape(count, outputs, -1)
-        return np.asarray(layer[:, 0, :] @ self._input + self._gate_bias, np.float32)
+        end = CONTEXT_SAMPLES + STEP_SAMPLES
+        padded = self._padded[:count]
+        padded[:, CONTEXT_SAMPLES:end] = steps
+        padded[0, :CONTEXT_SAMPLES] = state.context
+        padded[1:, :CONTEXT_SAMPLES] = padded[:-1, STEP_SAMPLES:end]
+        padded[:, end:] = padded[:, end - 2 : end - 2 - CONTEXT_SAMPLES : -1]
+        state.context = padded[-1, STEP_SAMPLES:end].copy()
+        spectrum = self._spectrum[:count]
+        np.matmul(self._frames.rows(count), self._basis, out=spectrum.reshape(-1, 2 * BINS))
+        np.square(spectrum, out=spectrum)
+        first, *others = self._layers
+        magnitudes = first.given(count)
+        np.add(spectrum[:, :, :BINS], spectrum[:, :, BINS:], out=magnitudes)
+        np.sqrt(magnitudes, out=magnitudes)
+        layer = first
+        for following in others:
+            layer.apply(count, following.given(count))
+            layer = following
+        encoded: Floats = np.empty((count, 1, HIDDEN), np.float32)
+        layer.apply(count, encoded)
+        gates: Floats = encoded[:, 0, :] @ self._input
+        gates += self._gate_bias
+        return gates
 
 
 class State:
@@ -109,21 +127,51 @@ class State:
         self.context: Floats = np.zeros(CONTEXT_SAMPLES, np.float32)
 
 
-def _split(gates: Floats) -> tuple[Floats, Floats, Floats]:
-    """Return the input's, the forget and the output gate."""
-    opened = _sigmoid(gates)
-    return opened[:HIDDEN], opened[HIDDEN : 2 * HIDDEN], opened[3 * HIDDEN :]
+class _Windows:
+    """Windows of rows, made whole for a product of matrices; each row has *count*, *hop* apart, of *length* values."""
+
+    def __init__(self, rows: Floats, count: int, length: int, hop: int) -> None:
+        row, size = len(rows[0].reshape(-1)) * rows.itemsize, rows.itemsize
+        self._views = np.lib.stride_tricks.as_strided(rows, (len(rows), count, length), (row, hop * size, size))
+        self._whole: Floats = np.zeros((len(rows), count, length), np.float32)
+
+    def rows(self, count: int) -> Floats:
+        """Return the windows of the first *count* rows, one below the other."""
+        whole = self._whole[:count]
+        np.copyto(whole, self._views[:count])
+        return whole.reshape(-1, whole.shape[2])
+
+
+class _Convolution:
+    """A convolution with a kernel of three and a margin of one, and what it is given."""
+
+    def __init__(self, weight: Floats, bias: Floats, length: int, stride: int) -> None:
+        channels = weight.shape[1]
+        self.outputs = (length - 1) // stride + 1
+        self._weight = np.ascontiguousarray(weight.transpose(2, 1, 0).reshape(-1, len(weight)))
+        self._bias = bias
+        self._margin: Floats = np.zeros((BLOCK_STEPS, length + 2, channels), np.float32)
+        self._windows = _Windows(self._margin, self.outputs, 3 * channels, stride * channels)
+        self._products: Floats = np.zeros((BLOCK_STEPS, self.outputs, len(weight)), np.float32)
+
+    def given(self, count: int) -> Floats:
+        """Return where the values of *count* steps are to be put, shape (count, length, channels)."""
+        return self._margin[:count, 1:-1]
+
+    def apply(self, count: int, out: Floats) -> None:
+        """Put into *out* what comes of *count* steps, shape (count, outputs, channels)."""
+        products = self._products[:count]
+        np.matmul(self._windows.rows(count), self._weight, out=products.reshape(-1, len(self._bias)))
+        np.add(products, self._bias, out=products)
+        np.maximum(products, 0, out=out)
 
 
 def _sigmoid(values: Floats) -> Floats:
-    return np.asarray(1 / (1 + np.exp(-values)), np.float32)
-
-
-def _windows(rows: Floats, count: int, length: int, hop: int) -> Floats:
-    """Return *count* windows of each row, *hop* apart, shape (rows, count, length)."""
-    rows = np.ascontiguousarray(rows)
-    row, size = rows.strides
-    return np.lib.stride_tricks.as_strided(rows, (len(rows), count, length), (row, hop * size, size))
+    """Return the logistic function of *values*, in their place."""
+    np.negative(values, out=values)
+    np.exp(values, out=values)
+    np.add(values, 1, out=values)
+    return np.reciprocal(values, out=values)
 
 
 def _weights_path() -> Path:
