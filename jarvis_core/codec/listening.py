@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-import soxr
 
 from jarvis_core.codec.clip import RATE_HZ
 from jarvis_core.codec.linear import expand
 from jarvis_core.codec.messages import Listen, Listened
+from jarvis_core.codec.resampling import resampler
 from jarvis_core.codec.silero import STEP_SAMPLES, Floats, Silero, State
 from jarvis_core.errors import Overloaded, Unavailable
 
@@ -67,15 +67,13 @@ class _Stream:
         """Half a sample: clients cut where they like."""
         self._rest: Floats = np.zeros(0, np.float32)
         """Samples that are not yet a step."""
-        self._resampler: soxr.ResampleStream | None = None
-        if request.sample_rate_hz != RATE_HZ:
-            self._resampler = soxr.ResampleStream(request.sample_rate_hz, RATE_HZ, 1, dtype="float32", quality="HQ")
+        self._resampler = None if request.sample_rate_hz == RATE_HZ else resampler(request.sample_rate_hz, RATE_HZ)
 
     def add(self, payload: bytes) -> Floats:
         """Return the samples of the steps that *payload* makes whole, at 16 kHz within ±1."""
         samples = self._decode(payload)
         if self._resampler is not None and len(samples):
-            samples = self._resampler.resample_chunk(samples)
+            samples = self._resampler.resample(samples)
             np.clip(samples, -1.0, 1.0, out=samples)
         samples = np.concatenate((self._rest, samples))
         whole = len(samples) // STEP_SAMPLES * STEP_SAMPLES
