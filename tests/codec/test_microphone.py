@@ -23,7 +23,8 @@ async def codec() -> AsyncIterator[Codec]:
 def samples() -> bytes:
     """Return two seconds of speech, 16 bits at 16 kHz."""
     with wave.open(str(AUDIO / "fx16k_fr_1.wav")) as file:
-        return file.readframes(32_000)
+        found: bytes = file.readframes(32_000)
+    return found
 
 
 @pytest.mark.parametrize(("rate_hz", "late_ms"), [(16_000, 0), (24_000, 2)])
