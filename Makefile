@@ -52,7 +52,10 @@ test-pythons: install ## run the tests of cancelling, deadlines, stops and fault
 	$(RUN) -m tests.pythons
 
 # Each client where its own packages are; npm's are pinned by its lock file.
-.cache/clients/python/.installed: config/clients.lock | install
+.cache/clients/python/.installed: config/clients.lock
+.cache/clients/pipecat/.installed: config/clients-pipecat.lock
+.cache/clients/livekit/.installed: config/clients-livekit.lock
+.cache/clients/%/.installed: | install
 	@echo 'installing the pinned packages into $(@D) ...'
 	@$(RUN) -m venv --clear $(@D)
 	@$(@D)/bin/python -m pip --quiet --quiet --disable-pip-version-check --no-input install --require-hashes --no-deps -r $<
@@ -64,8 +67,9 @@ test-pythons: install ## run the tests of cancelling, deadlines, stops and fault
 	@cd $(@D) && npm ci --silent --no-audit --no-fund
 	@touch $@
 
-clients: install .cache/clients/python/.installed .cache/clients/node/.installed ## let others' clients in: each unmodified, in an environment of its own
-	CLIENTS_NEEDED=1 $(RUN) -m pytest tests/clients
+CLIENTS ?= python node pipecat livekit
+clients: install $(CLIENTS:%=.cache/clients/%/.installed) ## let others' clients in, unmodified, from environments of their own (CLIENTS)
+	CLIENTS_NEEDED="$(CLIENTS)" $(RUN) -m pytest tests/clients
 
 check: install ## formatting, lint, types, architecture, dependency audit: what CI runs first
 	$(RUN) -m ruff format --check .
@@ -143,6 +147,8 @@ lock: install ## pin the newest versions that pyproject.toml allows
 	$(UV) $(AS_LOCKED) --extra local pyproject.toml config/image.in -o config/image-local.lock
 	$(UV) --group perf -o config/perf.lock
 	$(UV) --group clients -o config/clients.lock
+	$(UV) --group clients-pipecat -o config/clients-pipecat.lock
+	$(UV) --group clients-livekit -o config/clients-livekit.lock
 	cd tests/clients && npm update --package-lock-only --silent
 	$(ONE_PYTHON) config/home.in -o config/home.lock
 	$(ONE_PYTHON) --upgrade config/mcp.in -o config/mcp.lock

@@ -16,7 +16,8 @@ from tests.clients.house import House
 from tests.system.server import REPOSITORY
 
 ENVIRONMENTS = REPOSITORY / ".cache" / "clients"
-PYTHON = ENVIRONMENTS / "python" / "bin" / "python"
+OWN_ENVIRONMENTS = {"pipecat_python.py": "pipecat", "livekit_python.py": "livekit"}
+"""Of the programs whose clients do not go beside the others; those share one for each language."""
 NODE_MODULES = ENVIRONMENTS / "node" / "node_modules"
 PROGRAM_LIMIT_S = 120.0
 
@@ -31,14 +32,20 @@ def checks_of(program: str) -> list[str]:
 
 
 def needs_environment(program: str) -> pytest.MarkDecorator:
-    """Return the mark of tests that are skipped where the environment of *program* is not there, but by ``make clients``."""
-    missing = not _command(program)[1].exists() and not os.environ.get("CLIENTS_NEEDED")
+    """
+    Return the mark of tests that are skipped where the environment of *program* is not there.
+
+    ``make clients`` names in ``CLIENTS_NEEDED`` those that it made: of them all tests are run, and of no other.
+    """
+    name, _, made = _environment(program)
+    needed = os.environ.get("CLIENTS_NEEDED")
+    missing = not made.exists() if needed is None else name not in needed.split()
     return pytest.mark.skipif(missing, reason="`make clients` makes the environment of this client")
 
 
 def run_program(program: str, house: House) -> dict[str, str]:
     """Run all checks of *program*; return what went wrong with each, the empty text where nothing did."""
-    command, _ = _command(program)
+    _, command, _ = _environment(program)
     done = subprocess.run(
         command,
         cwd=REPOSITORY,
@@ -55,8 +62,11 @@ def run_program(program: str, house: House) -> dict[str, str]:
     return {result["check"]: result["failure"] for result in results}
 
 
-def _command(program: str) -> tuple[Sequence[str], Path]:
+def _environment(program: str) -> tuple[str, Sequence[str], Path]:
+    """Return the name of the environment of *program*, the command that runs it there, and what is there once it is made."""
     path = str(Path(__file__).parent / program)
     if program.endswith(".mjs"):
-        return ["node", path], NODE_MODULES
-    return [str(PYTHON), path], PYTHON
+        return "node", ["node", path], NODE_MODULES
+    name = OWN_ENVIRONMENTS.get(program, "python")
+    python = ENVIRONMENTS / name / "bin" / "python"
+    return name, [str(python), path], python
