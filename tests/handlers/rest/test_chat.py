@@ -61,7 +61,7 @@ async def test_receipt(api: Api, bridges: FakeBridges) -> None:
 
     before = await counted("total")
     bridges.mode = BridgesMode(hold_after=1)
-    asking = asyncio.create_task(api.post("/api/chat", {"content": "un deux trois"}))
+    asking = asyncio.create_task(api.post("/api/chat", {"content": "un deux trois", "use_memory": False}))
     await bridges.gate.reached()
     bridges.gate.release()
     answer = await asking
