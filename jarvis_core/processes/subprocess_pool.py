@@ -446,9 +446,14 @@ def serve(handle: Handle, parent_pid: int) -> None:
             (count,) = LENGTH.unpack(_read(connection, LENGTH.size))
             lengths = [size for (size,) in LENGTH.iter_unpack(_read(connection, count * LENGTH.size))]
             answer = handle([_read(connection, length) for length in lengths])
-            connection.sendall(LENGTH.pack(len(answer)) + b"".join(LENGTH.pack(len(part)) for part in answer))
-            for part in answer:
-                connection.sendall(part)
+            head = LENGTH.pack(len(answer)) + b"".join(LENGTH.pack(len(part)) for part in answer)
+            if sum(map(len, answer)) <= PIECE_BYTES:
+                # A write for each part would wake the parent as often.
+                connection.sendall(b"".join((head, *answer)))
+            else:
+                connection.sendall(head)
+                for part in answer:
+                    connection.sendall(part)
             del answer
 
 
