@@ -38,7 +38,7 @@ class Frame(Struct, frozen=True):
 
 class _Head(Struct, frozen=True):
     type: str
-    data: Raw | None = None
+    data: Raw | UnsetType = UNSET
     data_length: int | None = None
     payload_length: int | None = None
 
@@ -72,7 +72,7 @@ async def read_frame(reader: asyncio.StreamReader) -> Frame | None:
         raise BadFrame(f"A line is over {HEAD_LIMIT_BYTES} bytes.", details={"limit_bytes": HEAD_LIMIT_BYTES}) from exc
     try:
         head = _head_decoder.decode(line)
-        parts = [] if head.data is None else [_object_decoder.decode(head.data)]
+        parts = [] if head.data is UNSET or bytes(head.data) == b"null" else [_object_decoder.decode(head.data)]
         if data_bytes := _length(head.data_length, "data_length", DATA_LIMIT_BYTES):
             parts.append(_object_decoder.decode(await reader.readexactly(data_bytes)))
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:

@@ -265,6 +265,23 @@ async def test_unknown_events(server: Server, port: int) -> None:
         assert (await read_until(satellite, "info"))[-1].type == "info"
 
 
+async def test_data_in_the_head(server: Server, port: int) -> None:
+    """Data stands in the head's line, behind it, or in both; what stands behind it wins."""
+    async with asyncio.timeout(LIMIT_S):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        behind = b'{"text": "behind"}'
+        for line, text in (
+            (b'{"type": "ping", "data": {"text": "inside"}}\n', "inside"),
+            (b'{"type": "ping", "data": null}\n', None),
+            (b'{"type": "ping", "data": {"text": "x", "y": 1}, "data_length": %d}\n' % len(behind) + behind, "behind"),
+        ):
+            writer.write(line)
+            head = json.loads(await reader.readline())
+            assert head["type"] == "pong"
+            assert json.loads(await reader.readexactly(head["data_length"])) == {"text": text}
+        writer.close()
+
+
 async def test_stop(server: Server, port: int) -> None:
     """A stop ends open connections, and takes no longer for them."""
     async with client(port) as satellite:
