@@ -214,9 +214,10 @@ def router_for(container: Container, realtime: Realtime, admission: Admission) -
     document = b""
 
     async def openapi_document(_call: Call) -> Reply:
-        # Built when first asked for, which most servers never are: it takes 0.5 MB and some 10 ms.
+        # Built when first asked for, which most servers never are: it takes MB and tenths of a second.
         nonlocal document
-        document = document or openapi.document(documented)
+        # Beside the loop, which sound is to go on through.
+        document = document or await asyncio.to_thread(openapi.document, documented)
         return Reply(document)
 
     routes.append(Route("GET", "/openapi.json", openapi_document, "This document.", public=True))
@@ -306,33 +307,37 @@ def routes_for(container: Container) -> list[Route]:
         body_limit_bytes=container.settings.server.body_limit_bytes,
     )
     return [
-        Route("GET", "/health", health.health, "How the core and its neighbours are.", public=True,
+        Route("GET", "/health", health.get_health, "How the core and its neighbours are.", public=True,
               response=HealthBody, other=((503, HealthBody, "Unhealthy: the database is unusable."),)),
-        Route("GET", "/ready", health.ready, "Whether requests are taken.", public=True,
+        Route("GET", "/ready", health.get_readiness, "Whether requests are taken.", public=True,
               response=ReadyBody, other=((503, NotReadyBody, "Not ready, and why."),)),
-        Route("GET", "/metrics", health.metrics, "Counters in Prometheus' text format.", public=True,
+        Route("GET", "/metrics", health.get_metrics, "Counters in Prometheus' text format.", public=True,
               media_type="text/plain"),
-        Route("POST", "/api/chat", chat.chat, "Say something; the assistant answers.",
-              request=ChatRequest, response=ChatReply, other=((200, None, "With stream: server-sent events."),),
-              query=(query.EVENTS,),
-              headers=(("Idempotency-Key", "A retry with the same key joins the first try's turn; kept 24 hours."),)),
-        Route("GET", "/api/chat/response/{id}", chat.response, "A turn's state and its text so far.",
+        Route("POST", "/api/chat", chat.send_chat, "Say something; the assistant answers.",
+              description="With `stream`, or `Accept: text/event-stream`, it answers as `/api/chat/stream` does.",
+              request=ChatRequest, response=ChatReply, query=(query.EVENTS,), headers=(query.IDEMPOTENCY_KEY,)),
+        Route("POST", "/api/chat/stream", chat.stream_chat, "Say something; the answer is told as it comes.",
+              description="Always events: `stream` and `Accept` change nothing.",
+              request=ChatRequest, media_type="text/event-stream",
+              query=(query.EVENTS,), headers=(query.IDEMPOTENCY_KEY,)),
+        Route("GET", "/api/chat/response/{id}", chat.get_response, "A turn's state and its text so far.",
               response=ResponseState),
-        Route("GET", "/api/chat/response/{id}/events", chat.response_events, "Follow a turn, or replay it.",
+        Route("GET", "/api/chat/response/{id}/events", chat.follow_response, "Follow a turn, or replay it.",
               media_type="text/event-stream",
               query=(query.AFTER, query.EVENTS, query.TICKET),
               headers=(("Last-Event-ID", "In place of after; what browsers send when they come back."),),
               other=((204, None, "There is nothing more to come after this event, and no sense in coming back."),)),
-        Route("POST", "/api/chat/response/{id}/ticket", chat.ticket,
+        Route("POST", "/api/chat/response/{id}/ticket", chat.issue_ticket,
               "A ticket for a browser's own EventSource, which can send no header: for the events of this turn alone.",
               response=TicketReply),
-        Route("POST", "/api/chat/response/{id}/cancel", chat.cancel, "Stop a turn; answers once the model has stopped.",
+        Route("POST", "/api/chat/response/{id}/cancel", chat.cancel_response, "Stop a turn; answers once the model has stopped.",
               response=ResponseState, exempt_from_limits=True),
-        Route("POST", "/api/chat/response/{id}/outputs", chat.outputs,
+        Route("POST", "/api/chat/response/{id}/outputs", chat.send_outputs,
               "Give the outputs of the calls that a turn waits for; it goes on.",
-              request=OutputsRequest, response=ChatReply, other=((200, None, "With stream: server-sent events."),),
+              description="With `stream`, or `Accept: text/event-stream`, it answers with the events that follow.",
+              request=OutputsRequest, response=ChatReply,
               query=(query.EVENTS,)),
-        Route("POST", "/api/chat/response/{id}/approve", chat.approve,
+        Route("POST", "/api/chat/response/{id}/approve", chat.approve_calls,
               "Allow the calls that a turn asks about, or not; it goes on.",
               request=ApproveRequest, response=ResponseState),
         Route("GET", "/api/chat/conversations", chat.list_conversations, "Conversations, newest first.",
@@ -344,7 +349,7 @@ def routes_for(container: Container) -> list[Route]:
               request=ChangeConversation, response=ConversationBody),
         Route("DELETE", "/api/chat/conversation/{id}", chat.delete_conversation,
               "Delete a conversation with its messages; a running turn is cancelled.", response=Deleted),
-        Route("GET", "/api/chat/history/{id}", chat.history, "Messages of a conversation, oldest first.",
+        Route("GET", "/api/chat/history/{id}", chat.get_history, "Messages of a conversation, oldest first.",
               response=HistoryPage, query=(query.LIMIT, query.CURSOR, query.UNHEARD)),
         Route("POST", "/api/memory/add", memory.add_memory, "Remember something; what says the same is one entry.",
               request=AddMemory, response=StoredMemory),
@@ -352,7 +357,7 @@ def routes_for(container: Container) -> list[Route]:
               request=SearchMemories, response=SearchReply),
         Route("GET", "/api/memory/list", memory.list_memories, "All that is remembered, newest first.",
               response=MemoryPage, query=(query.LIMIT, query.CURSOR)),
-        Route("GET", "/api/memory/entry/{id}", memory.memory, "One entry, also one that was superseded.",
+        Route("GET", "/api/memory/entry/{id}", memory.get_memory, "One entry, also one that was superseded.",
               response=MemoryBody),
         Route("PATCH", "/api/memory/entry/{id}", memory.change_memory, "Change an entry's words or importance.",
               request=ChangeMemory, response=MemoryBody),
@@ -360,11 +365,15 @@ def routes_for(container: Container) -> list[Route]:
         Route("POST", "/api/voice/transcribe", voice.transcribe, "What a recording says.",
               request=TranscribeRequest, response=TranscribeReply, uploads=UPLOADS,
               query=(query.LANGUAGE, query.FORMAT, query.SAMPLE_RATE)),
-        Route("POST", "/api/voice/synthesize", voice.synthesize, "Speak a text; with Accept: audio/* as it is made.",
-              request=SynthesizeRequest, response=SynthesizeReply,
+        Route("POST", "/api/voice/synthesize", voice.synthesize, "Speak a text: the whole of it, in base64.",
+              description="With `Accept: audio/*` it answers as `/api/voice/speech` does.",
+              request=SynthesizeRequest, response=SynthesizeReply),
+        Route("POST", "/api/voice/speech", voice.stream_speech, "Speak a text: the audio, as it is made.",
+              description="`format` says which audio it is, else `Accept`; wav where neither does.",
+              request=SynthesizeRequest, media_type="audio/wav",
               media=("audio/wav", "audio/mpeg", "audio/ogg", "audio/pcm", "audio/x-float32", "audio/aac", "audio/flac")),
-        Route("GET", "/api/voice/voices", voice.voices, "Who can speak.", response=list[VoiceBody]),
-        Route("GET", "/api/voice/languages", voice.languages, "What can be spoken.", response=list[LanguageBody]),
+        Route("GET", "/api/voice/voices", voice.list_voices, "Who can speak.", response=list[VoiceBody]),
+        Route("GET", "/api/voice/languages", voice.list_languages, "What can be spoken.", response=list[LanguageBody]),
     ]  # fmt: skip
 
 

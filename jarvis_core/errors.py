@@ -218,6 +218,14 @@ BY_CODE: dict[str, type[RequestError]] = {kind.code: kind for kind in RequestErr
 """The class of each code; ``Stopping``, which shares its parent's code, is not told between processes."""
 
 
+def _codes(kind: type[RequestError]) -> set[str]:
+    return {kind.code}.union(*map(_codes, kind.__subclasses__()))
+
+
+CODES = tuple(sorted(_codes(RequestError)))
+"""Every code that an error may have."""
+
+
 def of_code(code: str, message: str, details: dict[str, Any] | None = None) -> RequestError:
     """Return the error with *code*, as another process told of it; an unknown code is a defect."""
     kind = BY_CODE.get(code, RequestError)

@@ -17,7 +17,7 @@ LANGUAGE_LIMIT = 10
 class TranscribeRequest(Struct, frozen=True):
     """Speech to be written down."""
 
-    audio_data: str
+    audio_data: Annotated[str, Meta(extra_json_schema={"contentEncoding": "base64"})]
     """Base64 of the audio, in the standard alphabet."""
     language: Annotated[str, Meta(max_length=LANGUAGE_LIMIT)] | None = None
     """What is spoken; `auto` finds out, and the server's own when absent."""

@@ -13,7 +13,7 @@ from jarvis_core.turns.log import CallEntry, CallStep, ToolNote, Turn
 _encode = msgspec.json.Encoder().encode
 
 
-class FunctionCallItem(Struct):
+class FunctionCallItem(Struct, tag_field="type", tag="function_call"):
     """A call of a tool of the client's."""
 
     id: str
@@ -21,29 +21,26 @@ class FunctionCallItem(Struct):
     name: str
     arguments: str
     status: Literal["completed", "in_progress"]
-    type: Literal["function_call"] = "function_call"
     object: Literal["realtime.item"] = "realtime.item"
 
 
-class FunctionOutputItem(Struct):
+class FunctionOutputItem(Struct, tag_field="type", tag="function_call_output"):
     """What a client told of a call."""
 
     id: str
     call_id: str
     output: str
     status: Literal["completed"] = "completed"
-    type: Literal["function_call_output"] = "function_call_output"
     object: Literal["realtime.item"] = "realtime.item"
 
 
-class ApprovalRequestItem(Struct):
+class ApprovalRequestItem(Struct, tag_field="type", tag="mcp_approval_request"):
     """A call that the client is asked to allow."""
 
     id: str
     server_label: str
     name: str
     arguments: str
-    type: Literal["mcp_approval_request"] = "mcp_approval_request"
     object: Literal["realtime.item"] = "realtime.item"
 
 

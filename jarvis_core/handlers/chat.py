@@ -56,24 +56,17 @@ class ChatHandlers:
         self._conversations = conversations
         self._body_limit_bytes = body_limit_bytes
 
-    async def chat(self, call: Call) -> Reply | None:
-        """Answer ``POST /api/chat``, whole or as server-sent events."""
+    async def send_chat(self, call: Call) -> Reply | None:
+        """Answer ``POST /api/chat``, whole or, where it is asked for, as server-sent events."""
         request = await call.decode(_chat_decoder, self._body_limit_bytes)
-        tools, choice = own_tools(request.tools, request.tool_choice)
-        ask = Ask(
-            content=text_field("$.content", request.content),
-            conversation_id=None if request.conversation_id is None else request.conversation_id.lower(),
-            system_prompt=None if not request.system_prompt else text_field("$.system_prompt", request.system_prompt),
-            temperature=request.temperature,
-            max_tokens=request.max_tokens,
-            use_memory=request.use_memory,
-            tools=tools,
-            tool_choice=choice,
-        )
-        turn = await self._turns.start(ask, call.caller, idempotency_key(call, ask), TurnTimer(call.started_s))
-        return await self._answer(call, turn, stream=request.stream)
+        return await self._answer(call, await self._start(call, request), stream=request.stream)
 
-    async def outputs(self, call: Call) -> Reply | None:
+    async def stream_chat(self, call: Call) -> None:
+        """Answer ``POST /api/chat/stream`` as server-sent events, whatever the request says of it."""
+        request = await call.decode(_chat_decoder, self._body_limit_bytes)
+        await send_events(call, self._turns, await self._start(call, request))
+
+    async def send_outputs(self, call: Call) -> Reply | None:
         """Answer ``POST /api/chat/response/{id}/outputs``: the turn goes on, and is answered as ``/api/chat`` does."""
         await self._turns.find(call.caller, call.path_param)
         request = await call.decode(_outputs_decoder, self._body_limit_bytes)
@@ -82,7 +75,7 @@ class ChatHandlers:
         turn = await self._turns.go_on(call.caller, call.path_param, going_on, TurnTimer(call.started_s))
         return await self._answer(call, turn, stream=request.stream, after=turn.went_on_at)
 
-    async def approve(self, call: Call) -> Reply:
+    async def approve_calls(self, call: Call) -> Reply:
         """Answer ``POST /api/chat/response/{id}/approve`` with the turn's state; it goes on."""
         turn = await self._turns.find(call.caller, call.path_param)
         request = await call.decode(_approve_decoder, self._body_limit_bytes)
@@ -96,6 +89,20 @@ class ChatHandlers:
             raise Conflict("This response does not ask to have a call allowed.")
         return _state(turn)
 
+    async def _start(self, call: Call, request: ChatRequest) -> Turn:
+        tools, choice = own_tools(request.tools, request.tool_choice)
+        ask = Ask(
+            content=text_field("$.content", request.content),
+            conversation_id=None if request.conversation_id is None else request.conversation_id.lower(),
+            system_prompt=None if not request.system_prompt else text_field("$.system_prompt", request.system_prompt),
+            temperature=request.temperature,
+            max_tokens=request.max_tokens,
+            use_memory=request.use_memory,
+            tools=tools,
+            tool_choice=choice,
+        )
+        return await self._turns.start(ask, call.caller, idempotency_key(call, ask), TurnTimer(call.started_s))
+
     async def _answer(self, call: Call, turn: Turn, *, stream: bool, after: int = 0) -> Reply | None:
         if stream or "text/event-stream" in call.header(b"accept"):
             await send_events(call, self._turns, turn, after)
@@ -105,11 +112,11 @@ class ChatHandlers:
             raise error_of_turn(turn)
         return Reply(_encoder.encode(_reply(turn)), headers=((b"server-timing", server_timing(turn.timer.receipt)),))
 
-    async def response(self, call: Call) -> Reply:
+    async def get_response(self, call: Call) -> Reply:
         """Answer ``GET /api/chat/response/{id}``."""
         return _state(await self._turns.find(call.caller, call.path_param))
 
-    async def response_events(self, call: Call) -> Reply | None:
+    async def follow_response(self, call: Call) -> Reply | None:
         """
         Answer ``GET /api/chat/response/{id}/events``: follow a turn, or replay it.
 
@@ -125,13 +132,13 @@ class ChatHandlers:
         await send_events(call, self._turns, turn, after or 0, first=RETRY)
         return None
 
-    async def ticket(self, call: Call) -> Reply:
+    async def issue_ticket(self, call: Call) -> Reply:
         """Answer ``POST /api/chat/response/{id}/ticket``."""
         turn = await self._turns.find(call.caller, call.path_param)
         ticket, good_until_s = self._tickets.issue("events", call.caller, turn.id, lifetime_s=TICKET_LIFETIME_S)
         return Reply(_encoder.encode(TicketReply(ticket, datetime.fromtimestamp(int(good_until_s), UTC))))
 
-    async def cancel(self, call: Call) -> Reply:
+    async def cancel_response(self, call: Call) -> Reply:
         """Answer ``POST /api/chat/response/{id}/cancel`` once the model's connection is closed."""
         turn = await self._turns.find(call.caller, call.path_param)
         await self._turns.stop(turn)
@@ -179,7 +186,7 @@ class ChatHandlers:
         await self._conversations.delete(call.caller.user_id, call.path_param)
         return Reply(_encoder.encode(Deleted(call.path_param)))
 
-    async def history(self, call: Call) -> Reply:
+    async def get_history(self, call: Call) -> Reply:
         """Answer ``GET /api/chat/history/{id}``."""
         query = call.query()
         limit = LIMIT.read(query)

@@ -28,23 +28,25 @@ Metadata = Annotated[
 ]
 
 
+PartType = Literal["text", "audio", "input_text", "input_audio", "output_text", "output_audio"]
+
+
 class ContentPart(Struct, omit_defaults=True):
     """A part of an item; its type says which of the fields it has."""
 
-    type: str
+    type: PartType
     text: str | UnsetType = UNSET
     audio: str | UnsetType = UNSET
     transcript: str | UnsetType | None = UNSET
 
 
-class Item(Struct, omit_defaults=True):
+class Item(Struct, omit_defaults=True, tag_field="type", tag="message"):
     """A message of the conversation."""
 
     id: str
     role: Literal["system", "user", "assistant"]
     content: list[ContentPart]
     status: ItemStatus
-    type: Literal["message"] = msgspec.field(default_factory=lambda: "message")
     object: Literal["realtime.item"] = msgspec.field(default_factory=lambda: "realtime.item")
 
 
@@ -56,6 +58,7 @@ class EventError(Struct):
 
     type: str
     code: str | None
+    """A stable word; null where there is none."""
     message: str
     param: str | None = None
     event_id: str | None = None

@@ -46,7 +46,7 @@ class HealthHandlers:
         self._stale_at = 0.0
         self._reply = Reply(b"")
 
-    async def health(self, _call: Call) -> Reply:
+    async def get_health(self, _call: Call) -> Reply:
         """Answer ``GET /health``."""
         now = time.monotonic()
         if now >= self._stale_at:
@@ -58,14 +58,14 @@ class HealthHandlers:
             self._reply = Reply(_encoder.encode(body), 503 if status == "unhealthy" else 200)
         return self._reply
 
-    async def ready(self, _call: Call) -> Reply:
+    async def get_readiness(self, _call: Call) -> Reply:
         """Answer ``GET /ready``."""
         reasons = self._reasons()
         if reasons:
             return Reply(_encoder.encode(NotReadyBody("not_ready", __version__, reasons)), 503)
         return Reply(_encoder.encode(ReadyBody("ready", __version__)))
 
-    async def metrics(self, _call: Call) -> Reply:
+    async def get_metrics(self, _call: Call) -> Reply:
         """Answer ``GET /metrics``."""
         return Reply(self._metrics.write(), content_type=METRICS_TYPE)
 

@@ -76,7 +76,7 @@ class MemoryHandlers:
         cursor = encoded(f"{page[-1].created_at.isoformat()} {page[-1].id}") if more else None
         return Reply(_encoder.encode(MemoryPage([_body(one) for one in page], total, cursor)))
 
-    async def memory(self, call: Call) -> Reply:
+    async def get_memory(self, call: Call) -> Reply:
         """Answer ``GET /api/memory/entry/{id}``."""
         return Reply(_encoder.encode(_body(await self._memories.fetch(call.caller.user_id, call.path_param))))
 

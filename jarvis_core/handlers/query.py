@@ -59,11 +59,10 @@ class IntegerField(QueryField, Generic[D], frozen=True):
 
     def schema(self) -> dict[str, Any]:
         """Return the JSON schema of its value."""
-        default: dict[str, Any] = {} if self.default is None else {"default": self.default}
-        return {"type": "integer", "minimum": self.lowest, "maximum": self.highest, **default}
+        return {"type": "integer", "minimum": self.lowest, "maximum": self.highest}
 
 
-LIMIT = IntegerField("limit", "How many at most.", 1, 200, 50)
+LIMIT = IntegerField("limit", "How many at most; 50 where it is left out.", 1, 200, 50)
 CURSOR = QueryField("cursor", "The next_cursor of the page before.")
 AFTER = IntegerField("after", "Go on after this event's id.", 0, 999_999_999, None)
 EVENTS = QueryField("events", "``jarvis`` for events of ours, too: what tools do meanwhile (``jarvis.tool``).")
@@ -76,3 +75,6 @@ FORMAT = QueryField("format", "pcm16 for 16-bit samples without a header.")
 SAMPLE_RATE = IntegerField(
     "sample_rate", "Of samples without a header, where the body names none.", 1_000, 384_000, None
 )
+
+IDEMPOTENCY_KEY = ("Idempotency-Key", "A retry with the same key joins the first try's turn; kept 24 hours.")
+"""A header, and its description."""

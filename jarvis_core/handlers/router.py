@@ -54,6 +54,8 @@ class Route(NamedTuple):
     """With at most one variable, written ``{id}``."""
     handler: Handler
     summary: str
+    description: str = ""
+    """What the summary leaves out."""
     public: bool = False
     """Whether it needs no credentials."""
     exempt_from_limits: bool = False

@@ -69,6 +69,7 @@ class ApproveRequest(Struct, frozen=True):
     """Whether the calls that wait for it may be made; the turn goes on either way."""
 
     approve: bool
+    """Whether they may be made."""
     reason: Annotated[str, Meta(max_length=1_000)] | None = None
     """Told to the model where they may not."""
 

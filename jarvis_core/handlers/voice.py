@@ -86,22 +86,23 @@ class VoiceHandlers:
         """Answer ``POST /api/voice/synthesize``, as JSON or, where audio is accepted, as it is made."""
         request = await call.decode(_synthesize_decoder, self._body_limit_bytes)
         accepted = _accepted(call.header(b"accept"))
-        output_format = accepted or "wav" if request.format is UNSET else request.format
-        pieces = pieces_of(text_field("$.text", request.text))
-        if not pieces:
-            raise unspeakable("$.text")
-        options = SpeechOptions(output_format, request.voice, request.language, request.speed)
+        pieces, options, output_format = _speech(request, accepted)
         if accepted is None:
             return await call.unless_left(self._whole(call, pieces, options, output_format))
-        media_type = MEDIA_TYPES[output_format]
-        await send_speech(call, self._synthesizer, pieces, options, output_format, media_type)
+        await send_speech(call, self._synthesizer, pieces, options, output_format, MEDIA_TYPES[output_format])
         return None
 
-    async def voices(self, call: Call) -> Reply:
+    async def stream_speech(self, call: Call) -> None:
+        """Answer ``POST /api/voice/speech``: audio as it is made."""
+        request = await call.decode(_synthesize_decoder, self._body_limit_bytes)
+        pieces, options, output_format = _speech(request, _accepted(call.header(b"accept")))
+        await send_speech(call, self._synthesizer, pieces, options, output_format, MEDIA_TYPES[output_format])
+
+    async def list_voices(self, call: Call) -> Reply:
         """Answer ``GET /api/voice/voices``."""
         return Reply(_encoder.encode(await self._voices.fetch(call.caller)))
 
-    async def languages(self, call: Call) -> Reply:
+    async def list_languages(self, call: Call) -> Reply:
         """Answer ``GET /api/voice/languages``."""
         return Reply(_encoder.encode(await self._voices.languages(call.caller)))
 
@@ -137,6 +138,15 @@ class VoiceHandlers:
             encoded.append(base64.b64encode(part))
             await asyncio.sleep(0)
         return Reply(b"".join([*encoded, b'"', tail]))
+
+
+def _speech(request: SynthesizeRequest, accepted: OutputFormat | None) -> tuple[list[str], SpeechOptions, OutputFormat]:
+    """Return what is to be spoken, how, and its format; *accepted* is the one that Accept asks for."""
+    pieces = pieces_of(text_field("$.text", request.text))
+    if not pieces:
+        raise unspeakable("$.text")
+    output_format = accepted or "wav" if request.format is UNSET else request.format
+    return pieces, SpeechOptions(output_format, request.voice, request.language, request.speed), output_format
 
 
 def _accepted(accept: str) -> OutputFormat | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import functools
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -15,12 +16,20 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 from websockets.typing import Origin, Subprotocol
 
+from jarvis_core.handlers.schemas import schemas
 from tests.handlers.events import DELTA
+from tests.handlers.rest.api import Document
 
 Event = dict[str, Any]
 
 WAIT_S = 10.0
 """Longest wait for one event: generous, for a machine with other work."""
+
+
+@functools.cache
+def promises() -> Document:
+    """Return what the OpenAPI document says of events."""
+    return Document({"paths": {}, "components": {"schemas": schemas([], []), "responses": {}}})
 
 
 class Said:
@@ -135,6 +144,8 @@ class Socket:
             if self.tally.seq == 1 and event["seq"] == 3:
                 self.tally.seq = 2  # what ``push_to_talk`` was answered
             self.tally.take(event)
+        self._held: set[str] = set()
+        """Kinds of events that were held against the document: each once, which takes its time."""
         self._fresh = True
         self._given: Event | None = None
 
@@ -163,6 +174,9 @@ class Socket:
         async with asyncio.timeout(limit_s):
             frame = await self.connection.recv(decode=False)
         event: Event = msgspec.json.decode(frame)
+        if event["type"] not in self._held:
+            self._held.add(event["type"])
+            promises().check_event("ServerEvent", event)
         self.tally.take(event)
         assert event["type"] == "error" or (event["type"] == "session.created") == self._fresh, (
             "the first, and only that"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from msgspec import UNSET, Struct, UnsetType
 
 from jarvis_core.errors import InvalidRequest, NotFound
@@ -15,7 +17,7 @@ from jarvis_core.turns.conversations import Conversations
 from jarvis_core.turns.receipt import TurnTimer
 
 MESSAGE_LIMIT_CHARS = 10_000
-HEARD = "input_audio"
+HEARD: Final = "input_audio"
 """The part of an item that was spoken."""
 SHOWN_LIMIT = 1_000
 """Items of which a session knows more than is stored; of older ones that are asked for, the stored words are told."""

@@ -22,7 +22,9 @@ SessionType = Literal["realtime", "transcription"]
 """One of the second kind only listens: what it hears is told, and neither stored nor answered."""
 Eagerness = Literal["low", "medium", "high", "auto"]
 Language = Annotated[str, Meta(min_length=2, max_length=10)]
-EventId = Annotated[str, Meta(max_length=512)]
+EventId = Annotated[
+    str, Meta(max_length=512, description="Of the client's choice: an error about this event names it.")
+]
 
 
 class Transcription(Struct):
@@ -99,8 +101,8 @@ class ResponseCancel(Struct, tag_field="type", tag="response.cancel"):
 class AudioAppend(Struct, tag_field="type", tag="input_audio_buffer.append"):
     """Add audio to the input buffer."""
 
-    audio: str
-    """Base64."""
+    audio: Annotated[str, Meta(extra_json_schema={"contentEncoding": "base64"})]
+    """Samples in the session's format, in base64."""
     event_id: EventId | None = None
 
 

@@ -16,6 +16,12 @@ ANSWER_LIMIT_S = 10.0
 LINE_LIMIT_BYTES = 4 << 20
 """Of an event's data: a whole text is one event."""
 ERROR = "ErrorBody"
+STREAMED = {
+    "/api/chat": "/api/chat/stream",
+    "/api/chat/response/{id}/outputs": "/api/chat/stream",
+    "/api/voice/synthesize": "/api/voice/speech",
+}
+"""Paths that answer as another does where they are asked to."""
 TIMES = {"timestamp", "created_at", "updated_at", "ended_at"}
 
 
@@ -56,23 +62,40 @@ class Document:
 
     def __init__(self, document: dict[str, Any]) -> None:
         self.paths: dict[str, dict[str, Any]] = document["paths"]
+        self._responses: dict[str, Any] = document["components"]["responses"]
         self._components = {"schemas": _closed(document["components"]["schemas"])}
 
     def check(self, method: str, path: str, answer: Answer) -> None:
         """Raise ``AssertionError`` or ``ValidationError`` when *answer* is not what the document promises."""
         if path == "/openapi.json" and answer.status == 200:
             return  # it does not describe itself
-        operations = self.paths.get(self._template(path), {})
+        template = self._template(path)
+        if answer.status == 200 and answer.content_type != "application/json":
+            template = STREAMED.get(template, template)
+        operations = self.paths.get(template, {})
         operation = operations.get("get" if method == "HEAD" else method.lower())
         if operation is None:
             assert answer.status in (405 if operations else 404, 421)
-            self._validate({"$ref": f"#/components/schemas/{ERROR}"}, answer)
+            self._validate({"$ref": f"#/components/schemas/{ERROR}"}, answer.json)
             return
         assert str(answer.status) in operation["responses"], f"{answer.status} is not in the document"
-        content = operation["responses"][str(answer.status)]["content"]
+        response = operation["responses"][str(answer.status)]
+        if "$ref" in response:
+            response = self._responses[response["$ref"].rpartition("/")[2]]
+        content = response["content"]
         assert answer.content_type in content
         if answer.content_type == "application/json" and method != "HEAD":
-            self._validate(content["application/json"]["schema"], answer)
+            self._validate(content["application/json"]["schema"], answer.json)
+
+    def check_event(self, union: str, event: Mapping[str, Any]) -> None:
+        """Raise ``KeyError`` or ``ValidationError`` when *event* is none of *union*, or not what its schema promises."""
+        reference = self._components["schemas"][union]["discriminator"]["mapping"][event["type"]]
+        self._validate({"$ref": reference}, event)
+
+    def check_examples(self, reference: str) -> None:
+        """Raise ``KeyError`` where the schema that *reference* names has no example, ``ValidationError`` where one is wrong."""
+        for example in self._components["schemas"][reference.rpartition("/")[2]]["examples"]:
+            self._validate({"$ref": reference}, example)
 
     def _template(self, path: str) -> str:
         if path in self.paths:
@@ -86,11 +109,11 @@ class Document:
                 return template
         return ""
 
-    def _validate(self, schema: Mapping[str, Any], answer: Answer) -> None:
+    def _validate(self, schema: Mapping[str, Any], value: object) -> None:
         validator = jsonschema.Draft202012Validator(
             {**schema, "components": self._components}, format_checker=jsonschema.FormatChecker()
         )
-        validator.validate(answer.json)
+        validator.validate(value)
 
 
 def _closed(schema: Any) -> Any:
@@ -100,7 +123,7 @@ def _closed(schema: Any) -> Any:
     if not isinstance(schema, dict):
         return schema
     closed = {name: _closed(part) for name, part in schema.items()}
-    return {**closed, "additionalProperties": False} if "properties" in closed else closed
+    return {"additionalProperties": False, **closed} if "properties" in closed else closed
 
 
 def _times(value: Any) -> Iterator[str]:
@@ -193,7 +216,11 @@ class Api:
     async def follow(self, response_id: str, **options: Any) -> list[Event]:
         """Return the events of a response to its end."""
         async with self.session.get(f"/api/chat/response/{response_id}/events", **options) as response:
-            return await read_events(response)
+            events = await read_events(response)
+        document = await self.document()
+        for event in events:
+            document.check_event("StreamEvent", event.data)
+        return events
 
     async def messages(self, conversation_id: str) -> list[Any]:
         """Return the messages of a conversation, oldest first."""

@@ -46,16 +46,20 @@ def check(events: Sequence[Event], text: str, status: str) -> None:
     assert events[0].data["response"]["status"] == "in_progress"
 
 
-@pytest.mark.parametrize("by_header", [False, True])
+@pytest.mark.parametrize("by", ["field", "header", "path"])
 @pytest.mark.parametrize("shape", ["json", "ndjson", "sse"])
-async def test_stream(api: Api, bridges: FakeBridges, shape: Any, by_header: bool) -> None:
-    """Asked for by field or by Accept, an answer comes as events in order that add up to what is stored."""
+async def test_stream(api: Api, bridges: FakeBridges, shape: Any, by: str) -> None:
+    """Asked for by field, by Accept or by path, an answer comes as events in order that add up to what is stored."""
     bridges.mode = BridgesMode(shape=shape, answer=TEXT, deltas=WORDS)
-    headers = {"Accept": "text/event-stream"} if by_header else {}
-    body = {"content": "raconte", "stream": not by_header}
-    async with api.session.post("/api/chat", json=body, headers=headers) as response:
+    headers = {"Accept": "text/event-stream" if by == "header" else "application/json"}
+    body = {"content": "raconte", "stream": by == "field"}
+    path = "/api/chat/stream" if by == "path" else "/api/chat"
+    async with api.session.post(path, json=body, headers=headers) as response:
         assert response.headers["Cache-Control"] == "no-store"
         events = await read_events(response)
+    document = await api.document()
+    for event in events:
+        document.check_event("StreamEvent", event.data)
     check(events, TEXT, "completed")
     first, last = events[0].data["response"], events[-1].data["response"]
     assert last["usage"]["output_tokens"] == 5

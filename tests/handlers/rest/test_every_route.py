@@ -41,15 +41,50 @@ async def test_document_is_valid(api: Api) -> None:
     assert len({operation["operationId"] for operation in operations}) == len(operations)
 
 
+async def test_document_makes_good_types(api: Api) -> None:
+    """Each property is described and each enum typed; requests have no defaults, which generators take for required."""
+    async with api.session.get("/openapi.json") as response:
+        document = await response.json()
+    schemas = document["components"]["schemas"]
+    for name, schema in schemas.items():
+        assert schema["description"], name
+        for field, of_field in schema.get("properties", {}).items():
+            assert of_field["description"], f"{name}.{field}"
+            assert "default" not in of_field, f"{name}.{field}"
+            for part in (of_field, *of_field.get("anyOf", ())):
+                assert "properties" not in part, f"{name}.{field} has no name"
+                assert "enum" not in part or "type" in part, f"{name}.{field}"
+    assert set(schemas["ChatReply"]["required"]) == {*schemas["ChatReply"]["properties"]} - {"tool_calls"}
+    assert schemas["ChatRequest"]["required"] == ["content"]
+    assert {"invalid_request", "context_length_exceeded", "internal"} <= set(schemas["ErrorCode"]["enum"])
+    assert schemas["ChatReply"]["properties"]["id"]["format"] == "uuid"
+    assert schemas["TranscribeRequest"]["properties"]["audio_data"]["contentEncoding"] == "base64"
+    for path, methods in document["paths"].items():
+        for operation in methods.values():
+            assert operation["tags"], path
+            assert {"413", "415"} & set(operation["responses"]) == (
+                {"413", "415"} if "requestBody" in operation else set()
+            )
+
+
+async def test_examples_of_requests_are_requests(api: Api) -> None:
+    """Each kind of request has an example, which its schema allows."""
+    document = await api.document()
+    for methods in document.paths.values():
+        for operation in methods.values():
+            if "requestBody" in operation:
+                document.check_examples(operation["requestBody"]["content"]["application/json"]["schema"]["$ref"])
+
+
 async def test_document_has_every_route_of_the_contract(api: Api) -> None:
     """Every route of the contract that is built is in the document."""
     assert {
-        ("GET", "/health"), ("GET", "/ready"), ("GET", "/metrics"), ("POST", "/api/chat"),
+        ("GET", "/health"), ("GET", "/ready"), ("GET", "/metrics"), ("POST", "/api/chat"), ("POST", "/api/chat/stream"),
         ("GET", f"/api/chat/response/{UNKNOWN}"), ("GET", f"/api/chat/response/{UNKNOWN}/events"),
         ("POST", f"/api/chat/response/{UNKNOWN}/cancel"), ("GET", "/api/chat/conversations"),
         ("POST", "/api/chat/conversation"), ("PATCH", f"/api/chat/conversation/{UNKNOWN}"),
         ("DELETE", f"/api/chat/conversation/{UNKNOWN}"), ("GET", f"/api/chat/history/{UNKNOWN}"),
-        ("POST", "/api/voice/transcribe"), ("POST", "/api/voice/synthesize"),
+        ("POST", "/api/voice/transcribe"), ("POST", "/api/voice/synthesize"), ("POST", "/api/voice/speech"),
         ("GET", "/api/voice/voices"), ("GET", "/api/voice/languages"),
         ("POST", "/api/memory/add"), ("POST", "/api/memory/search"), ("GET", "/api/memory/list"),
         ("GET", f"/api/memory/entry/{UNKNOWN}"), ("PATCH", f"/api/memory/entry/{UNKNOWN}"),

@@ -179,6 +179,23 @@ async def test_long_text(speaker: Api, bridges: FakeBridges) -> None:
     assert abs(body["duration_ms"] / 1_000 - expected_s) < 0.1
 
 
+@pytest.mark.parametrize(
+    ("accept", "fields", "media_type"),
+    [
+        ("application/json", {}, "audio/wav"),
+        ("audio/mpeg", {}, "audio/mpeg"),
+        ("audio/mpeg", {"format": "flac"}, "audio/flac"),
+    ],
+)
+async def test_speech_by_its_path(speaker: Api, accept: str, fields: dict[str, str], media_type: str) -> None:
+    """``/api/voice/speech`` answers with audio whatever is accepted: in the body's format, else in Accept's, else as wav."""
+    answer = await speaker.post("/api/voice/speech", {"text": TEXT, **fields}, headers={"Accept": accept})
+    assert (answer.status, answer.content_type) == (200, media_type)
+    with av.open(BytesIO(answer.body), "r") as sound:
+        frames = list(sound.decode(audio=0))
+    assert abs(sum(frame.samples for frame in frames) / frames[0].sample_rate - TEXT_S) < 0.2
+
+
 async def test_markdown_is_not_spoken(speaker: Api, bridges: FakeBridges) -> None:
     """Signs that are only for the eye are left out of what is said."""
     await speak(speaker, text="# Bonjour 🙂\n* **tout** le [monde](https://example.org)")
