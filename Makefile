@@ -1,6 +1,6 @@
 # Jarvis Core: `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-pythons clients check docs fuzz faults conversation home perf profile image lock clean FORCE
+.PHONY: help install run test test-pythons clients types check docs fuzz faults conversation home perf profile image lock clean FORCE
 
 PYTHON ?= python3
 VENV := .venv
@@ -70,6 +70,10 @@ test-pythons: install ## run the tests of cancelling, deadlines, stops and fault
 CLIENTS ?= python node pipecat livekit
 clients: install $(CLIENTS:%=.cache/clients/%/.installed) ## let others' clients in, unmodified, from environments of their own (CLIENTS)
 	CLIENTS_NEEDED="$(CLIENTS)" $(RUN) -m pytest tests/clients
+
+types: install .cache/clients/node/.installed ## write jarvis_core/console/api.d.ts, the types for TypeScript, from the OpenAPI document
+	$(RUN) docs/make_types.py .cache/openapi.json
+	.cache/clients/node/node_modules/.bin/openapi-typescript .cache/openapi.json --output jarvis_core/console/api.d.ts
 
 check: install ## formatting, lint, types, architecture, dependency audit: what CI runs first
 	$(RUN) -m ruff format --check .

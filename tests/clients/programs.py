@@ -19,6 +19,9 @@ ENVIRONMENTS = REPOSITORY / ".cache" / "clients"
 OWN_ENVIRONMENTS = {"pipecat_python.py": "pipecat", "livekit_python.py": "livekit"}
 """Of the programs whose clients do not go beside the others; those share one for each language."""
 NODE_MODULES = ENVIRONMENTS / "node" / "node_modules"
+COMPILED = ENVIRONMENTS / "node" / "types"
+"""Where programs in TypeScript are compiled: packages are found from there."""
+CHECKS = Path(__file__).parent / "checks.mjs"
 PROGRAM_LIMIT_S = 120.0
 
 _CHECK = re.compile(r"^(?:export )?(?:async )?(?:def|function) (check_\w+)", re.MULTILINE)
@@ -49,7 +52,12 @@ def run_program(program: str, house: House) -> dict[str, str]:
     done = subprocess.run(
         command,
         cwd=REPOSITORY,
-        env={"PATH": os.environ.get("PATH", os.defpath), "NODE_MODULES": str(NODE_MODULES), **house.environment},
+        env={
+            "PATH": os.environ.get("PATH", os.defpath),
+            "NODE_MODULES": str(NODE_MODULES),
+            "CHECKS": str(CHECKS),
+            **house.environment,
+        },
         capture_output=True,
         text=True,
         timeout=PROGRAM_LIMIT_S,
@@ -62,9 +70,27 @@ def run_program(program: str, house: House) -> dict[str, str]:
     return {result["check"]: result["failure"] for result in results}
 
 
+def run_tool(*command: str | Path) -> None:
+    """Run a program of the packages of JavaScript; fails with what it wrote."""
+    name, *arguments = command
+    done = subprocess.run(
+        [NODE_MODULES / ".bin" / name, *arguments],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=PROGRAM_LIMIT_S,
+        check=False,
+    )
+    assert done.returncode == 0, f"{name} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+
+
 def _environment(program: str) -> tuple[str, Sequence[str], Path]:
     """Return the name of the environment of *program*, the command that runs it there, and what is there once it is made."""
     path = str(Path(__file__).parent / program)
+    if program.endswith(".mts"):
+        # Node 20 has the WebSocket of pages behind this option alone.
+        compiled = str(COMPILED / program.replace(".mts", ".mjs"))
+        return "node", ["node", "--experimental-websocket", compiled], NODE_MODULES / "openapi-typescript"
     if program.endswith(".mjs"):
         return "node", ["node", path], NODE_MODULES
     name = OWN_ENVIRONMENTS.get(program, "python")
