@@ -193,16 +193,18 @@ class Call:
         Raises ``TooLarge`` over *limit_bytes*, ``ClientLeft`` if it never comes, and ``InvalidRequest`` where nothing
         comes for ``BODY_PAUSE_S``, or less than ``BODY_RATE_BYTES_S``.
         """
-        parts = await self.body_parts(limit_bytes)
+        parts = await self.body_parts(limit_bytes, to_end=False)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def body_parts(
-        self, limit_bytes: int, arriving: Callable[[int], None] = lambda _length_bytes: None
+        self, limit_bytes: int, arriving: Callable[[int], None] = lambda _length_bytes: None, *, to_end: bool = True
     ) -> list[bytes]:
         """
         Wait for the whole body and return it in the pieces that it came in; raises as ``body`` does.
 
-        *arriving* is told how much has come with each piece, and may raise.
+        *arriving* is told how much has come with each piece, and may raise. Without *to_end* a body of the length that was
+        declared is whole, and the server's word of that is left to whoever watches the client, which may be done once: where
+        such a watch is cancelled before it had that word, the next one is told that the client has left (Granian 2.8.7).
         """
         self.declared_length(limit_bytes)
         parts: list[bytes] = []
@@ -220,7 +222,7 @@ class Call:
             if length > limit_bytes:
                 parts.clear()
                 raise _too_large(limit_bytes)
-            if self.body_pending and self._is_whole(length):
+            if self.body_pending and not to_end and self._is_whole(length):
                 self.body_pending = False  # to be told so would take the server, and us, another turn
             arriving(length)
         return parts

@@ -83,9 +83,8 @@ def check_responses() -> None:
     assert second.text == "You said: Who am I?"
     sent = last_request(MODEL, "/v1/chat/completions")["messages"]
     assert [one["content"] for one in sent[1:-1]] == ["My name is Ann", "You said: My name is Ann"], sent
-    assert sent[-1]["content"].endswith("\n\nWho am I?"), (
-        sent
-    )  # what the model is told of the time and the language is before it
+    # Before the newest message the model is told the time and the language.
+    assert sent[-1]["content"].endswith("\n\nWho am I?"), sent
     conversation = ask("GET", "/api/chat/conversations")["conversations"][0]
     assert conversation["message_count"] == 4
     pieces = list(model.stream([HumanMessage("one two three")]))

@@ -473,9 +473,8 @@ def check_responses() -> None:
     second = client.responses.create(model="jarvis", input="Who am I?", previous_response_id=first.id)
     sent = last_request(MODEL, "/v1/chat/completions")["messages"]
     assert [one["content"] for one in sent[1:-1]] == ["My name is Ann", "You said: My name is Ann"], sent
-    assert sent[-1]["content"].endswith("\n\nWho am I?"), (
-        sent
-    )  # what the model is told of the time and the language is before it
+    # Before the newest message the model is told the time and the language.
+    assert sent[-1]["content"].endswith("\n\nWho am I?"), sent
     assert second.previous_response_id == first.id
     assert second.conversation == first.conversation
     assert history(first.conversation.id) == [

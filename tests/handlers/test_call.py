@@ -119,6 +119,15 @@ async def test_body_that_is_as_long_as_it_says() -> None:
     assert await call.body(9) == b"abcd"
 
 
+async def test_body_in_pieces_is_read_to_its_end() -> None:
+    """Pieces of a body are read until the server says that it is whole: who sends it may be watched more than once then."""
+    call = make_call(part(b"ab", more=True), part(b"c", more=True), part(b"", more=False))
+    call.scope["headers"] = [(b"content-length", b"3")]
+    async with asyncio.timeout(5):
+        assert await call.body_parts(3) == [b"ab", b"c", b""]
+    assert not call.body_pending
+
+
 async def test_client_that_is_watched() -> None:
     """A client that leaves is told of, whatever it sent before; not to who has stopped watching."""
     told: list[str] = []
