@@ -84,6 +84,13 @@ def serve(settings: Settings) -> int:
     if settings.wyoming.port is not None:
         address = find_address(settings.wyoming.host, settings.wyoming.port, ("WYOMING_HOST", "WYOMING_PORT"))
         settings = settings.with_values("wyoming", host=address)
+        if not is_loopback(address):
+            log.get("jarvis_core").warning(
+                "whoever reaches WYOMING_PORT asks, hears and reads as one user, without credentials: the protocol has none; "
+                "keep it in a network of your own, or set WYOMING_HOST=127.0.0.1",
+                host=address,
+                user=settings.wyoming.user,
+            )
     if settings.database.url is not None:
         from jarvis_core.store.address import parse
 
@@ -195,13 +202,6 @@ def announce(settings: Settings, host: str, remarks: list[str]) -> None:
     if settings.wyoming.port is not None:
         place = authority(settings.wyoming.host, settings.wyoming.port)
         lines.append(f"  wyoming:  satellites and Home Assistant are answered on {place}")
-        if not is_loopback(settings.wyoming.host):
-            log.get("jarvis_core").warning(
-                "whoever reaches WYOMING_PORT asks, hears and reads as one user, without credentials: the protocol has none; "
-                "keep it in a network of your own, or set WYOMING_HOST=127.0.0.1",
-                host=settings.wyoming.host,
-                user=settings.wyoming.user,
-            )
     short = sorted({user for key, user in parse_api_keys(settings.auth.api_keys).items() if len(key) < SOUND_KEY_CHARS})
     if short:
         log.get("jarvis_core").warning(
