@@ -13,6 +13,9 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 
 HEX_AND_DASH = frozenset("0123456789abcdefABCDEF-")
 
+CHARS_PER_TOKEN_LIMIT = 32
+"""A model that sends more code points than this for each token that it was allowed is cut off."""
+
 Role = Literal["system", "user", "assistant"]
 HealthState = Literal["healthy", "degraded", "unavailable"]
 """A neighbour's, as calls and probes show it."""

@@ -14,7 +14,7 @@ from msgspec import UNSET, Struct
 
 from jarvis_core import log
 from jarvis_core.errors import BadGateway, RequestError
-from jarvis_core.models import Caller, Completion, Prompt, Utterance
+from jarvis_core.models import CHARS_PER_TOKEN_LIMIT, Caller, Completion, Prompt, Utterance
 from jarvis_core.services.answers.completions import CompletionStream
 from jarvis_core.services.answers.finish_reasons import STOP
 from jarvis_core.services.answers.forwarded import ForwardedRequest, ForwardedStream
@@ -28,7 +28,6 @@ from jarvis_core.services.answers.messages import (
 )
 from jarvis_core.services.answers.server_errors import ServerError, error_in_body
 from jarvis_core.services.answers.stream import (
-    CHARS_PER_TOKEN_LIMIT,
     Piece,
     error_of_status,
     refusal_error,

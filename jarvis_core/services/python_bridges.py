@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 import msgspec
 
 from jarvis_core.errors import ContextTooLong, InvalidRequest, RequestError
-from jarvis_core.models import Caller, Completion, Prompt, Utterance
+from jarvis_core.models import CHARS_PER_TOKEN_LIMIT, Caller, Completion, Prompt, Utterance
 from jarvis_core.services.answers.finish_reasons import STOP, end_named
 from jarvis_core.services.answers.forwarded import PlainAnswer, parameters_beside
 from jarvis_core.services.answers.messages import (
@@ -29,7 +29,6 @@ from jarvis_core.services.answers.messages import (
 )
 from jarvis_core.services.answers.server_errors import ServerError, clean, error_in, error_of
 from jarvis_core.services.answers.stream import (
-    CHARS_PER_TOKEN_LIMIT,
     AnswerStream,
     Piece,
     error_of_status,

@@ -16,7 +16,7 @@ from jarvis_core import cancellation, log
 from jarvis_core.errors import RequestError, Unavailable
 from jarvis_core.memory import Recalled
 from jarvis_core.metrics import Histogram
-from jarvis_core.models import Discard, Finish, LanguageModel, Prompt, Status, ToolTime
+from jarvis_core.models import CHARS_PER_TOKEN_LIMIT, Discard, Finish, LanguageModel, Prompt, Status, ToolTime
 from jarvis_core.store.turns import Begun, TurnEnd
 from jarvis_core.tools.house import HOUSE, House
 from jarvis_core.turns.ask import Ask, encode_ask
@@ -32,8 +32,6 @@ from jarvis_core.words.repetition import repeats
 
 logger = log.get(__name__)
 
-CHARS_PER_TOKEN_LIMIT = 32
-"""A model that sends more code points than this for each token that it was allowed is cut off."""
 RETRY_AFTER_S = 5
 NOT_STORED = "The answer could not be stored: the database is not available. It is stored when it is back."
 LOOK_CHARS = 200

@@ -15,8 +15,11 @@ from jarvis_core.wyoming.frames import HEAD_LIMIT_BYTES, BadFrame, Frame, encode
 
 T = TypeVar("T")
 
-AHEAD_FRAMES = 4
-"""Frames that are read while an earlier one is being worked on; behind them the client's own buffers fill."""
+AHEAD_FRAMES = 1
+"""
+Frames that are read while an earlier one is being worked on, beside the one that comes; behind them the client's own
+buffers fill. So a connection holds 1.5 MiB at most, and all of them 96.
+"""
 IDLE_TIMEOUT_S = 600.0
 """A connection over which nothing comes for so long is closed."""
 SEND_TIMEOUT_S = 30.0

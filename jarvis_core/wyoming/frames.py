@@ -17,8 +17,8 @@ from jarvis_core.errors import InvalidRequest
 HEAD_LIMIT_BYTES = 64 << 10
 """Of a line; where all of an event's data stands in it that is enough for the longest text that is answered."""
 DATA_LIMIT_BYTES = 256 << 10
-PAYLOAD_LIMIT_BYTES = 1 << 20
-"""Six seconds of the widest sound that anybody records; clients send a tenth of a second at a time."""
+PAYLOAD_LIMIT_BYTES = 512 << 10
+"""Sixteen seconds of speech at 16 kHz; clients send a tenth of a second at a time."""
 VERSION = "1.10.0"
 """Of the protocol that is spoken here."""
 

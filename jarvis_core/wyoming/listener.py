@@ -16,7 +16,7 @@ from jarvis_core.wyoming.satellite import Assistant, Satellite
 
 logger = log.get(__name__)
 
-CONNECTION_LIMIT = 128
+CONNECTION_LIMIT = 64
 """Open connections in one worker: a household has a few satellites, each with one a request."""
 BACKLOG = 64
 

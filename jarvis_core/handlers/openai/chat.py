@@ -8,7 +8,6 @@ the user; the model under its own name is asked with what the client says and no
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
 from typing import Literal
 
 import msgspec
@@ -17,37 +16,21 @@ from msgspec import UNSET, Struct, UnsetType
 from jarvis_core.errors import UnknownModel
 from jarvis_core.handlers.call import Call, Reply
 from jarvis_core.handlers.openai import chat_request
+from jarvis_core.handlers.openai.answer import FinishReason, end_of, recalled_for, whole_of
 from jarvis_core.handlers.openai.event_stream import DONE, Send, send_all
 from jarvis_core.handlers.openai.models import ASSISTANT
 from jarvis_core.handlers.openai.warning import left_out
 from jarvis_core.memory import Memories
 from jarvis_core.models import (
+    CHARS_PER_TOKEN_LIMIT,
     Caller,
     Completion,
     CompletionAnswer,
     CompletionModel,
-    Discard,
     Finish,
     new_id,
 )
 from jarvis_core.settings import Llm
-from jarvis_core.turns.outcome import REASONS as REASONS_OF_TURNS
-from jarvis_core.turns.outcome import error_without_end
-
-FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
-
-RECALL_CHARS = 5_000
-"""Room for what is remembered."""
-CHARS_PER_TOKEN_LIMIT = 32
-"""A model that sends more code points than this for each token that it was allowed is cut off."""
-REASONS: dict[str, FinishReason] = {
-    "stop": "stop",
-    "length": "length",
-    "tool_calls": "tool_calls",
-    "content_filter": "content_filter",
-    "refusal": "content_filter",
-}
-"""Ends that OpenAI's vocabulary has a word for; every other one is an error."""
 
 
 class Function(Struct, frozen=True):
@@ -142,20 +125,11 @@ class ChatCompletionHandlers:
     async def _whole(
         self, completion: Completion, caller: Caller, name: str, unused: list[str], headers: list[tuple[bytes, bytes]]
     ) -> bytes:
-        texts: list[str] = []
-        finish: Finish | None = None
         async with self._model.complete(completion, caller) as answer:
             headers += left_out([*unused, *answer.left_out])
-            async for piece in bounded(answer, completion):
-                if isinstance(piece, str):
-                    texts.append(piece)
-                elif isinstance(piece, Finish):
-                    finish = piece
-                else:
-                    texts.clear()
+            text, finish = await whole_of(answer, completion)
         reason = end_of(finish)
         calls = finish.calls if finish is not None else ()
-        text = "".join(texts)
         message = AnswerMessage(
             text if text or not calls else None,
             [Called(one.id, Function(one.name, one.arguments)) for one in calls] if calls else UNSET,
@@ -204,13 +178,6 @@ class ChatCompletionHandlers:
             await send(chunk.with_usage(_counts(finish, answer)))
 
 
-async def recalled_for(memories: Memories, caller: Caller, question: str) -> str:
-    """Return what is remembered that matters for *question*; empty where nothing is."""
-    if not question:
-        return ""
-    return (await memories.recall(caller, question, room_chars=RECALL_CHARS, look_first=True)).text
-
-
 class _Chunk:
     """Writes the chunks of one stream, of which most differ in their text alone."""
 
@@ -241,28 +208,6 @@ class _Chunk:
     def with_usage(self, counts: TokenCounts) -> bytes:
         """Return the last chunk of a client that asked for the counts."""
         return b'%s[],"usage":%s}\n\n' % (self._head, _encode(counts))
-
-
-async def bounded(answer: CompletionAnswer, completion: Completion) -> AsyncGenerator[str | Discard | Finish, None]:
-    """Give the pieces of *answer*, cut off where it is longer than what was allowed can be."""
-    length = 0
-    limit = completion.prompt.max_tokens * CHARS_PER_TOKEN_LIMIT
-    async for piece in answer.pieces():
-        if isinstance(piece, str):
-            length += len(piece)
-        yield piece
-        if length > limit:
-            yield Finish("length")
-            return
-
-
-def end_of(finish: Finish | None) -> FinishReason:
-    """Return why an answer ended; raises the error of one that ended badly."""
-    reason = "lost" if finish is None else finish.reason
-    known = REASONS.get(reason)
-    if known is None or (finish is not None and known == "tool_calls" and not finish.calls):
-        raise error_without_end(REASONS_OF_TURNS.get(reason, reason))
-    return known
 
 
 def _counts(finish: Finish | None, answer: CompletionAnswer) -> TokenCounts:

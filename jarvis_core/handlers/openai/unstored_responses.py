@@ -12,7 +12,7 @@ from msgspec import Raw, Struct
 from jarvis_core.errors import RequestError
 from jarvis_core.handlers.call import Call, Reply
 from jarvis_core.handlers.openai import chat_request, response_request
-from jarvis_core.handlers.openai.chat import bounded, end_of, recalled_for
+from jarvis_core.handlers.openai.answer import end_of, recalled_for, whole_of, within_limit
 from jarvis_core.handlers.openai.chat_request import SentMessage
 from jarvis_core.handlers.openai.event_stream import Send, named_event, send_all
 from jarvis_core.handlers.openai.models import ASSISTANT
@@ -142,18 +142,10 @@ class UnstoredResponses:
         unused: list[str],
         headers: list[tuple[bytes, bytes]],
     ) -> Response:
-        texts: list[str] = []
-        finish: Finish | None = None
         async with self._model.complete(completion, caller) as answer:
             headers += left_out([*unused, *answer.left_out])
-            async for piece in bounded(answer, completion):
-                if isinstance(piece, str):
-                    texts.append(piece)
-                elif isinstance(piece, Finish):
-                    finish = piece
-                else:
-                    texts.clear()
-        return _ended(response, "".join(texts), end_of(finish), finish, answer)
+            text, finish = await whole_of(answer, completion)
+        return _ended(response, text, end_of(finish), finish, answer)
 
     async def _send_events(
         self,
@@ -210,7 +202,7 @@ async def _send_text(
     )
     texts: list[str] = []
     try:
-        async for piece in bounded(answer, completion):
+        async for piece in within_limit(answer, completion):
             if isinstance(piece, str):
                 if not texts:
                     item = OutputMessage(item_id, [], "in_progress")

@@ -37,8 +37,6 @@ What models need is far less: a sign of life for each token that is hidden is a 
 """
 LOG2_BYTES_AS_ONE = 12
 """So many bytes that bring nothing (4 KiB) count as one more."""
-CHARS_PER_TOKEN_LIMIT = 32
-"""A model that thinks more code points than this for each token that it was allowed is cut off."""
 MODEL_LIMIT_CHARS = 200
 BEGINS_JSON = re.compile(rb"\{|\[\s*[\[{\"]")
 SOUNDS_BAD = re.compile(rb"error|exception|fail|denied|unavailable|exceeded", re.IGNORECASE)
